@@ -1,0 +1,44 @@
+.DEFAULT_GOAL := help
+.PHONY: help demo test check fix test-gpu clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+CONSTRAINTS := $(shell nvidia-smi -L >/dev/null 2>&1 || echo -c constraints.txt)
+SOURCES := runtime bcg_cli tests benchmarks
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: .venv/installed ## install into .venv and capture the default model
+	$(BIN)/bcg capture
+
+test: .venv/installed-dev ## install into .venv and run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/installed-dev ## lint, format and types; writes nothing
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+
+fix: .venv/installed-dev ## apply the linter's fixes and the format
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+test-gpu: ## run tests/gpu with the machine's own python, torch and GPU
+	PYTHONPATH=runtime:. $(PYTHON) -m pytest tests/gpu $(ARGS)
+
+clean: ## remove .venv and what tools left behind
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than 3.11" >&2; echo "hint: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e .
+	@touch $@
+
+.venv/installed-dev: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[dev]'
+	@touch .venv/installed $@

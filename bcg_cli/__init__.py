@@ -1,0 +1,1 @@
+"""The command line of bcg: parsing, progress, printing and exit codes."""

@@ -1,0 +1,1 @@
+"""Views: a report in, text out. Nothing is measured here."""
