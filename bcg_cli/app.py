@@ -1,0 +1,100 @@
+"""The Typer app, and the one place that turns errors into exit codes.
+
+0 fine; 1 it could not be done; 2 wrong usage; 3 a check or gate failed; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, Any, Protocol, runtime_checkable
+
+import typer
+from typer.main import get_command
+
+from bcg_cli import console
+from bcg_cli.commands.capture import capture
+
+INTERRUPTED = 130
+
+
+@runtime_checkable
+class _ParseError(Protocol):
+    """What click raises for a wrong command line.
+
+    No class is named, because newer typer carries its own copy of click.
+    """
+
+    exit_code: int
+    ctx: Any
+
+    def format_message(self) -> str: ...
+
+
+app = typer.Typer(
+    name="bcg",
+    help="Breakable CUDA graphs: a PyTorch model captured per token count, with eager breaks in between.",
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(capture)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from bcg import __version__
+
+        console.data(f"bcg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _bcg(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    pass
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        args: Arguments without the program's name; those of the process when None.
+
+    Returns:
+        The exit code.
+    """
+    words = list(sys.argv[1:] if args is None else args) or ["--help"]
+    console.prepare_streams()
+    try:
+        code = get_command(app)(words, prog_name="bcg", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the last stop of every error
+        if "--traceback" in words:
+            console.talk("".join(traceback.format_exception(error)).rstrip())
+        return _explain(error)
+    if code == INTERRUPTED:
+        console.talk("interrupted")
+    return code or 0
+
+
+def _explain(error: Exception) -> int:
+    from bcg.errors import BcgError
+
+    if isinstance(error, BcgError):
+        console.error(error.message, error.hint)
+        return error.exit_code
+    if isinstance(error, _ParseError):
+        command = error.ctx.command_path if error.ctx else "bcg"
+        console.error(error.format_message(), f"`{command} --help` shows what can be given")
+        return error.exit_code
+    text = str(error).strip()
+    name = type(error).__name__
+    console.error(f"{name}: {text}" if text else name, "run it again with --traceback to see where")
+    return 1

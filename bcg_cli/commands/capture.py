@@ -1,0 +1,125 @@
+"""``bcg capture``: a model in, breakable CUDA graphs per token count out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bcg.buckets import default_buckets, parse_buckets
+from bcg.errors import BcgError, CheckFailure
+from bcg.report import CaptureReport, OptionValue, check_output_path, encode_report, write_report
+from bcg_cli import console
+from bcg_cli.device import resolve_device
+from bcg_cli.options import (
+    DEFAULT_MODEL,
+    STDOUT,
+    AttentionBreakOption,
+    BreakOption,
+    Device,
+    DeviceOption,
+    DtypeOption,
+    ExpectBreaksOption,
+    JsonOption,
+    ModelArgument,
+    SeedOption,
+    TokensOption,
+    TracebackOption,
+)
+
+if TYPE_CHECKING:
+    from bcg.runner import GraphRunner
+
+
+def capture(
+    model: ModelArgument = DEFAULT_MODEL,
+    tokens: TokensOption = None,
+    device: DeviceOption = Device.auto,
+    break_globs: BreakOption = None,
+    attention_break: AttentionBreakOption = True,
+    dtype: DtypeOption = None,
+    seed: SeedOption = 0,
+    expect_breaks: ExpectBreaksOption = None,
+    json: JsonOption = None,
+    traceback: TracebackOption = False,
+) -> None:
+    """Capture a model per token count, and show segments, breaks, time and memory."""
+    buckets = None if tokens is None else parse_buckets(tokens)
+    if json is not None and json != STDOUT:
+        check_output_path(json)
+    place = resolve_device(device)
+    buckets = buckets or default_buckets(place.type)
+    globs = list(break_globs or ())
+    options: dict[str, OptionValue] = {
+        "tokens": list(buckets),
+        "device": device.value,
+        "break": [*globs],
+        "attention_break": attention_break,
+        "dtype": None if dtype is None else dtype.value,
+        "seed": seed,
+        "expect_breaks": expect_breaks,
+    }
+    with console.quiet_stdout(), console.steps() as steps:
+        from bcg.models import load_target
+        from bcg.runner import GraphRunner
+        from bcg.summary import capture_report
+
+        steps.begin(f"making {model}")
+        target = load_target(
+            model,
+            device=place,
+            dtype=None if dtype is None else dtype.value,
+            seed=seed,
+            attention_break=attention_break,
+            break_globs=globs,
+        )
+        runner = GraphRunner(target)
+        _capture_buckets(runner, buckets, steps)
+        report = capture_report(runner, options)
+    _deliver(report, json)
+    _judge(report, expect_breaks)
+
+
+def _capture_buckets(runner: GraphRunner, buckets: Sequence[int], steps: console.Steps) -> None:
+    steps.begin(f"capturing {max(buckets)} tokens", total=len(buckets))
+    pending = sorted(buckets, reverse=True)
+
+    def show_next(_captured: object) -> None:
+        pending.pop(0)
+        steps.advance(f"capturing {pending[0]} tokens" if pending else "measuring")
+
+    runner.capture(buckets, on_bucket=show_next)
+
+
+def _deliver(report: CaptureReport, json: Path | None) -> None:
+    if json == STDOUT:
+        console.raw_data(encode_report(report))
+        return
+    from bcg_cli.views.table import capture_view
+
+    console.data(capture_view(report))
+    if json is not None:
+        write_report(report, json)
+        console.note(f"report written to {json}")
+
+
+def _judge(report: CaptureReport, expect_breaks: int | None) -> None:
+    """Raises what the report's findings mean for the exit code."""
+    failed = [bucket for bucket in report.buckets if bucket.status == "failed"]
+    if failed:
+        raise BcgError(f"the capture of {failed[0].tokens} tokens failed: {failed[0].error}")
+    captured = [bucket for bucket in report.buckets if bucket.status == "captured"]
+    if not captured:
+        raise BcgError("no bucket was captured: none fits into memory", hint="give smaller --tokens")
+    if expect_breaks is None:
+        return
+    others = [
+        f"{bucket.num_breaks} at {bucket.tokens} tokens"
+        for bucket in captured
+        if bucket.num_breaks != expect_breaks
+    ]
+    if others:
+        raise CheckFailure(
+            f"expected {expect_breaks} breaks in every bucket, got {', '.join(others)}",
+            hint="the map above names each break and its module",
+        )

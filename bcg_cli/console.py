@@ -1,0 +1,118 @@
+"""Stdout is data, stderr is talk.
+
+Colour and width are rich's business: ``NO_COLOR`` is honoured, and a pipe gets plain text.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+
+from rich.console import Console, RenderableType
+from rich.measure import Measurement
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.text import Text
+
+MAX_LINE = 2000
+
+
+def prepare_streams() -> None:
+    """Makes printing safe where the terminal's encoding lacks a character."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def data(renderable: RenderableType) -> None:
+    """Prints what the user asked for, on stdout, never narrower than its content in a pipe."""
+    console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = max(console.width, Measurement.get(console, console.options, renderable).minimum)
+    console.print(renderable)
+
+
+def raw_data(content: bytes) -> None:
+    """Writes bytes to stdout as they are."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(content)
+    sys.stdout.buffer.flush()
+
+
+def talk(message: str) -> None:
+    """Says something on stderr."""
+    _stderr().print(message, soft_wrap=True)
+
+
+def note(message: str) -> None:
+    """Says one line on stderr that is no error."""
+    _say("note", "cyan", message)
+
+
+def error(message: str, hint: str | None = None) -> None:
+    """Says what went wrong in one line on stderr, and what to do next in another."""
+    _say("error", "bold red", message)
+    if hint:
+        _say("hint", "cyan", hint)
+
+
+@contextmanager
+def quiet_stdout() -> Iterator[None]:
+    """Sends what the user's model prints to stderr, so that stdout stays data."""
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+class Steps:
+    """Progress through counted steps; shown on a terminal only."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("", total=None)
+
+    def begin(self, text: str, total: int | None = None) -> None:
+        """Starts a phase of `total` steps, or of unknown length."""
+        self._progress.reset(self._task, description=text, total=total)
+
+    def advance(self, text: str) -> None:
+        """Counts one step as done and says what comes next or was done."""
+        self._progress.update(self._task, description=text, advance=1)
+
+
+@contextmanager
+def steps() -> Iterator[Steps]:
+    """Shows a progress bar on stderr while the body runs, if stderr is a terminal."""
+    console = _stderr()
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield Steps(progress)
+
+
+def _stderr() -> Console:
+    return Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
+
+
+def _say(label: str, style: str, message: str) -> None:
+    line = Text.assemble((f"{label}:", style), " ", one_line(message))
+    _stderr().print(line, soft_wrap=True)
+
+
+def one_line(message: str) -> str:
+    """Folds a message into one printable line."""
+    words = " ".join(message.split())
+    text = "".join(letter if letter.isprintable() else "?" for letter in words)
+    return text if len(text) <= MAX_LINE else text[: MAX_LINE - 1] + "…"

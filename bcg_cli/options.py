@@ -1,0 +1,76 @@
+"""Option types that commands share."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DEFAULT_MODEL = "qwen3-tiny"
+STDOUT = Path("-")
+
+
+class Device(StrEnum):
+    """Where to run."""
+
+    auto = "auto"
+    cuda = "cuda"
+    cpu = "cpu"
+
+
+class Dtype(StrEnum):
+    """What to compute in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A preset, a local Hugging Face directory, a hub id, file.py:factory or package.module:factory.",
+    ),
+]
+TokensOption = Annotated[
+    str | None,
+    typer.Option("--tokens", metavar="N,N,…", help="Token counts to capture.", show_default="by device"),
+]
+DeviceOption = Annotated[
+    Device,
+    typer.Option("--device", help="Where to run; auto takes the GPU where there is one, else the host."),
+]
+BreakOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--break",
+        metavar="GLOB",
+        help="Break at modules whose path or class name matches, such as '*.mlp.experts'. Repeatable.",
+    ),
+]
+AttentionBreakOption = Annotated[
+    bool,
+    typer.Option("--attention-break/--no-attention-break", help="Break at attention, or capture it too."),
+]
+DtypeOption = Annotated[
+    Dtype | None, typer.Option("--dtype", help="Data type of the weights.", show_default="by device")
+]
+SeedOption = Annotated[
+    int, typer.Option("--seed", min=0, max=2**32 - 1, metavar="N", help="Seed of random weights and inputs.")
+]
+ExpectBreaksOption = Annotated[
+    int | None,
+    typer.Option(
+        "--expect-breaks", metavar="N", min=0, help="Exit with 3 if a bucket has another number of breaks."
+    ),
+]
+JsonOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--json", metavar="FILE", help="Write the report there; - writes it, and nothing else, to stdout."
+    ),
+]
+TracebackOption = Annotated[bool, typer.Option("--traceback", help="Show the traceback of an error.")]
