@@ -1,0 +1,318 @@
+"""The default break: whatever function transformers' attention interface dispatches to.
+
+A name of our own is registered in that interface and set on the model's configuration, so no modeling code
+is touched. At call time the break finds the function that this very architecture would have used (its
+file's own overrides included) and runs it eagerly, each request of the live forward context on its own
+rows. Sliding windows, soft caps and sinks therefore keep their own maths, and packed prefill needs no mask.
+
+The name is not in transformers' *mask* registry, as for flash attention: the model then builds no mask, which
+keeps the mask builders' host reads and their "am I being captured?" branches out of the segments. The break
+builds, per request, the mask that the original function expects, with transformers' own mask functions.
+Architectures that can't do without their own masks (no flash attention support) keep their mask builders,
+and take one request at a time.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import (
+    ALL_MASK_ATTENTION_FUNCTIONS,
+    bidirectional_mask_function,
+    causal_mask_function,
+    sliding_window_bidirectional_mask_function,
+    sliding_window_causal_mask_function,
+)
+
+from bcg.breaks import BreakLabel, call_break
+from bcg.context import ForwardContext, check_fits, current_forward_context
+from bcg.errors import ModelError, ReplayError
+
+_PREFIX = "bcg_"
+_MASKED_SUFFIX = "_with_model_masks"
+_FLASH_DTYPES = (torch.float16, torch.bfloat16)
+_MAX_FLASH_HEAD_DIM = 256
+_SEQUENCE_OPTIONS = ("position_ids", "position_bias")
+
+
+class AttentionBreak:
+    """The attention of one module, run eagerly between two segments.
+
+    What doesn't change from call to call (the original function, the name, the flags) is resolved once.
+
+    Args:
+        module: The attention module; only a weak reference is kept.
+        path: Its path in the model, for reports.
+        implementation: Name of the original implementation, such as ``sdpa``.
+        model_masks: Whether the model's own mask arrives as an argument.
+    """
+
+    def __init__(self, module: nn.Module, path: str, implementation: str, *, model_masks: bool) -> None:
+        self.original = _original_function(module, implementation)
+        self.label = BreakLabel(getattr(self.original, "__name__", implementation), path, "attention")
+        self._module = weakref.ref(module)
+        self._model_masks = model_masks
+        self._is_causal = bool(getattr(module, "is_causal", True))
+        self._config = getattr(module, "config", None)
+        self._make_mask = None if model_masks else ALL_MASK_ATTENTION_FUNCTIONS.get(implementation)
+        self._can_pack = self.original is sdpa_attention_forward
+        self._takes_positions = "position_ids" in inspect.signature(self.original).parameters
+
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]
+    ) -> tuple[Tensor, None]:
+        """Call the original function as a break of the active capture.
+
+        Args:
+            query: ``[1, heads, rows, head_dim]``.
+            key: ``[1, key_value_heads, rows, head_dim]``.
+            value: ``[1, key_value_heads, rows, value_dim]``.
+            mask: The model's own mask; None where the break builds it.
+            options: The keyword arguments of the interface, such as ``scaling`` and ``sliding_window``.
+
+        Returns:
+            The attention output ``[1, rows, heads, value_dim]`` and None.
+        """
+        if not self._takes_positions and self._can_pack:
+            options.pop("position_ids", None)
+        result: tuple[Tensor, None] = call_break(self.run, (query, key, value, mask), options, self.label)
+        return result
+
+    def run(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+    ) -> tuple[Tensor, None]:
+        """Run the original function on each request of the live forward context; padding rows become 0.
+
+        Raises:
+            ReplayError: If the context doesn't fit the rows, or the architecture can't take it.
+        """
+        context, rows = current_forward_context(), query.shape[2]
+        if context is None or context.request_lengths == (rows,):
+            return self._attend(query, key, value, mask, options, context), None
+        check_fits(context, rows)
+        self._check_separable(query, key, context)
+        if len(context.request_lengths) > 1 and self._is_plain(query, value, mask, options):
+            return self._packed(query, key, value, options, context), None
+        offsets = context.offsets()
+        pieces = [
+            self._attend(
+                query[:, :, start:end],
+                key[:, :, start:end],
+                value[:, :, start:end],
+                None if mask is None else mask[..., start:end, start:end],
+                _cut_options(options, start, end),
+                context,
+            )
+            for start, end in itertools.pairwise(offsets)
+        ]
+        if offsets[-1] < rows:
+            first = pieces[0]
+            pieces.append(first.new_zeros(first.shape[0], rows - offsets[-1], *first.shape[2:]))
+        return torch.cat(pieces, dim=1), None
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        options: dict[str, Any],
+        context: ForwardContext | None,
+    ) -> Tensor:
+        if self._make_mask is not None:
+            mask = self._mask_for(query, options, context)
+        output: Tensor = self.original(self._module(), query, key, value, mask, **options)[0]
+        return output
+
+    def _mask_for(self, query: Tensor, options: dict[str, Any], context: ForwardContext | None) -> Any:
+        length, window, causal = query.shape[2], options.get("sliding_window"), options.get("is_causal")
+        if causal is None:
+            causal = self._is_causal
+        if window is not None and not causal:
+            # The interface is given the flash kernels' window, which counts the token itself.
+            window = getattr(self._config, "sliding_window", window)
+        if context is None:
+            return self._build_mask(query, length, window, causal)
+        key = (self._make_mask, length, window, causal, query.dtype, query.device)
+        return context.once(key, lambda: self._build_mask(query, length, window, causal))
+
+    def _build_mask(self, query: Tensor, length: int, window: int | None, causal: bool) -> Any:
+        if causal:
+            pattern = causal_mask_function if window is None else sliding_window_causal_mask_function(window)
+        elif window is None:
+            pattern = bidirectional_mask_function
+        else:
+            pattern = sliding_window_bidirectional_mask_function(window)
+        assert self._make_mask is not None
+        return self._make_mask(
+            batch_size=query.shape[0],
+            q_length=length,
+            kv_length=length,
+            q_offset=0,
+            kv_offset=0,
+            mask_function=pattern,
+            attention_mask=None,
+            allow_is_causal_skip=causal,
+            allow_is_bidirectional_skip=not causal,
+            local_size=window,
+            dtype=query.dtype,
+            config=self._config,
+            use_vmap=False,
+            device=query.device,
+        )
+
+    def _check_separable(self, query: Tensor, key: Tensor, context: ForwardContext) -> None:
+        path = self.label.module
+        if query.shape[0] != 1:
+            raise ReplayError(f"attention {path!r} was given {query.shape[0]} batch rows, expected 1")
+        if key.shape[2] != query.shape[2]:
+            raise ReplayError(
+                f"attention {path!r} has {query.shape[2]} queries for {key.shape[2]} keys: its requests "
+                "can't be told apart"
+            )
+        if self._model_masks and len(context.request_lengths) > 1:
+            raise ReplayError(
+                f"packed prefill needs attention that works without the model's own mask; {path!r} does not, "
+                f"and the batch has {len(context.request_lengths)} requests",
+                hint="give one request per batch",
+            )
+
+    def _is_plain(self, query: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]) -> bool:
+        """Whether one variable-length flash call computes the same: plain causal attention on a GPU."""
+        causal = options.get("is_causal")
+        return (
+            query.is_cuda
+            and self._can_pack
+            and query.dtype in _FLASH_DTYPES
+            and query.shape[3] == value.shape[3] <= _MAX_FLASH_HEAD_DIM
+            and mask is None
+            and (self._is_causal if causal is None else causal)
+            and not options.get("dropout")
+            and all(options.get(name) is None for name in ("sliding_window", "softcap", "s_aux", "position_bias"))
+        )
+
+    def _packed(
+        self, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any], context: ForwardContext
+    ) -> Tensor:
+        total, rows = context.num_tokens, query.shape[2]
+        bounds, longest = context.cu_seqlens(query.device), context.max_length
+        scale = options.get("scaling")
+        output = torch.ops.aten._flash_attention_forward(
+            query[0, :, :total].transpose(0, 1),
+            key[0, :, :total].transpose(0, 1),
+            value[0, :, :total].transpose(0, 1),
+            bounds,
+            bounds,
+            longest,
+            longest,
+            0.0,
+            True,
+            False,
+            scale=1 / math.sqrt(query.shape[3]) if scale is None else scale,
+        )[0]
+        if total < rows:
+            output = torch.cat([output, output.new_zeros(rows - total, *output.shape[1:])])
+        return output.unsqueeze(0)
+
+
+def _cut_options(options: dict[str, Any], start: int, end: int) -> dict[str, Any]:
+    if not any(isinstance(options.get(name), Tensor) for name in _SEQUENCE_OPTIONS):
+        return options
+    cut = dict(options)
+    if isinstance(positions := cut.get("position_ids"), Tensor):
+        cut["position_ids"] = positions[..., start:end]
+    if isinstance(bias := cut.get("position_bias"), Tensor):
+        cut["position_bias"] = bias[..., start:end, start:end]
+    return cut
+
+
+def _original_function(module: nn.Module, implementation: str) -> Callable[..., Any]:
+    """Return the function that this module's own file dispatches to for an implementation."""
+    scope = inspect.unwrap(type(module).forward).__globals__
+    interface = scope.get("ALL_ATTENTION_FUNCTIONS")
+    eager = scope.get("eager_attention_forward")
+    if implementation == "eager" and eager is None:
+        raise ModelError(
+            f"{type(module).__name__} has no eager attention of its own to break at",
+            hint="use --no-attention-break, and --break for its attention modules",
+        )
+    if interface is None:
+        interface = AttentionInterface()
+    original: Callable[..., Any] = interface.get_interface(implementation, eager)
+    return original
+
+
+_breaks: weakref.WeakKeyDictionary[nn.Module, AttentionBreak] = weakref.WeakKeyDictionary()
+_paths: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+
+
+def _register(implementation: str, *, model_masks: bool) -> str:
+    """Register the break for an original implementation, once per process; return its name."""
+    name = f"{_PREFIX}{implementation}{_MASKED_SUFFIX if model_masks else ''}"
+    if name in AttentionInterface._global_mapping:
+        return name
+
+    def attention_break(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Any = None,
+        **options: Any,
+    ) -> tuple[Tensor, None]:
+        found = _breaks.get(module)
+        if found is None:
+            path = _paths.get(module, type(module).__name__)
+            found = AttentionBreak(module, path, implementation, model_masks=model_masks)
+            _breaks[module] = found
+        return found(query, key, value, attention_mask if model_masks else None, options)
+
+    AttentionInterface.register(name, attention_break)
+    if model_masks and implementation in ALL_MASK_ATTENTION_FUNCTIONS:
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
+    return name
+
+
+def install_attention_break(root: nn.Module) -> bool:
+    """Make attention a break in every transformers model inside `root`.
+
+    Which modules it reached is known after the first forward: see `attention_modules`.
+
+    Returns:
+        Whether there is an architecture that uses the attention interface.
+    """
+    found = False
+    for path, module in root.named_modules():
+        _paths[module] = path
+    for model in _interface_models(root):
+        implementation = model.config._attn_implementation or "eager"
+        if implementation.startswith(_PREFIX):
+            found = True
+            continue
+        supports_flash = getattr(model, "_supports_flash_attn", False)
+        model.config._attn_implementation = _register(implementation, model_masks=not supports_flash)
+        found = True
+    return found
+
+
+def attention_modules(root: nn.Module) -> tuple[str, ...]:
+    """Return the paths of the modules whose attention has run as a break, in the model's order."""
+    return tuple(path for path, module in root.named_modules() if module in _breaks)
+
+
+def _interface_models(root: nn.Module) -> Iterator[PreTrainedModel]:
+    """Yield the models of which some module dispatches through the attention interface."""
+    for model in root.modules():
+        if isinstance(model, PreTrainedModel) and any(
+            "ALL_ATTENTION_FUNCTIONS" in inspect.unwrap(type(module).forward).__globals__ for module in model.modules()
+        ):
+            yield model

@@ -1,0 +1,201 @@
+"""What goes into a target: described inputs, their fixed-address buffers, and batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import TypeAlias
+
+import torch
+
+from bcg.errors import ModelError, ReplayError
+
+MakeInputs: TypeAlias = Callable[[int, torch.device, torch.Generator], dict[str, torch.Tensor]]
+"""Makes the inputs for that many tokens, on that device, drawn from that generator (which lives there)."""
+
+PROBE_SIZES = (8, 16)
+"""The two token counts by which token dimensions are found."""
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One named input of a target.
+
+    Attributes:
+        shape: Sizes, with -1 at the token dimension.
+        token_dim: The dimension that grows with the number of tokens; None if the input has none.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    token_dim: int | None
+
+    def shape_for(self, num_tokens: int) -> tuple[int, ...]:
+        """Return the shape of this input for that many tokens."""
+        return tuple(num_tokens if size == -1 else size for size in self.shape)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The inputs of one forward, for one or more requests packed along the token dimension."""
+
+    inputs: dict[str, torch.Tensor]
+    request_lengths: tuple[int, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Real tokens of all requests."""
+        return sum(self.request_lengths)
+
+
+def find_token_dim(
+    what: str, small: tuple[int, ...], large: tuple[int, ...], sizes: tuple[int, int] = PROBE_SIZES
+) -> int | None:
+    """Return the dimension in which two shapes differ by the token counts that were asked for.
+
+    Args:
+        what: Name of the tensor in error messages, such as ``input 'input_ids'``.
+        small: Shape for ``sizes[0]`` tokens.
+        large: Shape for ``sizes[1]`` tokens.
+        sizes: The two token counts.
+
+    Returns:
+        The dimension, or None if the shapes are equal.
+
+    Raises:
+        ModelError: If the token dimension can't be told.
+    """
+    asked = f"asked for {sizes[0]} and {sizes[1]} tokens, its shapes are {list(small)} and {list(large)}"
+    if len(small) != len(large):
+        raise ModelError(f"the token dimension of {what} is ambiguous: {asked}")
+    differing = [dim for dim in range(len(small)) if small[dim] != large[dim]]
+    if not differing:
+        return None
+    if len(differing) > 1 or (small[differing[0]], large[differing[0]]) != sizes:
+        raise ModelError(
+            f"the token dimension of {what} is ambiguous: {asked}",
+            hint="exactly one dimension must be the number of tokens",
+        )
+    return differing[0]
+
+
+def describe_inputs(make_inputs: MakeInputs, device: torch.device) -> tuple[InputSpec, ...]:
+    """Describe the inputs that `make_inputs` makes, by asking it for two sizes.
+
+    Raises:
+        ModelError: If it returns something other than named tensors on `device`, other names or dtypes
+            for another size, or an input whose token dimension is ambiguous.
+    """
+    small, large = (_ask(make_inputs, size, device) for size in PROBE_SIZES)
+    if small.keys() != large.keys():
+        raise ModelError(
+            f"make_inputs gives other inputs for {PROBE_SIZES[1]} tokens than for {PROBE_SIZES[0]}: "
+            f"{sorted(large)} instead of {sorted(small)}"
+        )
+    specs = []
+    for name, first in small.items():
+        second = large[name]
+        if first.dtype != second.dtype:
+            raise ModelError(f"input {name!r} changes its dtype with the size: {first.dtype}, {second.dtype}")
+        token_dim = find_token_dim(f"input {name!r}", tuple(first.shape), tuple(second.shape))
+        shape = tuple(-1 if dim == token_dim else size for dim, size in enumerate(first.shape))
+        specs.append(InputSpec(name=name, dtype=first.dtype, shape=shape, token_dim=token_dim))
+    if all(spec.token_dim is None for spec in specs):
+        raise ModelError(
+            f"no input grows with the number of tokens: {', '.join(small) or 'make_inputs gave none'}",
+            hint="make_inputs(num_tokens, device, generator) must make inputs for num_tokens tokens",
+        )
+    return tuple(specs)
+
+
+def _ask(make_inputs: MakeInputs, num_tokens: int, device: torch.device) -> dict[str, torch.Tensor]:
+    generator = torch.Generator(device).manual_seed(0)
+    inputs = make_inputs(num_tokens, device, generator)
+    if not isinstance(inputs, dict):
+        raise ModelError(f"make_inputs must return a dict of tensors, got {type(inputs).__name__}")
+    for name, value in inputs.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise ModelError(
+                f"make_inputs must return a dict from names to tensors, got {name!r}: {type(value).__name__}"
+            )
+        if value.device != device:
+            raise ModelError(
+                f"make_inputs made input {name!r} on {value.device}, expected {device}",
+                hint="pass device=device where the tensor is made",
+            )
+    return inputs
+
+
+class StaticInputs:
+    """Fixed-address inputs: one flat buffer an input, made for the largest bucket and shared by all.
+
+    Captured graphs read these addresses, so the buffers live as long as this object, and whoever
+    captured with it must keep it.
+
+    Args:
+        specs: The target's inputs.
+        max_tokens: The largest bucket.
+        device: Where the buffers are allocated.
+    """
+
+    def __init__(self, specs: tuple[InputSpec, ...], max_tokens: int, device: torch.device) -> None:
+        self.specs = specs
+        self.max_tokens = max_tokens
+        self._flat = {
+            spec.name: torch.zeros(prod(spec.shape_for(max_tokens)), dtype=spec.dtype, device=device) for spec in specs
+        }
+        self._views: dict[int, dict[str, torch.Tensor]] = {}
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all buffers."""
+        return sum(flat.numel() * flat.element_size() for flat in self._flat.values())
+
+    def views(self, bucket: int) -> dict[str, torch.Tensor]:
+        """Return the contiguous inputs of one bucket: the same tensors at every call.
+
+        Raises:
+            ReplayError: If the bucket is larger than the buffers.
+        """
+        if bucket not in self._views:
+            if not 0 < bucket <= self.max_tokens:
+                raise ReplayError(f"no static inputs for {bucket} tokens: the buffers hold at most {self.max_tokens}")
+            self._views[bucket] = {
+                spec.name: self._flat[spec.name][: prod(spec.shape_for(bucket))].view(spec.shape_for(bucket))
+                for spec in self.specs
+            }
+        return self._views[bucket]
+
+    def load(self, inputs: Mapping[str, torch.Tensor], bucket: int, num_tokens: int) -> None:
+        """Copy live inputs into the buffers of a bucket, and zero the rows from `num_tokens` on.
+
+        Everything is checked before anything is written. The copies run on the current stream.
+
+        Raises:
+            ReplayError: If a name, dtype or shape is not what was captured.
+        """
+        views = self.views(bucket)
+        if num_tokens > bucket:
+            raise ReplayError(f"{num_tokens} tokens don't fit into the bucket of {bucket}")
+        if inputs.keys() != views.keys():
+            raise ReplayError(f"wrong inputs: expected {', '.join(views)}, got {', '.join(inputs) or 'none'}")
+        for spec in self.specs:
+            value, shape = inputs[spec.name], spec.shape_for(num_tokens)
+            if value.dtype != spec.dtype or tuple(value.shape) != shape:
+                raise ReplayError(
+                    f"wrong input {spec.name!r}: expected {_describe(spec.dtype, shape)}, "
+                    f"got {_describe(value.dtype, tuple(value.shape))}"
+                )
+        for spec in self.specs:
+            view = views[spec.name]
+            if spec.token_dim is None or num_tokens == bucket:
+                view.copy_(inputs[spec.name])
+                continue
+            view.narrow(spec.token_dim, 0, num_tokens).copy_(inputs[spec.name])
+            view.narrow(spec.token_dim, num_tokens, bucket - num_tokens).zero_()
+
+
+def _describe(dtype: torch.dtype, shape: tuple[int, ...]) -> str:
+    return f"{str(dtype).removeprefix('torch.')} {list(shape)}"

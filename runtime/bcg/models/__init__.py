@@ -1,0 +1,69 @@
+"""From a MODEL argument to a target: presets, Hugging Face directories and hub ids, factories."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from bcg.errors import UsageError
+from bcg.models.factory import load_factory
+from bcg.models.huggingface import load_directory, load_hub, load_preset
+from bcg.models.presets import find_preset
+from bcg.target import Target
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def load_target(
+    model: str,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: str | None = None,
+    seed: int = 0,
+    attention_break: bool = True,
+    break_globs: Sequence[str] = (),
+) -> Target:
+    """Load what the MODEL argument names and make it a target.
+
+    Args:
+        model: A preset, a Hugging Face directory, a hub id, ``file.py:factory`` or
+            ``package.module:factory``.
+        device: Where the weights live.
+        dtype: ``float32``, ``float16`` or ``bfloat16``; by default the model's own.
+        seed: Of random weights.
+        attention_break: Whether attention and recurrent mixers are breaks.
+        break_globs: Further modules to break at, by path or class name.
+
+    Raises:
+        UsageError: If `model`, `dtype` or a glob names nothing.
+        ModelError: If the model can't be built, doesn't fit, or doesn't take its inputs.
+    """
+    if dtype is not None and dtype not in _DTYPES:
+        raise UsageError(f"unknown dtype {dtype!r}", hint=f"dtypes: {', '.join(_DTYPES)}")
+    wanted = None if dtype is None else _DTYPES[dtype]
+    place = torch.device(device)
+    if place.type == "cuda" and place.index is None:
+        place = torch.device("cuda", torch.cuda.current_device())
+    globs = tuple(break_globs)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return load_directory(model, path, place, wanted, seed, attention_break, globs)
+    if path.is_file():
+        raise UsageError(
+            f"{model} is a file, expected a model",
+            hint=f"name the factory in it: {model}:FACTORY" if path.suffix == ".py" else "give its directory",
+        )
+    source, colon, factory = model.rpartition(":")
+    if colon and factory.isidentifier():
+        return load_factory(model, source, factory, place, wanted, seed, attention_break, globs)
+    if path.suffix == ".py":
+        raise UsageError(f"script {model} doesn't exist", hint="give file.py:factory")
+    if _HUB_ID.fullmatch(model) and not model.startswith("."):
+        return load_hub(model, place, wanted, seed, attention_break, globs)
+    if "/" in model or model.startswith(("~", ".")):
+        raise UsageError(f"no such directory: {model}", hint="a model directory holds config.json")
+    return load_preset(find_preset(model), place, wanted, seed, attention_break, globs)

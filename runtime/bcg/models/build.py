@@ -1,0 +1,168 @@
+"""The last step of loading, common to all sources: break rules, inputs, validation, the finished target."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.utils import logging as transformers_logging
+
+from bcg.attention import attention_modules, install_attention_break
+from bcg.errors import ModelError
+from bcg.inputs import MakeInputs, describe_inputs
+from bcg.report import ModelInfo, ModelSource, ReportWarning, Weights
+from bcg.rules import BreakRules, break_mixers, break_modules
+from bcg.target import Target, describe_outputs
+
+
+def build_target(
+    name: str,
+    module: nn.Module,
+    *,
+    source: ModelSource,
+    weights: Weights,
+    seed: int | None,
+    device: torch.device,
+    attention_break: bool,
+    break_globs: tuple[str, ...],
+    make_inputs: MakeInputs | None = None,
+) -> Target:
+    """Make a target of a module that is on its device already, and run it once at two small sizes.
+
+    Raises:
+        UsageError: If a glob matches no module.
+        ModelError: If the inputs can't be made, or the module doesn't take them.
+    """
+    module.eval().requires_grad_(False)
+    make = make_inputs or default_inputs(name, module)
+    found_interface = attention_break and install_attention_break(module)
+    mixers = break_mixers(module) if attention_break else ()
+    globs = break_modules(module, break_globs)
+    target = Target(
+        name=name,
+        module=module,
+        make_inputs=make,
+        input_specs=describe_inputs(make, device),
+        device=device,
+        info=model_info(name, module, source=source, weights=weights, seed=seed),
+        forward_options={"use_cache": False} if "use_cache" in _parameters(module) else {},
+    )
+    with quiet():
+        target.output_token_dims = describe_outputs(target)
+    attention = attention_modules(module) if found_interface else ()
+    target.break_rules = BreakRules(attention=attention, mixers=mixers, globs=globs)
+    if attention_break and not (attention or mixers or globs):
+        target.warnings.append(_no_default_break(target))
+    return target
+
+
+def _no_default_break(target: Target) -> ReportWarning:
+    return ReportWarning(
+        code="no-default-break",
+        message=f"no attention or recurrent mixer of {target.info.architecture} was found to break at",
+        cause="its attention does not go through transformers' attention interface, so all of it is captured",
+        remedy="name its attention modules with --break, or say --no-attention-break to capture all of it",
+    )
+
+
+def model_info(name: str, module: nn.Module, *, source: ModelSource, weights: Weights, seed: int | None) -> ModelInfo:
+    """Say for reports what a module is and how large."""
+    parameters = list(module.parameters())
+    by_dtype: dict[torch.dtype, int] = {}
+    for parameter in parameters:
+        by_dtype[parameter.dtype] = by_dtype.get(parameter.dtype, 0) + parameter.numel()
+    main = max(by_dtype, key=lambda dtype: by_dtype[dtype], default=torch.get_default_dtype())
+    return ModelInfo(
+        name=name,
+        source=source,
+        architecture=type(module).__name__,
+        num_parameters=sum(by_dtype.values()),
+        weight_bytes=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
+        dtype=str(main).removeprefix("torch."),
+        seed=seed,
+        weights=weights,
+    )
+
+
+def default_inputs(name: str, module: nn.Module) -> MakeInputs:
+    """Return a function that makes ``input_ids`` ``[1, n]`` and, if the forward takes them, ``position_ids``.
+
+    Raises:
+        ModelError: If the module has neither a vocabulary size nor an embedding.
+    """
+    vocabulary = _vocabulary_size(module)
+    if vocabulary is None:
+        raise ModelError(
+            f"{name} has no vocabulary to draw input_ids from: no config.vocab_size, no nn.Embedding",
+            hint="let the factory return (module, make_inputs)",
+        )
+    takes_positions = "position_ids" in _parameters(module)
+    limit = _position_limit(module)
+
+    def make_inputs(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        if limit is not None and num_tokens > limit:
+            raise ModelError(
+                f"{name} has positions for {limit} tokens, asked for {num_tokens}",
+                hint=f"give --tokens up to {limit}",
+            )
+        inputs = {"input_ids": torch.randint(vocabulary, (1, num_tokens), device=device, generator=generator)}
+        if takes_positions:
+            inputs["position_ids"] = torch.arange(num_tokens, device=device).unsqueeze(0)
+        return inputs
+
+    return make_inputs
+
+
+def _vocabulary_size(module: nn.Module) -> int | None:
+    config = getattr(module, "config", None)
+    if config is not None and hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    size = getattr(config, "vocab_size", None)
+    if isinstance(size, int) and size > 0:
+        return size
+    return next((child.num_embeddings for child in module.modules() if isinstance(child, nn.Embedding)), None)
+
+
+def _position_limit(module: nn.Module) -> int | None:
+    """Return how many positions a learned position embedding holds; None where positions are computed."""
+    limits = [
+        child.num_embeddings
+        for path, child in module.named_modules()
+        if isinstance(child, nn.Embedding) and "position" in path.rsplit(".", 1)[-1] and "token" not in path
+    ]
+    return min(limits, default=None)
+
+
+def _parameters(module: nn.Module) -> Any:
+    return inspect.signature(module.forward).parameters
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the default generators of the host and `device`, and restore them afterwards."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' log lines and progress bars off stderr; errors still come as exceptions."""
+    verbosity = transformers_logging.get_verbosity()
+    had_progress = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if had_progress:
+            transformers_logging.enable_progress_bar()

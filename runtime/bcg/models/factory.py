@@ -1,0 +1,141 @@
+"""Models of one's own: ``file.py:factory`` and ``package.module:factory``."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import itertools
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from bcg.errors import BcgError, ModelError, UsageError
+from bcg.inputs import MakeInputs
+from bcg.models.build import build_target, seeded
+from bcg.target import Target, first_line
+
+_numbers = itertools.count()
+
+
+def load_factory(
+    name: str,
+    source: str,
+    factory: str,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    seed: int,
+    attention_break: bool,
+    break_globs: tuple[str, ...],
+) -> Target:
+    """Call a factory and make a target of what it returns.
+
+    Args:
+        name: The whole MODEL argument.
+        source: Path of a ``.py`` file, or a dotted module name.
+        factory: Name of a function without required arguments. It returns a module, or
+            ``(module, make_inputs)``.
+        device: Where the module is moved.
+        dtype: What the module is converted to, if given.
+        seed: Of the global random state while the factory runs.
+        attention_break: Whether attention and recurrent mixers are breaks.
+        break_globs: Further modules to break at.
+
+    Raises:
+        UsageError: If there is no such file, module or factory.
+        ModelError: If importing or calling it raises (its error is the cause), or it returns something else.
+    """
+    made = _call(name, _find(name, _import(source, name), factory), device, seed)
+    module, make_inputs = _unpack(name, made)
+    try:
+        module = module.to(device=device, dtype=dtype)
+    except torch.OutOfMemoryError as error:
+        raise ModelError(f"the weights of {name} do not fit on {device}: {first_line(error)}") from error
+    return build_target(
+        name,
+        module,
+        source="factory",
+        weights="user",
+        seed=None,
+        device=device,
+        attention_break=attention_break,
+        break_globs=break_globs,
+        make_inputs=make_inputs,
+    )
+
+
+def _import(source: str, name: str) -> ModuleType:
+    path = Path(source).expanduser()
+    is_file = path.suffix == ".py" or "/" in source or "\\" in source
+    if is_file and not path.is_file():
+        raise UsageError(f"script {source} doesn't exist", hint="MODEL is file.py:factory")
+    try:
+        return _import_file(path.resolve()) if is_file else importlib.import_module(source)
+    except ModuleNotFoundError as error:
+        if not is_file and error.name is not None and f"{source}.".startswith(f"{error.name}."):
+            raise UsageError(
+                f"no module named {error.name!r} for {name}", hint="MODEL is package.module:factory"
+            ) from error
+        raise _raised(f"importing {source}", error) from error
+    except Exception as error:
+        raise _raised(f"importing {source}", error) from error
+
+
+def _import_file(path: Path) -> ModuleType:
+    module_name = f"bcg_user_{path.stem}_{next(_numbers)}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[module_name]
+        raise
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
+
+
+def _find(name: str, module: ModuleType, factory: str) -> Any:
+    found = getattr(module, factory, None)
+    if callable(found):
+        return found
+    names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+    near = get_close_matches(factory, names, n=3, cutoff=0.5) or names[:8]
+    problem = "has no factory" if found is None else "has no callable"
+    raise UsageError(
+        f"{name.rpartition(':')[0]} {problem} {factory!r}",
+        hint=f"near names: {', '.join(near)}" if near else "it defines no function",
+    )
+
+
+def _call(name: str, factory: Any, device: torch.device, seed: int) -> Any:
+    try:
+        with seeded(seed, device):
+            return factory()
+    except BcgError:
+        raise
+    except Exception as error:
+        raise _raised(f"factory {name}", error) from error
+
+
+def _raised(what: str, error: Exception) -> ModelError:
+    return ModelError(f"{what} raised {type(error).__name__}: {first_line(error)}", hint="--traceback shows where")
+
+
+def _unpack(name: str, made: Any) -> tuple[nn.Module, MakeInputs | None]:
+    if isinstance(made, nn.Module):
+        return made, None
+    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module) and callable(made[1]):
+        return made[0], made[1]
+    got = type(made).__name__
+    if isinstance(made, tuple):
+        got = f"a tuple of ({', '.join(type(item).__name__ for item in made)})"
+    raise ModelError(f"factory {name} returned {got}, expected a torch.nn.Module or a pair (module, make_inputs)")

@@ -1,0 +1,200 @@
+"""Models from transformers: from a preset's configuration, a local directory, or the hub.
+
+What is loaded is the inner layer stack (``AutoModel``); the LM head stays outside.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModel, PretrainedConfig
+
+from bcg.errors import ModelError, UsageError
+from bcg.models.build import build_target, quiet, seeded
+from bcg.models.presets import Preset
+from bcg.report import ModelSource, Weights
+from bcg.target import Target, first_line
+
+GIB = 2**30
+
+
+def load_preset(
+    preset: Preset,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    seed: int,
+    attention_break: bool,
+    break_globs: tuple[str, ...],
+) -> Target:
+    """Make a preset's target, with seeded random weights."""
+    default = preset.dtype if device.type == "cuda" else preset.host_dtype
+    module = random_model(preset.name, preset_config(preset), device, dtype or getattr(torch, default), seed)
+    return build_target(
+        preset.name,
+        module,
+        source="preset",
+        weights="random",
+        seed=seed,
+        device=device,
+        attention_break=attention_break,
+        break_globs=break_globs,
+    )
+
+
+def preset_config(preset: Preset) -> PretrainedConfig:
+    """Return a preset's configuration, as transformers knows it."""
+    config_class = getattr(transformers, preset.config_class)
+    config: PretrainedConfig = config_class(**preset.options)
+    return config
+
+
+def random_model(name: str, config: PretrainedConfig, device: torch.device, dtype: torch.dtype, seed: int) -> nn.Module:
+    """Build a model with seeded random weights, directly on the device: no host copy, no host work.
+
+    The architecture's own initialization runs, on the device, so special parameters (Mamba's decays, routing
+    biases, rotary frequencies) are sane. The global random state is left as it was.
+
+    Raises:
+        ModelError: If the weights don't fit on the device, or the architecture can't be built.
+    """
+    with quiet():
+        try:
+            with torch.device("meta"):
+                shape = AutoModel.from_config(config, dtype=dtype)
+            check_memory(name, shape, device)
+            with torch.device(device), seeded(seed, device):
+                model: nn.Module = AutoModel.from_config(config, dtype=dtype)
+        except torch.OutOfMemoryError as error:
+            raise ModelError(f"the weights of {name} do not fit on {device}: {first_line(error)}") from error
+        except (ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError) as error:
+            raise ModelError(
+                f"transformers can't build {name} ({type(config).__name__}): {first_line(error)}"
+            ) from error
+    return model
+
+
+def check_memory(name: str, module: nn.Module, device: torch.device) -> None:
+    """Refuse weights that can't fit on the device, before any is made.
+
+    Raises:
+        ModelError: Saying what is needed and what is free.
+    """
+    needed = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+    free = _free_bytes(device)
+    if free is not None and needed > free:
+        raise ModelError(
+            f"the weights of {name} need {needed / GIB:.1f} GiB, {device} has {free / GIB:.1f} GiB free",
+            hint="choose a smaller model, or --dtype bfloat16",
+        )
+
+
+def _free_bytes(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    kibibytes = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+    return None if kibibytes is None else int(kibibytes) * 1024
+
+
+def load_directory(
+    name: str,
+    path: Path,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    seed: int,
+    attention_break: bool,
+    break_globs: tuple[str, ...],
+) -> Target:
+    """Load a local Hugging Face directory: weights from safetensors if there, else seeded random.
+
+    Raises:
+        UsageError: If there is no ``config.json``.
+        ModelError: If it can't be loaded.
+    """
+    if not (path / "config.json").is_file():
+        raise UsageError(
+            f"directory {name} holds no config.json",
+            hint="a Hugging Face model directory has config.json and, with trained weights, *.safetensors",
+        )
+    if any(path.glob("*.safetensors")):
+        return _load_pretrained(
+            name, path, "directory", device, dtype, attention_break, break_globs, local_files_only=True
+        )
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"can't read {path / 'config.json'}: {first_line(error)}") from error
+    own = getattr(config, "dtype", None)
+    default = torch.bfloat16 if device.type == "cuda" else torch.float32
+    wanted = dtype or (own if isinstance(own, torch.dtype) else default)
+    module = random_model(name, config, device, wanted, seed)
+    return build_target(
+        name,
+        module,
+        source="directory",
+        weights="random",
+        seed=seed,
+        device=device,
+        attention_break=attention_break,
+        break_globs=break_globs,
+    )
+
+
+def load_hub(
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    seed: int,
+    attention_break: bool,
+    break_globs: tuple[str, ...],
+) -> Target:
+    """Load a model by its hub id, from the network or the local cache.
+
+    Raises:
+        ModelError: If it is not there, or there is no network.
+    """
+    del seed
+    return _load_pretrained(name, name, "hub", device, dtype, attention_break, break_globs)
+
+
+def _load_pretrained(
+    name: str,
+    location: str | Path,
+    source: ModelSource,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    attention_break: bool,
+    break_globs: tuple[str, ...],
+    **options: Any,
+) -> Target:
+    weights: Weights = "safetensors"
+    try:
+        with quiet():
+            module = AutoModel.from_pretrained(location, dtype=dtype or "auto", use_safetensors=True, **options).to(
+                device
+            )
+    except torch.OutOfMemoryError as error:
+        raise ModelError(f"the weights of {name} do not fit on {device}: {first_line(error)}") from error
+    except Exception as error:
+        raise ModelError(
+            f"can't load {name}: {first_line(error)}",
+            hint="a hub id needs a network or a filled cache" if source == "hub" else None,
+        ) from error
+    return build_target(
+        name,
+        module,
+        source=source,
+        weights=weights,
+        seed=None,
+        device=device,
+        attention_break=attention_break,
+        break_globs=break_globs,
+    )

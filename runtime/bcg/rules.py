@@ -1,0 +1,154 @@
+"""Break rules: which modules of a target run eagerly, by default and by the user's wish.
+
+By default attention is a break (`bcg.attention`) and so are recurrent mixers. ``--break GLOB`` adds modules
+by path or class name. All wrapping is on the instance; no class is changed.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bcg.breaks import BreakLabel, call_break
+from bcg.context import check_fits, current_forward_context
+from bcg.errors import ModelError, UsageError
+
+
+@dataclass(frozen=True)
+class BreakRules:
+    """What was made a break in a target.
+
+    Attributes:
+        attention: Paths of the modules whose attention is a break.
+        mixers: Paths of the recurrent mixers that are breaks.
+        globs: For each ``--break`` glob the paths that it matched.
+    """
+
+    attention: tuple[str, ...] = ()
+    mixers: tuple[str, ...] = ()
+    globs: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def break_modules(root: nn.Module, globs: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Make the modules that match a glob, by path or class name, breaks.
+
+    Raises:
+        UsageError: If a glob matches nothing; the hint lists near names.
+    """
+    named = [(path, module) for path, module in root.named_modules() if path]
+    matched = {
+        glob: tuple(
+            path for path, module in named if fnmatchcase(path, glob) or fnmatchcase(type(module).__name__, glob)
+        )
+        for glob in globs
+    }
+    for glob, paths in matched.items():
+        if not paths:
+            raise UsageError(
+                f"--break {glob!r} matches no module, neither by path nor by class name",
+                hint=_near_names(glob, named),
+            )
+    modules = dict(named)
+    for path in dict.fromkeys(path for paths in matched.values() for path in paths):
+        module = modules[path]
+        _wrap(module, module.forward, BreakLabel(type(module).__name__, path, "rule"))
+    return matched
+
+
+def _near_names(glob: str, named: list[tuple[str, nn.Module]]) -> str:
+    classes = list(dict.fromkeys(type(module).__name__ for _, module in named))
+    leaves = dict.fromkeys("*." + path.rsplit(".", 1)[-1] for path, _ in named)
+    names = [*classes, *leaves, *(path for path, _ in named)]
+    by_lower = {name.lower(): name for name in reversed(names)}
+    bare = glob.lower().strip("*.")
+    near = [by_lower[name] for name in get_close_matches(bare, by_lower, n=4, cutoff=0.5)]
+    near += [name for name in names if bare and bare in name.lower() and name not in near][:3]
+    if near:
+        return f"near names: {', '.join(near)}"
+    return f"class names: {', '.join(classes[:12])}"
+
+
+def break_mixers(root: nn.Module) -> tuple[str, ...]:
+    """Make recurrent mixers (Mamba and its kin) breaks, each request on its own; return their paths.
+
+    A mixer is an innermost module whose forward takes ``cache_params``.
+    """
+    candidates = {path: module for path, module in root.named_modules() if path and _is_recurrent(module)}
+    mixers = tuple(path for path in candidates if not any(other.startswith(f"{path}.") for other in candidates))
+    for path in mixers:
+        module = candidates[path]
+        label = BreakLabel(type(module).__name__, path, "mixer")
+        _wrap(module, functools.partial(_run_per_request, module.forward, path), label)
+    return mixers
+
+
+def _is_recurrent(module: nn.Module) -> bool:
+    return "cache_params" in inspect.signature(type(module).forward).parameters
+
+
+def _wrap(module: nn.Module, run: Callable[..., Any], label: BreakLabel) -> None:
+    @functools.wraps(module.forward)
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        return call_break(run, args, kwargs, label)
+
+    broken._torchdynamo_disable = True  # type: ignore[attr-defined]
+    module.forward = broken
+
+
+def _run_per_request(forward: Callable[..., Any], path: str, *args: Any, **kwargs: Any) -> Any:
+    """Run a module on each request's rows of its ``[1, rows, …]`` arguments; padding rows become 0."""
+    context = current_forward_context()
+    rows = next((value.shape[1] for value in (*args, *kwargs.values()) if _is_sequence(value)), None)
+    if context is None or rows is None or context.request_lengths == (rows,):
+        return forward(*args, **kwargs)
+    check_fits(context, rows)
+    offsets = context.offsets()
+    results = [
+        forward(
+            *(_cut(value, rows, start, end) for value in args),
+            **{name: _cut(value, rows, start, end) for name, value in kwargs.items()},
+        )
+        for start, end in itertools.pairwise(offsets)
+    ]
+    return _join(results, rows - offsets[-1], path)
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() >= 2 and value.shape[0] == 1
+
+
+def _cut(value: Any, rows: int, start: int, end: int) -> Any:
+    if _is_sequence(value) and value.shape[1] == rows:
+        return value[:, start:end]
+    if isinstance(value, tuple):
+        return tuple(_cut(item, rows, start, end) for item in value)
+    return value
+
+
+def _join(results: list[Any], num_padding: int, path: str) -> Any:
+    first = results[0]
+    if isinstance(first, Tensor):
+        padding = [first.new_zeros(1, num_padding, *first.shape[2:])] if num_padding else []
+        return torch.cat([*results, *padding], dim=1)
+    if isinstance(first, tuple):
+        return tuple(_join(list(items), num_padding, path) for items in zip(*results, strict=True))
+    if first is None:
+        return None
+    raise ModelError(f"mixer {path!r} returns {type(first).__name__}; requests can't be joined along it")
+
+
+def named_paths(rules: BreakRules) -> Iterator[str]:
+    """Yield every path that is a break."""
+    yield from rules.attention
+    yield from rules.mixers
+    for paths in rules.globs.values():
+        yield from paths

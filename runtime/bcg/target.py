@@ -1,0 +1,140 @@
+"""The target: what is captured, and how its inputs are made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bcg.context import ForwardContext, forward_context
+from bcg.errors import BcgError, ModelError
+from bcg.inputs import PROBE_SIZES, Batch, InputSpec, MakeInputs, find_token_dim
+from bcg.report import ModelInfo, ReportWarning
+from bcg.rules import BreakRules
+from bcg.structure import tensors_in
+
+
+@dataclass
+class Target:
+    """A module, how to make its inputs, and what was found out about it.
+
+    Calling it runs the module in inference mode and returns its output structure: a tensor, or a tuple,
+    list or dict of tensors. Of a transformers output it is the last hidden state.
+
+    Attributes:
+        name: As the user gave it.
+        input_specs: The inputs, by name, with their token dimensions.
+        info: What a report says about the model.
+        break_rules: What was made a break.
+        output_token_dims: Token dimension of each output tensor, in the order of
+            `bcg.structure.tensors_in`; None for one without.
+        forward_options: Keyword arguments that every call passes beside the inputs.
+        warnings: What the user should know about this model.
+    """
+
+    name: str
+    module: nn.Module
+    make_inputs: MakeInputs
+    input_specs: tuple[InputSpec, ...]
+    device: torch.device
+    info: ModelInfo
+    break_rules: BreakRules = field(default_factory=BreakRules)
+    output_token_dims: tuple[int | None, ...] = ()
+    forward_options: Mapping[str, Any] = field(default_factory=dict)
+    warnings: list[ReportWarning] = field(default_factory=list)
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Any:
+        """Run one forward on these inputs.
+
+        Raises:
+            ModelError: If the module returns no tensor.
+        """
+        with torch.inference_mode():
+            return plain_output(self.module(**inputs, **self.forward_options), self.name)
+
+
+def plain_output(output: Any, name: str) -> Any:
+    """Reduce what a module returned to tensors in tuples, lists and dicts.
+
+    Raises:
+        ModelError: If there is no tensor in it.
+    """
+    if isinstance(output, Tensor):
+        return output
+    last_hidden_state = getattr(output, "last_hidden_state", None)
+    if isinstance(last_hidden_state, Tensor):
+        return last_hidden_state
+    if isinstance(output, dict) and type(output) is not dict:
+        output = {key: value for key, value in output.items() if value is not None}
+    if next(tensors_in(output), None) is None:
+        raise ModelError(
+            f"the forward of {name} returns no tensor, got {type(output).__name__}",
+            hint="return a tensor, or a tuple, list or dict of tensors",
+        )
+    return output
+
+
+def make_batch(target: Target, request_lengths: tuple[int, ...], generator: torch.Generator) -> Batch:
+    """Make seeded inputs for requests of these lengths; position ids restart at each request.
+
+    Args:
+        target: Whose inputs.
+        request_lengths: Tokens of each request.
+        generator: Lives on the target's device.
+    """
+    inputs = target.make_inputs(sum(request_lengths), target.device, generator)
+    positions = inputs.get("position_ids")
+    if positions is not None and len(request_lengths) > 1:
+        restarted = torch.cat([torch.arange(length, device=target.device) for length in request_lengths])
+        inputs["position_ids"] = restarted.to(positions.dtype).expand(positions.shape).contiguous()
+    return Batch(inputs=inputs, request_lengths=tuple(request_lengths))
+
+
+def describe_outputs(target: Target) -> tuple[int | None, ...]:
+    """Find the token dimension of each output tensor, by running the target at two sizes.
+
+    This is also the first time that the module meets its inputs.
+
+    Raises:
+        ModelError: If the module doesn't take the inputs, returns no tensor, or returns one whose token
+            dimension is ambiguous.
+    """
+    small, large = (_probe(target, size) for size in PROBE_SIZES)
+    if len(small) != len(large):
+        raise ModelError(f"the forward of {target.name} returns more tensors for more tokens")
+    dims = tuple(
+        find_token_dim(f"output {index} of {target.name}", first, second)
+        for index, (first, second) in enumerate(zip(small, large, strict=True))
+    )
+    if all(dim is None for dim in dims):
+        raise ModelError(
+            f"no output of {target.name} grows with the number of tokens: shapes {[list(s) for s in small]}",
+            hint="the captured forward must return one row per token, such as the last hidden state",
+        )
+    return dims
+
+
+def _probe(target: Target, num_tokens: int) -> list[tuple[int, ...]]:
+    generator = torch.Generator(target.device).manual_seed(0)
+    batch = make_batch(target, (num_tokens,), generator)
+    try:
+        with forward_context(ForwardContext(batch.request_lengths)):
+            output = target(batch.inputs)
+    except BcgError:
+        raise
+    except Exception as error:
+        given = ", ".join(f"{name} {list(value.shape)}" for name, value in batch.inputs.items())
+        raise ModelError(
+            f"{target.name} does not take its inputs ({given}): {type(error).__name__}: {first_line(error)}",
+            hint="a factory can return (module, make_inputs) to make other inputs; see --traceback",
+        ) from error
+    return [tuple(tensor.shape) for tensor in tensors_in(output)]
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else "no message"
