@@ -22,6 +22,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from bcg.errors import ModelError
+
 MAX_LINE = 2000
 
 
@@ -65,10 +67,19 @@ def error(message: str, hint: str | None = None) -> None:
 
 
 @contextmanager
-def quiet_stdout() -> Iterator[None]:
-    """Sends what the user's model prints to stderr, so that stdout stays data."""
-    with redirect_stdout(sys.stderr):
-        yield
+def users_code() -> Iterator[None]:
+    """Runs the user's model: what it prints goes to stderr, and it can't end the process as if all were well.
+
+    Raises:
+        ModelError: The user's code raised `SystemExit`.
+    """
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except SystemExit as error:
+        raise ModelError(
+            f"the model's own code called sys.exit({error.code!r})", hint="--traceback shows where"
+        ) from error
 
 
 class Steps:

@@ -56,21 +56,17 @@ AttentionBreakOption = Annotated[
     typer.Option("--attention-break/--no-attention-break", help="Break at attention, or capture it too."),
 ]
 DtypeOption = Annotated[
-    Dtype | None, typer.Option("--dtype", help="Data type of the weights.", show_default="by device")
+    Dtype | None, typer.Option("--dtype", help="Data type of the weights.", show_default="the model's own")
 ]
 SeedOption = Annotated[
     int, typer.Option("--seed", min=0, max=2**32 - 1, metavar="N", help="Seed of random weights and inputs.")
 ]
 ExpectBreaksOption = Annotated[
     int | None,
-    typer.Option(
-        "--expect-breaks", metavar="N", min=0, help="Exit with 3 if a bucket has another number of breaks."
-    ),
+    typer.Option("--expect-breaks", metavar="N", min=0, help="Exit with 3 if a bucket has another number of breaks."),
 ]
 JsonOption = Annotated[
     Path | None,
-    typer.Option(
-        "--json", metavar="FILE", help="Write the report there; - writes it, and nothing else, to stdout."
-    ),
+    typer.Option("--json", metavar="FILE", help="Write the report there; - writes it, and nothing else, to stdout."),
 ]
 TracebackOption = Annotated[bool, typer.Option("--traceback", help="Show the traceback of an error.")]

@@ -59,7 +59,7 @@ def capture(
         "seed": seed,
         "expect_breaks": expect_breaks,
     }
-    with console.quiet_stdout(), console.steps() as steps:
+    with console.users_code(), console.steps() as steps:
         from bcg.models import load_target
         from bcg.runner import GraphRunner
         from bcg.summary import capture_report
@@ -114,9 +114,7 @@ def _judge(report: CaptureReport, expect_breaks: int | None) -> None:
     if expect_breaks is None:
         return
     others = [
-        f"{bucket.num_breaks} at {bucket.tokens} tokens"
-        for bucket in captured
-        if bucket.num_breaks != expect_breaks
+        f"{bucket.num_breaks} at {bucket.tokens} tokens" for bucket in captured if bucket.num_breaks != expect_breaks
     ]
     if others:
         raise CheckFailure(

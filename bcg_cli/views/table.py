@@ -1,0 +1,191 @@
+"""A capture report as text for the terminal: a table of buckets, the map of one of them, warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.box import Box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from bcg.report import BreakRow, CaptureBucket, CaptureReport, ReportWarning, SegmentRow
+from bcg_cli.views.folding import Fold, Step, fold_map
+
+MEBIBYTE = 2**20
+
+_RULED = Box("    \n    \n ── \n    \n    \n ── \n    \n    \n")
+_STATUS_STYLE = {"captured": "green", "out of memory": "yellow", "failed": "red"}
+
+
+def capture_view(report: CaptureReport) -> RenderableType:
+    """Returns all that ``bcg capture`` shows.
+
+    Args:
+        report: The report; nothing else is read.
+    """
+    parts: list[RenderableType] = [_header(report), Text(), _bucket_table(report), *_notes(report)]
+    if report.map:
+        parts += [Text(), *_map(report)]
+    for warning in report.warnings:
+        parts += [Text(), _warning(warning)]
+    return Group(*parts)
+
+
+def format_mebibytes(num_bytes: int | None) -> str:
+    """Returns bytes as MiB in at most six characters, or a dash where they are not known."""
+    if num_bytes is None:
+        return "–"
+    value = num_bytes / MEBIBYTE
+    if num_bytes and abs(value) < 0.005:
+        return "<0.01" if value > 0 else ">-0.01"
+    if abs(value) < 99.995:
+        return f"{value:.2f}" if num_bytes else "0"
+    return f"{value:.1f}" if abs(value) < 9999.95 else f"{value:.0f}"
+
+
+def format_size(num_bytes: int) -> str:
+    """Returns bytes with a unit of their own, such as ``1.19 GiB``."""
+    value, unit = float(num_bytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if abs(value) < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.0f} B" if unit == "B" else f"{value:.2f} {unit}"
+
+
+def format_count(count: int) -> str:
+    """Returns a large count in short, such as ``8.19 billion``."""
+    for size, name in ((10**9, "billion"), (10**6, "million")):
+        if count >= size:
+            return f"{count / size:.2f} {name}"
+    return f"{count:,}"
+
+
+def _header(report: CaptureReport) -> Text:
+    model, environment = report.model, report.environment
+    seed = "" if model.seed is None else f", seed {model.seed}"
+    versions = [
+        f"driver {environment.driver}" if environment.driver else "",
+        f"CUDA {environment.cuda}" if environment.cuda else "",
+        f"torch {environment.torch}",
+        f"transformers {environment.transformers}",
+        f"bcg {environment.bcg}",
+    ]
+    return Text("\n").join(
+        [
+            Text.assemble(
+                (model.name, "bold"),
+                f": {model.architecture}, {format_count(model.num_parameters)} parameters, "
+                f"{model.dtype}, {format_size(model.weight_bytes)}, weights {model.weights}{seed}",
+            ),
+            Text.assemble((environment.device, "bold"), ": ", ", ".join(version for version in versions if version)),
+        ]
+    )
+
+
+def _bucket_table(report: CaptureReport) -> Table:
+    totals = report.totals
+    table = Table(box=_RULED, show_edge=False, padding=0, show_footer=True, header_style="bold", footer_style="")
+    for header, footer in (
+        ("tokens", "total"),
+        ("segments", ""),
+        ("breaks", ""),
+        ("operations" if report.on_host else "kernels", ""),
+        ("capture\nms", f"{totals.capture_ms:.1f}"),
+        ("pool Δ\nMiB", format_mebibytes(totals.pool_bytes)),
+        ("driver\nΔ MiB", format_mebibytes(totals.driver_bytes)),
+        ("boundary\nMiB", format_mebibytes(totals.boundary_bytes)),
+        ("eager\npeak", format_mebibytes(totals.eager_peak_bytes)),
+    ):
+        table.add_column(header, footer, justify="right", overflow="fold", vertical="top")
+    table.add_column("status", f"{totals.num_captured} of {len(report.buckets)}", min_width=8)
+    for bucket in report.buckets:
+        table.add_row(*_bucket_cells(bucket), Text(bucket.status, _STATUS_STYLE[bucket.status]))
+    return table
+
+
+def _bucket_cells(bucket: CaptureBucket) -> list[str]:
+    eager_peak = format_mebibytes(bucket.eager_peak_bytes)
+    if bucket.status != "captured":
+        return [str(bucket.tokens), *["–"] * 7, eager_peak]
+    return [
+        str(bucket.tokens),
+        str(bucket.num_segments),
+        str(bucket.num_breaks),
+        str(bucket.num_kernels),
+        f"{bucket.capture_ms:.1f}",
+        format_mebibytes(bucket.pool_bytes),
+        format_mebibytes(bucket.driver_bytes),
+        format_mebibytes(bucket.boundary_bytes),
+        eager_peak,
+    ]
+
+
+def _notes(report: CaptureReport) -> Iterator[Text]:
+    totals = report.totals
+    if totals.eager_peak_bytes is not None:
+        yield Text(
+            f"One pool of {format_size(totals.pool_bytes)} serves every bucket, "
+            f"in place of eager's transient peak of {format_size(totals.eager_peak_bytes)}.",
+            "dim",
+        )
+    if report.on_host:
+        yield Text("Captured on the host device: its times say nothing about a GPU.", "dim")
+    for bucket in report.buckets:
+        if bucket.error:
+            yield Text(f"{bucket.tokens} tokens: {bucket.error}", "yellow")
+
+
+def _map(report: CaptureReport) -> Iterator[RenderableType]:
+    segments = {f"segment:{row.index}": row for row in report.segments}
+    breaks = {f"break:{row.index}": row for row in report.breaks}
+    rows: dict[str, SegmentRow | BreakRow] = {**segments, **breaks}
+    steps = [_step(key, rows[key]) for key in report.map]
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for step in fold_map(steps):
+        if isinstance(step, Fold):
+            table.add_row(Text("…", "dim"), Text(f"{step.num_steps} steps", "dim"), Text(str(step), "dim"))
+        else:
+            table.add_row(*_map_cells(step, rows[step.key]))
+    yield Text(f"Map of {report.map_tokens} tokens: {len(segments)} segments and {len(breaks)} breaks in order", "bold")
+    yield table
+
+
+def _step(key: str, row: SegmentRow | BreakRow) -> Step:
+    if isinstance(row, SegmentRow):
+        return Step(key, f"{row.num_operations} {row.num_kernels}", tuple(row.modules))
+    return Step(key, f"{row.name} {row.source}", (row.module,))
+
+
+def _map_cells(step: Step, row: SegmentRow | BreakRow) -> tuple[Text, Text, Text]:
+    name = step.key.replace(":", " ")
+    if isinstance(row, BreakRow):
+        place = f"{row.module} ({row.name})" if row.module else row.name
+        return Text(name, "yellow"), Text(row.source, "yellow"), Text(place)
+    count = _plural(row.num_operations, "operation") if row.num_kernels is None else _plural(row.num_kernels, "kernel")
+    return Text(name), Text(count), Text(_modules(row.modules))
+
+
+def _modules(modules: list[str]) -> str:
+    if len(modules) < 3:
+        return ", ".join(modules)
+    return f"{modules[0]} … {modules[-1]}"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _warning(warning: ReportWarning) -> Text:
+    return Text.assemble(
+        ("warning: ", "bold yellow"),
+        warning.message,
+        ("\n  cause:  ", "dim"),
+        warning.cause,
+        ("\n  remedy: ", "dim"),
+        warning.remedy,
+    )
