@@ -206,7 +206,7 @@ class AttentionBreak:
         total, rows = context.num_tokens, query.shape[2]
         bounds, longest = context.cu_seqlens(query.device), context.max_length
         scale = options.get("scaling")
-        output = torch.ops.aten._flash_attention_forward(
+        output: Tensor = torch.ops.aten._flash_attention_forward(
             query[0, :, :total].transpose(0, 1),
             key[0, :, :total].transpose(0, 1),
             value[0, :, :total].transpose(0, 1),

@@ -10,11 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from bcg.context import ForwardContext, forward_context
-from bcg.errors import BcgError, ModelError
+from bcg.errors import BcgError, ModelError, ReplayError
 from bcg.inputs import PROBE_SIZES, Batch, InputSpec, MakeInputs, find_token_dim
 from bcg.report import ModelInfo, ReportWarning
 from bcg.rules import BreakRules
 from bcg.structure import tensors_in
+
+_SEPARATION_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+_COARSE_SEPARATION_TOLERANCE = 0.03
+"""Mean difference, relative to the mean magnitude, above which packed requests are said to mix."""
 
 
 @dataclass
@@ -31,6 +35,7 @@ class Target:
         break_rules: What was made a break.
         output_token_dims: Token dimension of each output tensor, in the order of
             `bcg.structure.tensors_in`; None for one without.
+        packs_requests: Whether several requests can share a batch: rows of one never reach another.
         forward_options: Keyword arguments that every call passes beside the inputs.
         warnings: What the user should know about this model.
     """
@@ -43,6 +48,7 @@ class Target:
     info: ModelInfo
     break_rules: BreakRules = field(default_factory=BreakRules)
     output_token_dims: tuple[int | None, ...] = ()
+    packs_requests: bool = True
     forward_options: Mapping[str, Any] = field(default_factory=dict)
     warnings: list[ReportWarning] = field(default_factory=list)
 
@@ -88,41 +94,84 @@ def make_batch(target: Target, request_lengths: tuple[int, ...], generator: torc
     inputs = target.make_inputs(sum(request_lengths), target.device, generator)
     positions = inputs.get("position_ids")
     if positions is not None and len(request_lengths) > 1:
-        restarted = torch.cat([torch.arange(length, device=target.device) for length in request_lengths])
-        inputs["position_ids"] = restarted.to(positions.dtype).expand(positions.shape).contiguous()
+        counted = torch.cat([torch.arange(length, device=target.device) for length in request_lengths])
+        inputs["position_ids"] = positions[..., :1] + counted.to(positions.dtype)
     return Batch(inputs=inputs, request_lengths=tuple(request_lengths))
 
 
-def describe_outputs(target: Target) -> tuple[int | None, ...]:
-    """Find the token dimension of each output tensor, by running the target at two sizes.
+@dataclass(frozen=True)
+class OutputFacts:
+    """What the first two forwards of a target told.
 
-    This is also the first time that the module meets its inputs.
+    Attributes:
+        token_dims: Token dimension of each output tensor; None for one without.
+        separates_requests: Whether two packed requests came out as each alone does; None if the target
+            takes no packed requests at all.
+    """
+
+    token_dims: tuple[int | None, ...]
+    separates_requests: bool | None
+
+
+def describe_outputs(target: Target) -> OutputFacts:
+    """Run a target for one request, then for the same one twice, packed.
+
+    This is the first time that the module meets its inputs, it gives the token dimension of each output, and
+    it shows whether rows of one request (or padding) reach another one.
 
     Raises:
         ModelError: If the module doesn't take the inputs, returns no tensor, or returns one whose token
             dimension is ambiguous.
     """
-    small, large = (_probe(target, size) for size in PROBE_SIZES)
-    if len(small) != len(large):
+    size, double = PROBE_SIZES
+    generator = torch.Generator(target.device).manual_seed(0)
+    alone = make_batch(target, (size,), generator)
+    first = _probe(target, alone)
+    try:
+        packed = _probe(target, _twice(target, alone))
+        separable = True
+    except (ReplayError, ModelError):
+        packed = _probe(target, make_batch(target, (double,), generator))
+        separable = False
+    if len(first) != len(packed):
         raise ModelError(f"the forward of {target.name} returns more tensors for more tokens")
     dims = tuple(
-        find_token_dim(f"output {index} of {target.name}", first, second)
-        for index, (first, second) in enumerate(zip(small, large, strict=True))
+        find_token_dim(f"output {index} of {target.name}", tuple(one.shape), tuple(two.shape))
+        for index, (one, two) in enumerate(zip(first, packed, strict=True))
     )
     if all(dim is None for dim in dims):
         raise ModelError(
-            f"no output of {target.name} grows with the number of tokens: shapes {[list(s) for s in small]}",
+            f"no output of {target.name} grows with the number of tokens: "
+            f"shapes {[list(tensor.shape) for tensor in first]}",
             hint="the captured forward must return one row per token, such as the last hidden state",
         )
-    return dims
+    return OutputFacts(dims, _repeats(first, packed, dims) if separable else None)
 
 
-def _probe(target: Target, num_tokens: int) -> list[tuple[int, ...]]:
-    generator = torch.Generator(target.device).manual_seed(0)
-    batch = make_batch(target, (num_tokens,), generator)
+def _twice(target: Target, batch: Batch) -> Batch:
+    dims = {spec.name: spec.token_dim for spec in target.input_specs}
+    inputs = {
+        name: value if (dim := dims[name]) is None else torch.cat([value, value], dim=dim)
+        for name, value in batch.inputs.items()
+    }
+    return Batch(inputs=inputs, request_lengths=batch.request_lengths * 2)
+
+
+def _repeats(first: list[Tensor], packed: list[Tensor], dims: tuple[int | None, ...]) -> bool:
+    for one, two, dim in zip(first, packed, dims, strict=True):
+        if dim is None or not one.is_floating_point():
+            continue
+        tolerance = _SEPARATION_TOLERANCE.get(one.dtype, _COARSE_SEPARATION_TOLERANCE)
+        for half in two.chunk(2, dim=dim):
+            if not bool((half.float() - one.float()).abs().mean() <= tolerance * one.float().abs().mean()):
+                return False
+    return True
+
+
+def _probe(target: Target, batch: Batch) -> list[Tensor]:
     try:
         with forward_context(ForwardContext(batch.request_lengths)):
-            output = target(batch.inputs)
+            return list(tensors_in(target(batch.inputs)))
     except BcgError:
         raise
     except Exception as error:
@@ -131,7 +180,6 @@ def _probe(target: Target, num_tokens: int) -> list[tuple[int, ...]]:
             f"{target.name} does not take its inputs ({given}): {type(error).__name__}: {first_line(error)}",
             hint="a factory can return (module, make_inputs) to make other inputs; see --traceback",
         ) from error
-    return [tuple(tensor.shape) for tensor in tensors_in(output)]
 
 
 def first_line(error: BaseException) -> str:

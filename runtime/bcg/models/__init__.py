@@ -46,7 +46,7 @@ def load_target(
         raise UsageError(f"unknown dtype {dtype!r}", hint=f"dtypes: {', '.join(_DTYPES)}")
     wanted = None if dtype is None else _DTYPES[dtype]
     place = torch.device(device)
-    if place.type == "cuda" and place.index is None:
+    if place == torch.device("cuda"):
         place = torch.device("cuda", torch.cuda.current_device())
     globs = tuple(break_globs)
     path = Path(model).expanduser()

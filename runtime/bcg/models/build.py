@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from bcg.attention import attention_modules, install_attention_break
@@ -52,21 +53,33 @@ def build_target(
         forward_options={"use_cache": False} if "use_cache" in _parameters(module) else {},
     )
     with quiet():
-        target.output_token_dims = describe_outputs(target)
+        facts = describe_outputs(target)
     attention = attention_modules(module) if found_interface else ()
+    target.output_token_dims = facts.token_dims
+    target.packs_requests = facts.separates_requests is True
     target.break_rules = BreakRules(attention=attention, mixers=mixers, globs=globs)
-    if attention_break and not (attention or mixers or globs):
-        target.warnings.append(_no_default_break(target))
+    if attention_break:
+        target.warnings.extend(_warnings(target, facts.separates_requests))
     return target
 
 
-def _no_default_break(target: Target) -> ReportWarning:
-    return ReportWarning(
-        code="no-default-break",
-        message=f"no attention or recurrent mixer of {target.info.architecture} was found to break at",
-        cause="its attention does not go through transformers' attention interface, so all of it is captured",
-        remedy="name its attention modules with --break, or say --no-attention-break to capture all of it",
-    )
+def _warnings(target: Target, separates_requests: bool | None) -> Iterator[ReportWarning]:
+    rules, architecture = target.break_rules, target.info.architecture
+    is_known = isinstance(target.module, PreTrainedModel)
+    if not (rules.attention or rules.mixers or rules.globs) and (is_known or not separates_requests):
+        yield ReportWarning(
+            code="no-default-break",
+            message=f"no attention or recurrent mixer of {architecture} was found to break at",
+            cause="its attention does not go through transformers' attention interface, so it is captured",
+            remedy="name its attention modules with --break, or say --no-attention-break to capture all",
+        )
+    if separates_requests is False:
+        yield ReportWarning(
+            code="requests-mix",
+            message=f"{architecture} gives other results for packed requests than for each alone",
+            cause="some module mixes rows across requests without being a break that keeps them apart",
+            remedy="give one request per batch; padding rows may reach real ones too, unless it is causal",
+        )
 
 
 def model_info(name: str, module: nn.Module, *, source: ModelSource, weights: Weights, seed: int | None) -> ModelInfo:
@@ -101,7 +114,7 @@ def default_inputs(name: str, module: nn.Module) -> MakeInputs:
             hint="let the factory return (module, make_inputs)",
         )
     takes_positions = "position_ids" in _parameters(module)
-    limit = _position_limit(module)
+    first, limit = _learned_positions(module)
 
     def make_inputs(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, torch.Tensor]:
         if limit is not None and num_tokens > limit:
@@ -111,7 +124,7 @@ def default_inputs(name: str, module: nn.Module) -> MakeInputs:
             )
         inputs = {"input_ids": torch.randint(vocabulary, (1, num_tokens), device=device, generator=generator)}
         if takes_positions:
-            inputs["position_ids"] = torch.arange(num_tokens, device=device).unsqueeze(0)
+            inputs["position_ids"] = torch.arange(first, first + num_tokens, device=device).unsqueeze(0)
         return inputs
 
     return make_inputs
@@ -127,14 +140,18 @@ def _vocabulary_size(module: nn.Module) -> int | None:
     return next((child.num_embeddings for child in module.modules() if isinstance(child, nn.Embedding)), None)
 
 
-def _position_limit(module: nn.Module) -> int | None:
-    """Return how many positions a learned position embedding holds; None where positions are computed."""
-    limits = [
-        child.num_embeddings
+def _learned_positions(module: nn.Module) -> tuple[int, int | None]:
+    """Return the first position and how many there are; None where positions are computed, not learned."""
+    tables = [
+        child
         for path, child in module.named_modules()
-        if isinstance(child, nn.Embedding) and "position" in path.rsplit(".", 1)[-1] and "token" not in path
+        if isinstance(child, nn.Embedding) and "position" in path.rsplit(".", 1)[-1]
     ]
-    return min(limits, default=None)
+    if not tables:
+        return 0, None
+    table = min(tables, key=lambda table: table.num_embeddings)
+    first = 0 if table.padding_idx is None else table.padding_idx + 1
+    return first, table.num_embeddings - first
 
 
 def _parameters(module: nn.Module) -> Any:
