@@ -105,8 +105,8 @@ class OutputFacts:
 
     Attributes:
         token_dims: Token dimension of each output tensor; None for one without.
-        separates_requests: Whether two packed requests came out as each alone does; None if the target
-            takes no packed requests at all.
+        separates_requests: Whether a request packed behind another one came out as it does alone; None if the
+            target takes no packed requests at all.
     """
 
     token_dims: tuple[int | None, ...]
@@ -114,7 +114,7 @@ class OutputFacts:
 
 
 def describe_outputs(target: Target) -> OutputFacts:
-    """Run a target for one request, then for the same one twice, packed.
+    """Run a target for one request, then for another one with the first packed behind it.
 
     This is the first time that the module meets its inputs, it gives the token dimension of each output, and
     it shows whether rows of one request (or padding) reach another one.
@@ -128,7 +128,7 @@ def describe_outputs(target: Target) -> OutputFacts:
     alone = make_batch(target, (size,), generator)
     first = _probe(target, alone)
     try:
-        packed = _probe(target, _twice(target, alone))
+        packed = _probe(target, _packed(target, make_batch(target, (size,), generator), alone))
         separable = True
     except (ReplayError, ModelError):
         packed = _probe(target, make_batch(target, (double,), generator))
@@ -145,26 +145,27 @@ def describe_outputs(target: Target) -> OutputFacts:
             f"shapes {[list(tensor.shape) for tensor in first]}",
             hint="the captured forward must return one row per token, such as the last hidden state",
         )
-    return OutputFacts(dims, _repeats(first, packed, dims) if separable else None)
+    return OutputFacts(dims, _recurs(first, packed, dims) if separable else None)
 
 
-def _twice(target: Target, batch: Batch) -> Batch:
+def _packed(target: Target, front: Batch, back: Batch) -> Batch:
     dims = {spec.name: spec.token_dim for spec in target.input_specs}
     inputs = {
-        name: value if (dim := dims[name]) is None else torch.cat([value, value], dim=dim)
-        for name, value in batch.inputs.items()
+        name: value if (dim := dims[name]) is None else torch.cat([front.inputs[name], value], dim=dim)
+        for name, value in back.inputs.items()
     }
-    return Batch(inputs=inputs, request_lengths=batch.request_lengths * 2)
+    return Batch(inputs=inputs, request_lengths=front.request_lengths + back.request_lengths)
 
 
-def _repeats(first: list[Tensor], packed: list[Tensor], dims: tuple[int | None, ...]) -> bool:
-    for one, two, dim in zip(first, packed, dims, strict=True):
+def _recurs(alone: list[Tensor], packed: list[Tensor], dims: tuple[int | None, ...]) -> bool:
+    """Whether the rows of the back request are what it gives alone."""
+    for one, both, dim in zip(alone, packed, dims, strict=True):
         if dim is None or not one.is_floating_point():
             continue
         tolerance = _SEPARATION_TOLERANCE.get(one.dtype, _COARSE_SEPARATION_TOLERANCE)
-        for half in two.chunk(2, dim=dim):
-            if not bool((half.float() - one.float()).abs().mean() <= tolerance * one.float().abs().mean()):
-                return False
+        expected, got = one.float(), both.chunk(2, dim=dim)[1].float()
+        if not bool((got - expected).abs().mean() <= tolerance * expected.abs().mean()):
+            return False
     return True
 
 
