@@ -1,0 +1,115 @@
+"""Breaks: functions that run eagerly between two segments, at capture and at every replay.
+
+The names `eager_on_graph` and `break_graph` follow the primitive's first implementation (sglang pull requests
+19102 and 22218), so code that was written for it moves over by changing an import.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+
+if TYPE_CHECKING:
+    from bcg.capture import BreakableCUDAGraphCapture
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class BreakLabel:
+    """What a break is called in errors and reports.
+
+    Attributes:
+        name: The function's name, or the rule's.
+        module: Path of the module that the break stands for; `None` where the capture finds it out.
+        source: Where the break comes from: ``decorator``, ``explicit``, ``attention``, ``mixer``, ``rule`` or
+            ``debug``.
+    """
+
+    name: str
+    module: str | None = None
+    source: str = "decorator"
+
+
+class _ThreadState(threading.local):
+    capture: BreakableCUDAGraphCapture | None = None
+    in_break: bool = False
+
+
+_state = _ThreadState()
+
+
+def current_capture() -> BreakableCUDAGraphCapture | None:
+    """Return the capture that is active on this thread, or `None`."""
+    return _state.capture
+
+
+def call_break(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], label: BreakLabel) -> Any:
+    """Call `function` as a break of the capture that is active on this thread.
+
+    With no active capture, and inside another break, it is simply called.
+    """
+    capture = _state.capture
+    if capture is None or _state.in_break:
+        return function(*args, **kwargs)
+    _state.in_break = True
+    try:
+        return capture.run_break(function, args, kwargs, label)
+    finally:
+        _state.in_break = False
+
+
+@overload
+def eager_on_graph(function: Callable[P, R], /) -> Callable[P, R]: ...
+@overload
+def eager_on_graph(
+    function: bool | None = None, /, *, enable: bool = True, name: str | None = None
+) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+def eager_on_graph(function: Any = None, /, *, enable: bool = True, name: str | None = None) -> Any:
+    """Mark a function or method as a break.
+
+    Used bare (``@eager_on_graph``) or with arguments (``@eager_on_graph(enable=use_graphs)``). Inside a capture
+    the function ends the segment, runs eagerly, and its result reaches the next segment through boundaries;
+    everywhere else it is called as it is. A compiler that traces the surrounding code stops at it.
+
+    Args:
+        function: The function, when used bare.
+        enable: With `False` the very same function is returned, unmarked.
+        name: What to call the break in errors and reports; the function's qualified name by default.
+    """
+    if isinstance(function, bool):
+        function, enable = None, function
+    if function is None:
+        return functools.partial(_mark, enable=enable, name=name)
+    return _mark(function, enable=enable, name=name)
+
+
+def _mark(function: Callable[P, R], *, enable: bool, name: str | None) -> Callable[P, R]:
+    if not enable:
+        return function
+    label = BreakLabel(name or str(getattr(function, "__qualname__", type(function).__name__)))
+
+    @functools.wraps(function)
+    def broken(*args: P.args, **kwargs: P.kwargs) -> R:
+        result: R = call_break(function, args, kwargs, label)
+        return result
+
+    # What torch.compiler.disable sets; calling it would import the compiler whenever a function is marked.
+    broken._torchdynamo_disable = True  # type: ignore[attr-defined]
+    return broken
+
+
+def _nothing() -> None:
+    return None
+
+
+def break_graph() -> None:
+    """End the segment here and begin the next one; nothing runs between them."""
+    call_break(_nothing, (), {}, BreakLabel("break_graph", source="explicit"))
+
+
+break_graph._torchdynamo_disable = True  # type: ignore[attr-defined]

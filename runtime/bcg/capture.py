@@ -1,0 +1,242 @@
+"""`BreakableCUDAGraphCapture`: records a block of code as the segments and breaks of a `BreakableCUDAGraph`."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bcg import breaks
+from bcg.boundary import Holder
+from bcg.breaks import BreakLabel
+from bcg.device.base import Pool, Recorder
+from bcg.errors import CaptureError
+from bcg.graph import Ambience, Break, BreakableCUDAGraph, PoolUse, Segment
+from bcg.structure import map_tensors, storage_key, tensors_in, unowned_alias
+from bcg.tape import Tape
+
+_pool_uses: weakref.WeakValueDictionary[Any, PoolUse] = weakref.WeakValueDictionary()
+
+
+class BreakableCUDAGraphCapture:
+    """Context manager that captures its body into `graph`.
+
+    The body runs once. Each segment is replayed right after it was recorded (kernels don't run while a stream
+    is captured), so breaks see real data and the body's results are real when the block ends. Work is recorded
+    on one capture stream, which is current inside the block and ordered after and before the caller's stream.
+
+    If the body, a break or the capture itself fails, everything is undone: stream, capture state, generators
+    and the graph, which is empty again and can capture again. The exception keeps its type and message; a note
+    says in which segment or break it happened.
+
+    Args:
+        graph: An empty graph.
+        pool: Graph pool to allocate from: a graph's `pool`, or on a GPU what `torch.cuda.graph_pool_handle`
+            returns. A new one by default. Graphs that share a pool must not be replayed at the same time, and a
+            later capture may reuse the memory of results that nobody holds.
+        stream: GPU stream to capture on; the device's one capture stream by default.
+        capture_error_mode: ``"global"``, ``"thread_local"`` or ``"relaxed"``, as in `torch.cuda.graph`.
+
+    Raises:
+        CaptureError: A capture is active on this thread, the graph is not empty, or the capture failed.
+        HostReadError: The body reads a device value on the host inside a segment.
+    """
+
+    def __init__(
+        self,
+        graph: BreakableCUDAGraph,
+        pool: Any = None,
+        stream: Any = None,
+        capture_error_mode: str = "global",
+    ) -> None:
+        self.graph = graph
+        self._pool = pool
+        self._stream = stream
+        self._error_mode = capture_error_mode
+        self._steps: list[Segment | Break] = []
+        self._first_error: BaseException | None = None
+        self._is_recording = False
+
+    def __enter__(self) -> BreakableCUDAGraphCapture:
+        if breaks.current_capture() is not None:
+            raise CaptureError(
+                "a capture is already active on this thread",
+                hint="end it before beginning another",
+                hazard="L14",
+            )
+        if self.graph.steps:
+            raise CaptureError("the graph was captured before", hint="reset() it, or capture into a new one")
+        device = self.graph.device
+        self._pool_handle: Pool = device.new_pool() if self._pool is None else device.as_pool(self._pool)
+        self._recorder: Recorder = device.recorder(
+            self._pool_handle, self._stream, self._error_mode, self.graph.generators
+        )
+        self._tape = Tape(device, self._recorder)
+        self._steps, self._first_error = [], None
+        self._inference = torch.is_inference_mode_enabled()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_no_garbage_collection())
+            stack.enter_context(self._recorder.on_stream())
+            stack.enter_context(_active(self))
+            stack.callback(self._abort)
+            stack.enter_context(self._tape.watching())
+            self._begin_segment()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._stack:
+            if error is not None:
+                self._explain(error)
+                self._release_steps()
+                return
+            try:
+                self._raise_swallowed_error()
+                self._end_segment()
+            except BaseException:
+                self._release_steps()
+                raise
+        self.graph.install(self._steps, self._pool_handle, _use_of(self._pool_handle), self._inference)
+        del self._stack, self._tape, self._recorder
+
+    def run_break(
+        self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], label: BreakLabel
+    ) -> Any:
+        """End the segment, run `function` eagerly, begin the next segment; return the function's result.
+
+        The tensors of the result are the boundaries that every replay writes. Called by `bcg.breaks.call_break`.
+        """
+        self._raise_swallowed_error()
+        if label.module is None:
+            label = BreakLabel(label.name, self._tape.module_path, label.source)
+        ambience = Ambience.now(self._tape.device_type)
+        self._end_segment()
+        try:
+            with self._tape.looking_away():
+                result = function(*args, **kwargs)
+            handed = self._add_break(label, function, args, kwargs, result, ambience)
+        except BaseException as error:
+            error.add_note(f"in break {label.name}")
+            self._first_error = self._first_error or error
+            raise
+        self._begin_segment()
+        return handed
+
+    def _add_break(
+        self,
+        label: BreakLabel,
+        function: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        result: Any,
+        ambience: Ambience,
+    ) -> Any:
+        given = {storage_key(tensor) for tensor in tensors_in((args, kwargs))}
+        holder = Holder(
+            label.name,
+            self._recorder.allocate,
+            lambda tensor: storage_key(tensor) in given or self._tape.made(tensor),
+            self._tape.is_on_device,
+        )
+        handed, outlet = holder.hold(result)
+        for boundary in holder.boundaries:
+            self._tape.add_made(boundary)
+        bound_args, bound_kwargs = map_tensors(self._bind, (tuple(args), kwargs))
+        unowned = [unowned_alias(boundary) for boundary in holder.boundaries]
+        self._steps.append(Break(label, function, bound_args, bound_kwargs, outlet, unowned, ambience))
+        return handed
+
+    def _bind(self, tensor: Tensor) -> Tensor:
+        return unowned_alias(tensor) if self._tape.made(tensor) else tensor
+
+    def _begin_segment(self) -> None:
+        self._recorder.begin()
+        self._tape.begin_segment()
+        self._is_recording = True
+
+    def _end_segment(self) -> None:
+        tape = self._tape.end_segment()
+        try:
+            recording = self._recorder.end()
+        except Exception as error:
+            self._first_error = self._first_error or error
+            raise CaptureError(
+                f"{self._where()} could not be ended: {error}".splitlines()[0],
+                hint="a side stream may not have been joined, or an operation before it can't be captured",
+            ) from error
+        self._is_recording = False
+        if recording is not None:
+            segment = Segment(recording, tape)
+            self._steps.append(segment)
+            segment.run(self.graph.device.current_stream())
+
+    def _abort(self) -> None:
+        if self._is_recording:
+            self._tape.end_segment()
+            self._recorder.abort()
+            self._is_recording = False
+
+    def _release_steps(self) -> None:
+        for step in self._steps:
+            if isinstance(step, Segment):
+                step.release()
+        self._steps = []
+
+    def _raise_swallowed_error(self) -> None:
+        """A capture whose body caught a host read, or a break's failure, recorded another program than eager's."""
+        swallowed = self._tape.first_error or self._first_error
+        if swallowed is not None:
+            raise CaptureError(
+                f"the body went on after an error that makes the capture wrong: {swallowed}",
+                hint="run the code that catches it as a break",
+            ) from swallowed
+
+    def _explain(self, error: BaseException) -> None:
+        error.add_note(f"in {self._where()} of the capture")
+        first = self._tape.first_error or self._first_error
+        if first is not None and first is not error:
+            error.add_note(f"after an earlier error that the body caught: {first}")
+
+    def _where(self) -> str:
+        num_segments = sum(isinstance(step, Segment) for step in self._steps)
+        if self._is_recording:
+            module = self._tape.module_path
+            return f"segment {num_segments}" + (f" (module {module!r})" if module else "")
+        return f"the part after segment {num_segments - 1}"
+
+
+@contextlib.contextmanager
+def _active(capture: BreakableCUDAGraphCapture) -> Iterator[None]:
+    breaks._state.capture = capture
+    try:
+        yield
+    finally:
+        breaks._state.capture = None
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """A collection inside a capture may destroy graphs and events, which a captured stream does not allow."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _use_of(pool: Pool) -> PoolUse:
+    """The one `PoolUse` of all graphs that share `pool`."""
+    use = _pool_uses.get(pool.id)
+    if use is None:
+        use = _pool_uses[pool.id] = PoolUse()
+    return use

@@ -1,0 +1,137 @@
+"""What a device must be able to do for segments to be recorded and replayed on it.
+
+A `Device` is a place to record: it makes graph pools and recorders and reads memory. A `Recorder` lives for
+one capture and moves through these states, driven by `bcg.capture`:
+
+    entered ── begin ──▶ recording ── end ──▶ entered ── begin ──▶ … ── left
+                            │
+                          abort ──▶ entered
+
+`Recording` is one finished segment. Nothing above this folder knows which device it runs on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SegmentContents:
+    """What one recorded segment is made of.
+
+    Attributes:
+        num_kernels: Kernels on a GPU; operations on the host device.
+        node_counts: Number of graph nodes by kind (``kernel``, ``memcpy``, ``memset``, …).
+        kernels: How often each kernel (operation on the host device) occurs, by name, in order of first use.
+    """
+
+    num_kernels: int
+    node_counts: dict[str, int]
+    kernels: dict[str, int]
+
+
+@dataclass(frozen=True)
+class MemoryReading:
+    """Memory at one moment, in bytes.
+
+    Attributes:
+        pool_bytes: Reserved by the graph pool.
+        driver_bytes: In use on the device outside the caching allocator: the context, and every instantiated
+            graph. Only differences between two readings mean anything. Zero on the host device.
+    """
+
+    pool_bytes: int
+    driver_bytes: int
+
+
+class Pool(Protocol):
+    """Memory that outlives captures: every segment of every bucket takes its tensors from it."""
+
+    @property
+    def id(self) -> Any:
+        """What identifies the pool to the device's own interface."""
+
+    def reserved_bytes(self) -> int:
+        """Bytes that the pool holds, in use or not."""
+
+
+class Recording(Protocol):
+    """One recorded segment; owns its graph until `release`."""
+
+    def launch(self, stream: Any) -> None:
+        """Run the segment once on `stream`, which `Device.current_stream` returned."""
+
+    def contents(self) -> SegmentContents:
+        """Look into the segment."""
+
+    def release(self) -> None:
+        """Free the graph. The recording can't be launched any more."""
+
+
+class Recorder(Protocol):
+    """Records the segments of one capture, one after another, into one pool."""
+
+    def on_stream(self) -> AbstractContextManager[None]:
+        """Make the stream of the capture current, ordered after and before the caller's."""
+
+    def begin(self) -> None:
+        """Start recording a segment."""
+
+    def execute(self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Run one ATen operation of the segment that is being recorded and return its result."""
+
+    def end(self) -> Recording | None:
+        """Finish the segment; `None` when nothing was recorded in it."""
+
+    def abort(self) -> None:
+        """Drop the segment that is being recorded, if one is, and leave the device fit for the next capture."""
+
+    def allocate(self, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Allocate a boundary in the pool, outside any segment."""
+
+
+class Device(Protocol):
+    """A place where segments are recorded and replayed."""
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device of the tensors that a graph works on."""
+
+    def new_pool(self) -> Pool:
+        """Make an empty graph pool."""
+
+    def as_pool(self, pool: Any) -> Pool:
+        """Accept a `Pool`, or what the device's own interface calls one."""
+
+    def recorder(self, pool: Pool, stream: Any, error_mode: str, generators: Sequence[torch.Generator]) -> Recorder:
+        """Make the recorder of one capture; on `stream`, or on the device's one capture stream."""
+
+    def capture_stream(self) -> AbstractContextManager[None]:
+        """Make the device's one capture stream current, ordered after and before the caller's stream.
+
+        Warm-ups run on it, so that what libraries set up per stream is there when the capture begins.
+        """
+
+    def current_stream(self) -> Any:
+        """The stream that work is launched on now, as `Recording.launch` takes it."""
+
+    def order_after(self, stream: Any) -> None:
+        """Make the current stream wait for the work launched so far on `stream`."""
+
+    def synchronize(self) -> None:
+        """Wait until all work on the device is done."""
+
+    def memory(self, pool: Pool) -> MemoryReading:
+        """Synchronize, empty the allocator's cache, and read the memory."""
+
+    def peak_bytes(self, function: Callable[[], Any]) -> tuple[int, Any]:
+        """Call `function`; return the most bytes that were allocated during it beyond the start, and its result."""
+
+    def describe(self) -> dict[str, str | None]:
+        """``device`` name, ``driver`` version and ``cuda`` version, for reports."""

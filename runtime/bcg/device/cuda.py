@@ -1,0 +1,299 @@
+"""The GPU: records a segment with `torch.cuda.CUDAGraph`. The only file that touches the CUDA graph interface."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from cuda.bindings import driver, runtime
+from torch import Tensor
+
+from bcg.device.base import MemoryReading, Pool, SegmentContents
+from bcg.errors import CaptureError
+
+
+def _check(result: tuple[Any, ...]) -> Any:
+    """Unpack what a cuda-python call returned; raise its error as a `RuntimeError` with the driver's words."""
+    error, *values = result
+    if int(error) != 0:
+        if isinstance(error, driver.CUresult):
+            _, text = driver.cuGetErrorString(error)
+        else:
+            _, text = runtime.cudaGetErrorString(error)
+        raise RuntimeError(f"CUDA error {int(error)} ({error.name}): {text.decode()}")
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+@functools.cache
+def capture_stream(index: int) -> torch.cuda.Stream:
+    """Return the one stream on which everything is captured on GPU `index`.
+
+    Free blocks of a pool belong to the stream that they were allocated on: with a stream per bucket no bucket
+    could reuse another's memory.
+    """
+    return torch.cuda.Stream(device=index)
+
+
+@contextlib.contextmanager
+def _ordered_on(stream: torch.cuda.Stream) -> Iterator[None]:
+    """Make `stream` current; it waits for the caller's stream, and the caller's stream waits for it after."""
+    caller = torch.cuda.current_stream(stream.device)
+    stream.wait_stream(caller)
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        caller.wait_stream(stream)
+
+
+@dataclass(frozen=True)
+class CudaPool:
+    """A private pool of torch's caching allocator, known by its id.
+
+    `owner` keeps the pool alive when bcg made it; a pool that the caller brought is the caller's.
+    """
+
+    id: tuple[int, int]
+    owner: Any = field(default=None, compare=False)
+
+    def reserved_bytes(self) -> int:
+        return sum(segment["total_size"] for segment in self.segments())
+
+    def segments(self) -> list[dict[str, Any]]:
+        """The allocator's description of the pool's segments and blocks."""
+        segments: list[dict[str, Any]] = torch.cuda.memory_snapshot(self.id)
+        return segments
+
+
+class CudaRecording:
+    """A segment as an instantiated CUDA graph.
+
+    It is launched through cuda-python unless it draws random numbers: then torch's own replay moves the
+    generator's offset (and costs the host a few microseconds more).
+    """
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, num_nodes: int, always_through_torch: bool) -> None:
+        self._graph = graph
+        self._num_nodes = num_nodes
+        self._exec = runtime.cudaGraphExec_t(graph.raw_cuda_graph_exec())
+        self._draws_random: bool | None = True if always_through_torch else None
+
+    def launch(self, stream: Any) -> None:
+        if self._draws_random is False:
+            error = runtime.cudaGraphLaunch(self._exec, stream)[0]
+            if error:
+                _check((error,))
+        elif self._draws_random:
+            self._graph.replay()
+        else:
+            self._draws_random = self._replay_moves_the_generator()
+
+    def _replay_moves_the_generator(self) -> bool:
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        before = generator.get_offset()
+        self._graph.replay()
+        return generator.get_offset() != before
+
+    def contents(self) -> SegmentContents:
+        counts: dict[str, int] = {}
+        kernels: dict[str, int] = {}
+        for node in _nodes(self._graph.raw_cuda_graph(), self._num_nodes):
+            kind = _check(runtime.cudaGraphNodeGetType(node)).name.removeprefix("cudaGraphNodeType").lower()
+            counts[kind] = counts.get(kind, 0) + 1
+            if kind == "kernel":
+                name = _kernel_name(node)
+                kernels[name] = kernels.get(name, 0) + 1
+        return SegmentContents(num_kernels=counts.get("kernel", 0), node_counts=counts, kernels=kernels)
+
+    def release(self) -> None:
+        self._graph.reset()
+
+
+def _nodes(graph: int, num_nodes: int) -> list[Any]:
+    nodes, _ = _check(runtime.cudaGraphGetNodes(runtime.cudaGraph_t(graph), num_nodes))
+    return list(nodes)
+
+
+def _kernel_name(node: Any) -> str:
+    parameters = _check(driver.cuGraphKernelNodeGetParams(driver.CUgraphNode(int(node))))
+    if int(parameters.func):
+        name = _check(driver.cuFuncGetName(parameters.func))
+    else:
+        name = _check(driver.cuKernelGetName(parameters.kern))
+    return str(name.decode())
+
+
+class CudaRecorder:
+    """Records the segments of one capture on one stream, into one pool.
+
+    `capture_begin` and `capture_end` are called directly: re-entering `torch.cuda.graph` at every segment
+    would synchronize the device and empty the allocator's cache each time.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        pool: CudaPool,
+        stream: torch.cuda.Stream | None,
+        error_mode: str,
+        generators: Sequence[torch.Generator],
+    ) -> None:
+        self._index = index
+        self._pool = pool
+        self._stream = stream or capture_stream(index)
+        self._error_mode = error_mode
+        self._generators = tuple(generators)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._sides: dict[int, torch.cuda.Stream] = {}
+
+    def on_stream(self) -> AbstractContextManager[None]:
+        return _ordered_on(self._stream)
+
+    def begin(self) -> None:
+        self._note_stream()
+        graph = torch.cuda.CUDAGraph(keep_graph=True)
+        for generator in self._generators:
+            graph.register_generator_state(generator)
+        with torch.cuda.stream(self._stream):
+            self._graph = graph
+            graph.capture_begin(pool=self._pool.id, capture_error_mode=self._error_mode)  # type: ignore[arg-type]
+            for side in self._sides.values():
+                side.wait_stream(self._stream)
+
+    def execute(self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        result = function(*args, **kwargs)
+        self._note_stream()
+        return result
+
+    def _note_stream(self) -> None:
+        """Remember a side stream on which the segment works: it is joined at the end and forked again after."""
+        raw = torch._C._cuda_getCurrentRawStream(self._index)
+        if raw != self._stream.cuda_stream and raw not in self._sides:
+            self._sides[raw] = torch.cuda.current_stream(self._index)
+
+    def end(self) -> CudaRecording | None:
+        graph = self._graph
+        if graph is None:
+            raise CaptureError("no segment is being recorded")
+        with torch.cuda.stream(self._stream), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The CUDA Graph is empty")
+            for side in self._sides.values():
+                self._stream.wait_stream(side)
+            graph.capture_end()
+        self._graph = None
+        num_nodes = _check(runtime.cudaGraphGetNodes(runtime.cudaGraph_t(graph.raw_cuda_graph()), 0))[1]
+        if num_nodes == 0:
+            graph.reset()
+            return None
+        graph.instantiate()
+        return CudaRecording(graph, num_nodes, always_through_torch=bool(self._generators))
+
+    def abort(self) -> None:
+        graph, self._graph = self._graph, None
+        if graph is None:
+            return
+        with torch.cuda.stream(self._stream):
+            try:
+                graph.capture_end()
+            except RuntimeError:
+                self._undo_begin()
+        graph.reset()
+        self._reset_generators()
+
+    def _undo_begin(self) -> None:
+        """Undo what `capture_begin` did and a failed `capture_end` left: the allocator's routing to the pool."""
+        with contextlib.suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(self._index, self._pool.id)
+            torch._C._cuda_releasePool(self._index, self._pool.id)
+
+    def _reset_generators(self) -> None:
+        """Capture nothing, well: on torch 2.11 only the end of a good capture takes a generator out of capture mode."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(self._stream), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The CUDA Graph is empty")
+            for generator in self._generators:
+                graph.register_generator_state(generator)
+            graph.capture_begin(capture_error_mode="relaxed")
+            graph.capture_end()
+        graph.reset()
+
+    def allocate(self, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:
+        with torch.cuda.stream(self._stream), torch.cuda.use_mem_pool(self._pool, self._index):  # type: ignore[arg-type]
+            return torch.empty_strided(size, stride, dtype=dtype, device=f"cuda:{self._index}")
+
+
+class CudaDevice:
+    """One GPU as a device to record segments on."""
+
+    def __init__(self, index: int) -> None:
+        self._index = index
+
+    @property
+    def torch_device(self) -> torch.device:
+        return torch.device("cuda", self._index)
+
+    def new_pool(self) -> CudaPool:
+        with torch.cuda.device(self._index):
+            return self.as_pool(torch.cuda.MemPool())
+
+    def as_pool(self, pool: Any) -> CudaPool:
+        """Accept a `CudaPool`, a `torch.cuda.MemPool`, or what `torch.cuda.graph_pool_handle` returns."""
+        if isinstance(pool, CudaPool):
+            return pool
+        if isinstance(pool, tuple):
+            return CudaPool((int(pool[0]), int(pool[1])))
+        return CudaPool(pool.id, owner=pool)
+
+    def recorder(self, pool: Pool, stream: Any, error_mode: str, generators: Sequence[torch.Generator]) -> CudaRecorder:
+        return CudaRecorder(self._index, self.as_pool(pool), stream, error_mode, generators)
+
+    def capture_stream(self) -> AbstractContextManager[None]:
+        return _ordered_on(capture_stream(self._index))
+
+    def current_stream(self) -> Any:
+        return _stream_handle(torch._C._cuda_getCurrentRawStream(self._index))
+
+    def order_after(self, stream: Any) -> None:
+        other = torch.cuda.ExternalStream(int(stream), device=self._index)
+        torch.cuda.current_stream(self._index).wait_stream(other)
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize(self._index)
+
+    def memory(self, pool: Pool) -> MemoryReading:
+        self.synchronize()
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(self._index)
+        return MemoryReading(
+            pool_bytes=pool.reserved_bytes(),
+            driver_bytes=total - free - torch.cuda.memory_reserved(self._index),
+        )
+
+    def peak_bytes(self, function: Callable[[], Any]) -> tuple[int, Any]:
+        torch.cuda.reset_peak_memory_stats(self._index)
+        before = torch.cuda.memory_allocated(self._index)
+        result = function()
+        return torch.cuda.max_memory_allocated(self._index) - before, result
+
+    def describe(self) -> dict[str, str | None]:
+        return {
+            "device": torch.cuda.get_device_name(self._index),
+            "driver": _driver_version(),
+            "cuda": torch.version.cuda,
+        }
+
+
+@functools.lru_cache(maxsize=64)
+def _stream_handle(raw: int) -> Any:
+    return runtime.cudaStream_t(raw)
+
+
+def _driver_version() -> str:
+    version = _check(driver.cuDriverGetVersion())
+    return f"{version // 1000}.{version % 1000 // 10}"

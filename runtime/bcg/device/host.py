@@ -1,0 +1,259 @@
+"""The host device: records a segment as the ATen operations that ran, and replays them onto the same memory.
+
+It keeps the rules of a CUDA graph on a machine that has none: addresses are fixed, Python does not run at
+replay, and tensors made inside a segment live in a graph pool whose blocks are reused as soon as the last
+reference to them is gone. So what would dangle on a GPU is overwritten here too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import platform
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bcg.device.base import MemoryReading, Pool, SegmentContents
+from bcg.errors import CaptureError, UsageError
+from bcg.structure import map_tensors, storage_bytes, storage_key, tensors_in, unowned_alias
+
+ALIGNMENT = 64
+"""Bytes to which a block's size is rounded up."""
+
+
+class HostPool:
+    """A graph pool in host memory.
+
+    Storages taken from it are views of blocks that the pool owns. When the last tensor over a storage is gone,
+    its block is free again and the next storage that fits takes it, as in the private pool of a CUDA graph.
+    """
+
+    def __init__(self) -> None:
+        self._blocks: dict[int, Tensor] = {}
+        self._free: set[int] = set()
+        self._owners: dict[int, weakref.ref[ctypes.Array[ctypes.c_char]]] = {}
+
+    @property
+    def id(self) -> int:
+        return id(self)
+
+    def reserved_bytes(self) -> int:
+        return sum(block.numel() for block in self._blocks.values())
+
+    def owns(self, address: int) -> bool:
+        """Tell whether `address` is the start of a block."""
+        return address in self._blocks
+
+    def free_blocks(self) -> list[Tensor]:
+        """The blocks that no tensor uses now, as uint8 tensors; a check may fill them with poison."""
+        return [self._blocks[address] for address in self._free]
+
+    def take(self, num_bytes: int) -> torch.UntypedStorage:
+        """Return a storage of `num_bytes` over the smallest free block that holds it, or over a new one."""
+        if num_bytes == 0:
+            return torch.UntypedStorage(0)
+        size = -(-num_bytes // ALIGNMENT) * ALIGNMENT
+        address = min(
+            (address for address in self._free if self._blocks[address].numel() >= size),
+            key=lambda address: self._blocks[address].numel(),
+            default=None,
+        )
+        if address is None:
+            block = torch.empty(size, dtype=torch.uint8)
+            address = block.data_ptr()
+            self._blocks[address] = block
+        self._free.discard(address)
+        memory = (ctypes.c_char * num_bytes).from_address(address)
+        self._owners[address] = weakref.ref(memory, self._give_back(address))
+        return torch.frombuffer(memory, dtype=torch.uint8).untyped_storage()
+
+    def _give_back(self, address: int) -> Callable[[object], None]:
+        free = self._free
+        return lambda _: free.add(address)
+
+
+@dataclass(frozen=True)
+class HostCall:
+    """One recorded operation: what to call, on what, and the pool memory that its results are written to."""
+
+    function: Callable[..., Any]
+    args: Any
+    kwargs: Any
+    writes: tuple[tuple[int, Tensor], ...]
+
+    def run(self) -> None:
+        result = self.function(*self.args, **self.kwargs)
+        if self.writes:
+            results = list(tensors_in(result))
+            for index, memory in self.writes:
+                memory.copy_(storage_bytes(results[index]))
+
+
+class HostRecording:
+    """A segment as the list of its calls."""
+
+    def __init__(self, calls: list[HostCall]) -> None:
+        self._calls = calls
+
+    def launch(self, stream: Any) -> None:
+        for call in self._calls:
+            call.run()
+
+    def contents(self) -> SegmentContents:
+        names: dict[str, int] = {}
+        for call in self._calls:
+            name = str(call.function)
+            names[name] = names.get(name, 0) + 1
+        return SegmentContents(num_kernels=len(self._calls), node_counts={"operation": len(self._calls)}, kernels=names)
+
+    def release(self) -> None:
+        self._calls = []
+
+
+class HostRecorder:
+    """Records the segments of one capture as calls."""
+
+    def __init__(self, pool: HostPool) -> None:
+        self._pool = pool
+        self._calls: list[HostCall] = []
+
+    def on_stream(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def begin(self) -> None:
+        self._calls = []
+
+    def end(self) -> HostRecording | None:
+        calls, self._calls = self._calls, []
+        return HostRecording(calls) if calls else None
+
+    def abort(self) -> None:
+        self._calls = []
+
+    def allocate(self, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:
+        span = 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if 0 not in size else 0
+        storage = self._pool.take(span * dtype.itemsize)
+        return torch.empty(0, dtype=dtype).set_(storage, 0, size, stride)
+
+    def execute(self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        given = {storage_key(t): t.data_ptr() for t in tensors_in((args, kwargs))}
+        frozen_args, frozen_kwargs = map_tensors(self._freeze, (tuple(args), kwargs))
+        result = function(*args, **kwargs)
+        self._refuse_moved_storage(function, args, kwargs, given)
+        homes: dict[int, torch.UntypedStorage] = {}
+        writes: list[tuple[int, Tensor]] = []
+        outputs = list(tensors_in(result))
+        for index, tensor in enumerate(outputs):
+            key = storage_key(tensor)
+            if key in given or key in homes:
+                continue
+            homes[key] = self._pool.take(tensor.untyped_storage().nbytes())
+            memory = torch.empty(0, dtype=torch.uint8).set_(homes[key])
+            memory.copy_(storage_bytes(tensor))
+            writes.append((index, unowned_alias(memory)))
+        only_views = bool(outputs) and not writes and not _is_mutable(function)
+        if not only_views:
+            self._calls.append(HostCall(function, frozen_args, frozen_kwargs, tuple(writes)))
+        if not homes:
+            return result
+        return map_tensors(lambda tensor: _rehome(tensor, homes.get(storage_key(tensor))), result)
+
+    def _freeze(self, tensor: Tensor) -> Tensor:
+        """Pool memory is held by the pool, so its tensors are not; everything else is held by the call."""
+        if self._pool.owns(tensor.untyped_storage().data_ptr()):
+            return unowned_alias(tensor)
+        return tensor
+
+    @staticmethod
+    def _refuse_moved_storage(
+        function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], given: dict[int, int]
+    ) -> None:
+        for tensor in tensors_in((args, kwargs)):
+            if given.get(storage_key(tensor)) != tensor.data_ptr() and tensor.numel() > 0:
+                raise CaptureError(
+                    f"{function} gave a tensor other memory inside a segment; a graph replays on fixed addresses",
+                    hint="allocate the tensor with its final shape before it is written",
+                )
+
+
+def _is_mutable(function: Callable[..., Any]) -> bool:
+    schema = getattr(function, "_schema", None)
+    return schema is None or bool(schema.is_mutable)
+
+
+def _rehome(tensor: Tensor, storage: torch.UntypedStorage | None) -> Tensor:
+    if storage is None:
+        return tensor
+    return torch.empty(0, dtype=tensor.dtype).set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())
+
+
+class HostDevice:
+    """The CPU as a device to record segments on."""
+
+    @property
+    def torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def new_pool(self) -> HostPool:
+        return HostPool()
+
+    def as_pool(self, pool: Any) -> HostPool:
+        if not isinstance(pool, HostPool):
+            raise UsageError(f"the host device records into a HostPool, not into {pool!r}")
+        return pool
+
+    def recorder(self, pool: Pool, stream: Any, error_mode: str, generators: Sequence[torch.Generator]) -> HostRecorder:
+        return HostRecorder(self.as_pool(pool))
+
+    def capture_stream(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def current_stream(self) -> None:
+        return None
+
+    def order_after(self, stream: Any) -> None:
+        return None
+
+    def synchronize(self) -> None:
+        return None
+
+    def memory(self, pool: Pool) -> MemoryReading:
+        return MemoryReading(pool_bytes=pool.reserved_bytes(), driver_bytes=0)
+
+    def peak_bytes(self, function: Callable[[], Any]) -> tuple[int, Any]:
+        with _LiveBytes() as live:
+            result = function()
+        return live.peak, result
+
+    def describe(self) -> dict[str, str | None]:
+        return {"device": f"host ({platform.machine()} CPU)", "driver": None, "cuda": None}
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Follows the storages that operations allocate, and the most bytes of them alive at once."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak = 0
+        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = {storage_key(tensor) for tensor in tensors_in((args, kwargs))}
+        result = func(*args, **kwargs)
+        for tensor in tensors_in(result):
+            key = storage_key(tensor)
+            if key not in given and key not in self._alive:
+                storage = tensor.untyped_storage()
+                self._alive[key] = (StorageWeakRef(storage), storage.nbytes())
+        self._alive = {key: entry for key, entry in self._alive.items() if not entry[0].expired()}
+        self.peak = max(self.peak, sum(num_bytes for _, num_bytes in self._alive.values()))
+        return result

@@ -1,0 +1,231 @@
+"""`BreakableCUDAGraph`: the segments and breaks of one captured forward, and their replay."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from bcg.boundary import Outlet
+from bcg.breaks import BreakLabel
+from bcg.device import find_device
+from bcg.device.base import Device, Pool, Recording, SegmentContents
+from bcg.errors import ReplayError
+from bcg.tape import SegmentTape
+
+
+class Step(Protocol):
+    """A part of a graph that replay runs in order."""
+
+    def run(self, stream: Any) -> None:
+        """Run it once on `stream`, the device's current stream."""
+
+
+class Segment:
+    """One CUDA graph between two breaks.
+
+    Attributes:
+        tape: Its operations, externals (held here, for the graph's life) and writes.
+    """
+
+    def __init__(self, recording: Recording, tape: SegmentTape) -> None:
+        self.tape = tape
+        self._recording = recording
+        self.run: Callable[[Any], None] = recording.launch
+
+    def contents(self) -> SegmentContents:
+        """Look into the graph: nodes by kind, kernel names. Read from the driver at each call."""
+        return self._recording.contents()
+
+    def release(self) -> None:
+        """Free the graph and let the externals go."""
+        self._recording.release()
+        self.tape = SegmentTape()
+
+
+@dataclass(frozen=True)
+class Ambience:
+    """What a break's surroundings had set while it was captured: replay sets it again.
+
+    Attributes:
+        autocast: Whether autocast was on for the device type, and its dtype.
+    """
+
+    device_type: str
+    autocast: torch.dtype | None
+
+    @classmethod
+    def now(cls, device_type: str) -> Ambience:
+        on = torch.is_autocast_enabled(device_type)
+        return cls(device_type, torch.get_autocast_dtype(device_type) if on else None)
+
+    def wraps(self, function: Callable[[], Any]) -> Any:
+        if self.autocast is None:
+            return function()
+        with torch.autocast(self.device_type, self.autocast):
+            return function()
+
+
+class Break:
+    """A function that runs eagerly between two segments.
+
+    Its arguments are bound once: tensors that the capture made are referred to without being kept alive (the
+    pool owns them and the segment before has just written them), all others are held.
+
+    Attributes:
+        label: Name, module path and source.
+        boundaries: Pool tensors through which its result reaches the next segment.
+    """
+
+    def __init__(
+        self,
+        label: BreakLabel,
+        function: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        outlet: Outlet,
+        boundaries: Sequence[Tensor],
+        ambience: Ambience,
+    ) -> None:
+        self.label = label
+        self.boundaries = tuple(boundaries)
+        self.function = function
+        self._args = args
+        self._kwargs = kwargs
+        self._outlet = outlet
+        self._ambience = ambience
+
+    @property
+    def boundary_bytes(self) -> int:
+        return sum(boundary.untyped_storage().nbytes() for boundary in self.boundaries)
+
+    def run(self, stream: Any) -> None:
+        if self._ambience.autocast is None:
+            self._outlet.pour(self.function(*self._args, **self._kwargs))
+        else:
+            self._ambience.wraps(lambda: self._outlet.pour(self.function(*self._args, **self._kwargs)))
+
+
+class PoolUse:
+    """Who replays in a pool, and on which stream last: graphs that share memory must not overlap (hazard S17)."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last_stream: Any = None
+        self._used = False
+
+    @contextlib.contextmanager
+    def taken(self, device: Device, stream: Any) -> Any:
+        if not self._lock.acquire(blocking=False):
+            raise ReplayError(
+                "a graph of the same pool is being replayed by another thread, or by a break of this one",
+                hint="replay graphs that share a pool one after another",
+            )
+        try:
+            if self._used and stream != self._last_stream:
+                device.order_after(self._last_stream)
+            self._last_stream, self._used = stream, True
+            yield
+        finally:
+            self._lock.release()
+
+
+class BreakableCUDAGraph:
+    """A forward captured as CUDA graph segments with eager breaks between them.
+
+    Life of a graph: *empty* until a `BreakableCUDAGraphCapture` around it ends well, then *captured*; `reset`
+    makes it empty again. It owns its segments and boundaries, holds every external tensor that a segment reads,
+    and keeps its pool alive. Tensors that the capture made live in the pool: their values are valid until the
+    next replay or capture in that pool.
+
+    Args:
+        device: ``"cuda"``, ``"cpu"`` (the host device), or `None` for the GPU where there is one and else the
+            host.
+    """
+
+    def __init__(self, device: str | torch.device | None = None) -> None:
+        self.device: Device = find_device(device)
+        self.generators: list[torch.Generator] = []
+        self.num_replays = 0
+        self._steps: list[Segment | Break] = []
+        self._pool: Pool | None = None
+        self._pool_use = PoolUse()
+        self._inference = False
+
+    @property
+    def steps(self) -> tuple[Segment | Break, ...]:
+        """Segments and breaks in the order of replay."""
+        return tuple(self._steps)
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        return tuple(step for step in self._steps if isinstance(step, Segment))
+
+    @property
+    def breaks(self) -> tuple[Break, ...]:
+        return tuple(step for step in self._steps if isinstance(step, Break))
+
+    @property
+    def num_segments(self) -> int:
+        return len(self.segments)
+
+    @property
+    def num_breaks(self) -> int:
+        return len(self.breaks)
+
+    @property
+    def pool(self) -> Pool | None:
+        """The pool of the last capture; other captures may share it."""
+        return self._pool
+
+    def register_generator(self, generator: torch.Generator) -> None:
+        """Let segments draw from `generator`, besides the default one; to be called before the capture."""
+        self.generators.append(generator)
+
+    def replay(self) -> None:
+        """Run the segments and breaks once, in order, on the current stream.
+
+        Breaks run under the caller's forward context and under no gradient, as nothing of a graph is
+        differentiated.
+
+        Raises:
+            ReplayError: Nothing was captured, a break returned something else than at capture, or a graph of
+                the same pool is being replayed.
+        """
+        if not self._steps:
+            raise ReplayError("replay of an empty graph", hint="capture it first")
+        stream = self.device.current_stream()
+        grad_mode = torch.inference_mode() if self._inference else torch.no_grad()
+        with self._pool_use.taken(self.device, stream), grad_mode:
+            for step in self._steps:
+                try:
+                    step.run(stream)
+                except Exception as error:
+                    error.add_note(f"in {self._describe(step)} of the replay")
+                    raise
+        self.num_replays += 1
+
+    def reset(self) -> None:
+        """Free segments, boundaries and externals; the graph can be captured again."""
+        for segment in self.segments:
+            segment.release()
+        self._steps = []
+        self._pool = None
+        self._pool_use = PoolUse()
+
+    def install(self, steps: Sequence[Segment | Break], pool: Pool, pool_use: PoolUse, inference: bool) -> None:
+        """Take over what a capture recorded; called by `BreakableCUDAGraphCapture`."""
+        self._steps = list(steps)
+        self._pool = pool
+        self._pool_use = pool_use
+        self._inference = inference
+
+    def _describe(self, step: Segment | Break) -> str:
+        if isinstance(step, Break):
+            return f"break {self.breaks.index(step)} ({step.label.name})"
+        return f"segment {self.segments.index(step)}"

@@ -1,0 +1,230 @@
+"""`GraphRunner`: captures a target over all buckets into one pool, and replays batches of any size."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from bcg.breaks import BreakLabel, call_break
+from bcg.buckets import pick_bucket
+from bcg.capture import BreakableCUDAGraphCapture
+from bcg.context import ForwardContext, forward_context
+from bcg.device.base import Pool
+from bcg.errors import BcgError, CaptureError, ReplayError
+from bcg.graph import BreakableCUDAGraph
+from bcg.inputs import Batch, StaticInputs
+from bcg.structure import map_tensors, unowned_alias
+from bcg.target import Target, first_line, make_batch
+
+INPUT_SEED = 0
+"""Seed of the inputs that a bucket is captured with; replay must not depend on their values."""
+
+
+@dataclass(frozen=True)
+class BucketCapture:
+    """What the capture of one bucket took.
+
+    Attributes:
+        tokens: The bucket.
+        status: ``captured``, or ``out of memory``: then the smaller buckets are still tried.
+        warmup_ms: Wall time of the eager runs before the capture.
+        capture_ms: Wall time of the captured forward, its replays of the new segments included.
+        pool_bytes: Growth of the graph pool.
+        driver_bytes: Growth of device memory outside the caching allocator: the instantiated graphs.
+        eager_peak_bytes: Most bytes that the same forward allocates at once when it runs eagerly.
+        error: First line of what went wrong.
+    """
+
+    tokens: int
+    status: Literal["captured", "out of memory"]
+    warmup_ms: float = 0.0
+    capture_ms: float = 0.0
+    pool_bytes: int = 0
+    driver_bytes: int = 0
+    eager_peak_bytes: int | None = None
+    error: str | None = None
+
+
+class GraphRunner:
+    """Serves a target from captured graphs, one a bucket.
+
+    Life: after `capture` the runner owns the static inputs, the pool and a graph for each captured bucket; it
+    keeps no batch. What `replay` returns lies in the pool and is valid until the next replay or capture; clone
+    it to keep it.
+
+    Args:
+        target: What is captured and replayed.
+        num_warmups: Eager runs of each bucket before its capture, on the capture stream: libraries, compilers
+            and autotuners must have met the very shape (hazards L10, L11).
+        everything_eager: Run the whole forward as one break: the graph path without any graph, for finding out
+            whether a wrong result comes from a graph.
+
+    Attributes:
+        num_fallbacks: Batches that no bucket held, and that ran eagerly instead.
+    """
+
+    def __init__(self, target: Target, *, num_warmups: int = 2, everything_eager: bool = False) -> None:
+        self.target = target
+        self.num_fallbacks = 0
+        self._num_warmups = num_warmups
+        self._everything_eager = everything_eager
+        self._graphs: dict[int, BreakableCUDAGraph] = {}
+        self._outputs: dict[int, Any] = {}
+        self._inputs: StaticInputs | None = None
+        self._pool: Pool | None = None
+
+    @property
+    def graphs(self) -> dict[int, BreakableCUDAGraph]:
+        """The captured graphs by bucket."""
+        return dict(self._graphs)
+
+    @property
+    def num_replays(self) -> int:
+        """Graph replays so far; a run that replayed nothing proves nothing."""
+        return sum(graph.num_replays for graph in self._graphs.values())
+
+    def capture(
+        self, buckets: Iterable[int], on_bucket: Callable[[BucketCapture], None] | None = None
+    ) -> list[BucketCapture]:
+        """Capture the target at each bucket, the largest first, all into one pool.
+
+        Args:
+            buckets: Token counts.
+            on_bucket: Called with each bucket's result as soon as it is there.
+
+        Returns:
+            One result a bucket, in the order of capture.
+
+        Raises:
+            CaptureError: A bucket could not be captured; nothing of it is left, earlier buckets are kept.
+        """
+        ordered = sorted(set(buckets), reverse=True)
+        if not ordered:
+            raise CaptureError("there is no bucket to capture")
+        self.reset()
+        gc.collect()
+        self._inputs = StaticInputs(self.target.input_specs, ordered[0], self.target.device)
+        results = []
+        for tokens in ordered:
+            result = self._capture_bucket(tokens)
+            results.append(result)
+            if on_bucket is not None:
+                on_bucket(result)
+        return results
+
+    def replay(self, batch: Batch) -> Any:
+        """Run a batch from the graph of the smallest bucket that holds it.
+
+        A batch above the largest bucket runs eagerly and is counted in `num_fallbacks`.
+
+        Returns:
+            What the target returns, cut to the batch's rows.
+
+        Raises:
+            ReplayError: Nothing was captured, or the inputs are not like those of the capture.
+        """
+        if self._inputs is None or not self._graphs:
+            raise ReplayError("no bucket was captured", hint="call capture() with the token counts to serve")
+        tokens = pick_bucket(batch.num_tokens, sorted(self._graphs))
+        if tokens is None:
+            self.num_fallbacks += 1
+            return self.eager(batch)
+        self._inputs.load(batch.inputs, tokens, batch.num_tokens)
+        with forward_context(ForwardContext(batch.request_lengths)):
+            self._graphs[tokens].replay()
+        return self._cut(self._outputs[tokens], batch.num_tokens)
+
+    def eager(self, batch: Batch) -> Any:
+        """Run a batch eagerly, unpadded."""
+        with forward_context(ForwardContext(batch.request_lengths)):
+            return self.target(batch.inputs)
+
+    def eager_padded(self, batch: Batch) -> Any:
+        """Run a batch eagerly on the static inputs of its bucket: the same kernels at the same shapes as replay.
+
+        Raises:
+            ReplayError: No captured bucket holds the batch.
+        """
+        tokens = pick_bucket(batch.num_tokens, sorted(self._graphs))
+        if self._inputs is None or tokens is None:
+            raise ReplayError(f"no captured bucket holds {batch.num_tokens} tokens")
+        self._inputs.load(batch.inputs, tokens, batch.num_tokens)
+        with forward_context(ForwardContext(batch.request_lengths)):
+            return self._cut(self.target(self._inputs.views(tokens)), batch.num_tokens)
+
+    def reset(self) -> None:
+        """Free the graphs, the pool and the static inputs."""
+        for graph in self._graphs.values():
+            graph.reset()
+        self._graphs, self._outputs = {}, {}
+        self._inputs = self._pool = None
+
+    def _capture_bucket(self, tokens: int) -> BucketCapture:
+        try:
+            return self._warm_up_and_capture(tokens)
+        except torch.OutOfMemoryError as error:
+            return BucketCapture(tokens, "out of memory", error=first_line(error))
+        except BcgError as error:
+            place, hazard = getattr(error, "place", None), getattr(error, "hazard", None)
+            raise CaptureError(
+                f"bucket of {tokens} tokens: {error.message}", hint=error.hint, place=place, hazard=hazard
+            ) from error
+        except Exception as error:
+            where = f", {error.__notes__[0]}" if getattr(error, "__notes__", None) else ""
+            raise CaptureError(
+                f"bucket of {tokens} tokens: {type(error).__name__}: {first_line(error)}{where}",
+                hint="see --traceback; the forward must run eagerly at this size before it can be captured",
+            ) from error
+
+    def _warm_up_and_capture(self, tokens: int) -> BucketCapture:
+        assert self._inputs is not None
+        graph = BreakableCUDAGraph(self.target.device)
+        device = graph.device
+        if self._pool is None:
+            self._pool = device.new_pool()
+        generator = torch.Generator(self.target.device).manual_seed(INPUT_SEED)
+        batch = make_batch(self.target, (tokens,), generator)
+        self._inputs.load(batch.inputs, tokens, tokens)
+        views = self._inputs.views(tokens)
+        started = time.perf_counter()
+        peak_bytes = None
+        with forward_context(ForwardContext((tokens,))), device.capture_stream():
+            for _ in range(self._num_warmups):
+                peak_bytes, _ = device.peak_bytes(lambda: self.target(views))
+            before = device.memory(self._pool)
+            warmed_up = time.perf_counter()
+            with torch.inference_mode(), BreakableCUDAGraphCapture(graph, self._pool):
+                output = self._forward(views)
+            device.synchronize()
+            captured = time.perf_counter()
+        after = device.memory(self._pool)
+        self._graphs[tokens] = graph
+        self._outputs[tokens] = map_tensors(unowned_alias, output)
+        return BucketCapture(
+            tokens,
+            "captured",
+            warmup_ms=(warmed_up - started) * 1e3,
+            capture_ms=(captured - warmed_up) * 1e3,
+            pool_bytes=after.pool_bytes - before.pool_bytes,
+            driver_bytes=after.driver_bytes - before.driver_bytes,
+            eager_peak_bytes=peak_bytes,
+        )
+
+    def _forward(self, views: dict[str, torch.Tensor]) -> Any:
+        if self._everything_eager:
+            return call_break(self.target, (views,), {}, BreakLabel(self.target.name, source="debug"))
+        return self.target(views)
+
+    def _cut(self, output: Any, num_tokens: int) -> Any:
+        dims = iter(self.target.output_token_dims)
+
+        def cut(tensor: torch.Tensor) -> torch.Tensor:
+            dim = next(dims)
+            return tensor if dim is None else tensor.narrow(dim, 0, num_tokens)
+
+        return map_tensors(cut, output)

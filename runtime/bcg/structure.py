@@ -1,0 +1,67 @@
+"""Walking the structures that breaks take and return: tensors inside tuples, lists, dicts and objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors of nested tuples, lists and dicts, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_in(item)
+
+
+def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
+    """Return `value` with every tensor in its tuples, lists and dicts replaced by `function(tensor)`.
+
+    Containers are rebuilt with their own type (named tuples included); anything else is passed through.
+    """
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, (tuple, list)):
+        return rebuild_sequence(value, [map_tensors(function, item) for item in value])
+    if isinstance(value, dict):
+        return {key: map_tensors(function, item) for key, item in value.items()}
+    return value
+
+
+def rebuild_sequence(like: tuple[Any, ...] | list[Any], items: list[Any]) -> Any:
+    """Make a tuple, named tuple or list of the same type as `like` from `items`."""
+    if isinstance(like, tuple) and hasattr(like, "_fields"):
+        return type(like)(*items)
+    return type(like)(items)
+
+
+def storage_key(tensor: Tensor) -> int:
+    """Identify the storage of `tensor`; stable for as long as the storage, or a weak reference to it, lives."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def storage_bytes(tensor: Tensor) -> Tensor:
+    """Return the whole storage of `tensor` as a flat uint8 tensor that shares its memory."""
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
+
+
+def unowned_alias(tensor: Tensor) -> Tensor:
+    """Return a tensor over the same memory that does not keep the memory alive.
+
+    The caller must know another owner of the memory: here always the graph pool. Reading the alias is
+    valid for as long as that pool lives.
+    """
+    if tensor.is_conj() or tensor.is_neg():
+        return tensor
+    storage = tensor.untyped_storage()
+    unowned = torch._C._construct_storage_from_data_pointer(storage.data_ptr(), tensor.device, storage.nbytes())
+    return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(
+        unowned, tensor.storage_offset(), tensor.size(), tensor.stride()
+    )

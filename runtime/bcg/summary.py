@@ -1,0 +1,148 @@
+"""From a runner that has captured to the plain data of a capture report."""
+
+from __future__ import annotations
+
+import inspect
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import bcg
+from bcg.graph import Break, BreakableCUDAGraph, Segment
+from bcg.report import (
+    BreakRow,
+    CaptureBucket,
+    CaptureReport,
+    CaptureTotals,
+    Environment,
+    OptionValue,
+    SegmentRow,
+)
+from bcg.runner import BucketCapture, GraphRunner
+
+
+def capture_report(
+    runner: GraphRunner, results: Sequence[BucketCapture], options: Mapping[str, OptionValue]
+) -> CaptureReport:
+    """Describe what `runner` captured: a row a bucket, and the map of the largest captured one.
+
+    Args:
+        runner: After its `capture`.
+        results: What `capture` returned.
+        options: The options of the run, for the record.
+    """
+    graphs = runner.graphs
+    captured = [result for result in results if result.status == "captured"]
+    map_tokens = max(graphs, default=0)
+    graph = graphs.get(map_tokens)
+    return CaptureReport(
+        environment=environment(runner.target.device),
+        model=runner.target.info,
+        options=dict(options),
+        buckets=[_bucket_row(result, graphs.get(result.tokens)) for result in results],
+        totals=CaptureTotals(
+            num_captured=len(captured),
+            capture_ms=sum(result.capture_ms for result in captured),
+            pool_bytes=sum(result.pool_bytes for result in captured),
+            driver_bytes=sum(result.driver_bytes for result in captured),
+            boundary_bytes=sum(_boundary_bytes(graph) for graph in graphs.values()),
+            eager_peak_bytes=max((result.eager_peak_bytes or 0 for result in captured), default=None),
+        ),
+        map_tokens=map_tokens,
+        map=_step_names(graph) if graph else [],
+        segments=[_segment_row(*numbered) for numbered in enumerate(graph.segments)] if graph else [],
+        breaks=[_break_row(*numbered) for numbered in enumerate(graph.breaks)] if graph else [],
+        warnings=list(runner.target.warnings),
+    )
+
+
+def environment(torch_device: Any) -> Environment:
+    """Describe the device and the versions that a report was made with."""
+    import torch
+
+    from bcg.device import find_device
+
+    facts = find_device(torch_device).describe()
+    return Environment(
+        device=facts["device"] or "unknown",
+        device_type=torch.device(torch_device).type,
+        driver=facts["driver"],
+        cuda=facts["cuda"],
+        torch=torch.__version__,
+        cuda_python=_version("cuda-python") or _version("cuda-bindings"),
+        transformers=_version("transformers") or "not installed",
+        bcg=bcg.__version__,
+        python=platform.python_version(),
+    )
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _bucket_row(result: BucketCapture, graph: BreakableCUDAGraph | None) -> CaptureBucket:
+    return CaptureBucket(
+        tokens=result.tokens,
+        status=result.status,
+        num_segments=graph.num_segments if graph else 0,
+        num_breaks=graph.num_breaks if graph else 0,
+        num_kernels=sum(segment.contents().num_kernels for segment in graph.segments) if graph else 0,
+        warmup_ms=result.warmup_ms,
+        capture_ms=result.capture_ms,
+        pool_bytes=result.pool_bytes,
+        driver_bytes=result.driver_bytes,
+        boundary_bytes=_boundary_bytes(graph) if graph else 0,
+        eager_peak_bytes=result.eager_peak_bytes,
+        error=result.error,
+    )
+
+
+def _boundary_bytes(graph: BreakableCUDAGraph) -> int:
+    return sum(step.boundary_bytes for step in graph.breaks)
+
+
+def _step_names(graph: BreakableCUDAGraph) -> list[str]:
+    names = []
+    num_segments = num_breaks = 0
+    for step in graph.steps:
+        if isinstance(step, Segment):
+            names.append(f"segment:{num_segments}")
+            num_segments += 1
+        else:
+            names.append(f"break:{num_breaks}")
+            num_breaks += 1
+    return names
+
+
+def _segment_row(index: int, segment: Segment) -> SegmentRow:
+    tape, contents = segment.tape, segment.contents()
+    return SegmentRow(
+        index=index,
+        modules=list(dict.fromkeys(operation.module for operation in tape.operations if operation.module)),
+        num_operations=len(tape.operations),
+        num_kernels=contents.num_kernels if "operation" not in contents.node_counts else None,
+        kernels=contents.kernels,
+        node_counts=contents.node_counts,
+        num_externals=len(tape.externals),
+        external_bytes=tape.external_bytes,
+    )
+
+
+def _break_row(index: int, step: Break) -> BreakRow:
+    return BreakRow(
+        index=index,
+        name=step.label.name,
+        module=step.label.module or "",
+        source=step.label.source,  # type: ignore[arg-type]
+        boundary_bytes=step.boundary_bytes,
+        source_line=_source_line(step.function),
+    )
+
+
+def _source_line(function: Any) -> str | None:
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else None
