@@ -28,7 +28,7 @@ from bcg_cli.options import (
 )
 
 if TYPE_CHECKING:
-    from bcg.runner import GraphRunner
+    from bcg.runner import BucketCapture, GraphRunner
 
 
 def capture(
@@ -60,11 +60,11 @@ def capture(
         "expect_breaks": expect_breaks,
     }
     with console.users_code(), console.steps() as steps:
+        steps.begin(f"making {model}")
         from bcg.models import load_target
         from bcg.runner import GraphRunner
         from bcg.summary import capture_report
 
-        steps.begin(f"making {model}")
         target = load_target(
             model,
             device=place,
@@ -74,13 +74,12 @@ def capture(
             break_globs=globs,
         )
         runner = GraphRunner(target)
-        _capture_buckets(runner, buckets, steps)
-        report = capture_report(runner, options)
+        report = capture_report(runner, _capture_buckets(runner, buckets, steps), options)
     _deliver(report, json)
     _judge(report, expect_breaks)
 
 
-def _capture_buckets(runner: GraphRunner, buckets: Sequence[int], steps: console.Steps) -> None:
+def _capture_buckets(runner: GraphRunner, buckets: Sequence[int], steps: console.Steps) -> list[BucketCapture]:
     steps.begin(f"capturing {max(buckets)} tokens", total=len(buckets))
     pending = sorted(buckets, reverse=True)
 
@@ -88,7 +87,7 @@ def _capture_buckets(runner: GraphRunner, buckets: Sequence[int], steps: console
         pending.pop(0)
         steps.advance(f"capturing {pending[0]} tokens" if pending else "measuring")
 
-    runner.capture(buckets, on_bucket=show_next)
+    return runner.capture(buckets, on_bucket=show_next)
 
 
 def _deliver(report: CaptureReport, json: Path | None) -> None:
@@ -119,5 +118,5 @@ def _judge(report: CaptureReport, expect_breaks: int | None) -> None:
     if others:
         raise CheckFailure(
             f"expected {expect_breaks} breaks in every bucket, got {', '.join(others)}",
-            hint="the map above names each break and its module",
+            hint="the map names each break and its module",
         )

@@ -15,6 +15,7 @@ from bcg_cli.views.folding import Fold, Step, fold_map
 MEBIBYTE = 2**20
 
 _RULED = Box("    \n    \n ── \n    \n    \n ── \n    \n    \n")
+_ORIGIN = {"random": "random", "safetensors": "from safetensors", "user": "as the factory made them"}
 _STATUS_STYLE = {"captured": "green", "out of memory": "yellow", "failed": "red"}
 
 
@@ -76,8 +77,8 @@ def _header(report: CaptureReport) -> Text:
         [
             Text.assemble(
                 (model.name, "bold"),
-                f": {model.architecture}, {format_count(model.num_parameters)} parameters, "
-                f"{model.dtype}, {format_size(model.weight_bytes)}, weights {model.weights}{seed}",
+                f": {model.architecture}, {format_count(model.num_parameters)} {model.dtype} weights "
+                f"({format_size(model.weight_bytes)}), {_ORIGIN[model.weights]}{seed}",
             ),
             Text.assemble((environment.device, "bold"), ": ", ", ".join(version for version in versions if version)),
         ]
@@ -151,7 +152,8 @@ def _map(report: CaptureReport) -> Iterator[RenderableType]:
             table.add_row(Text("…", "dim"), Text(f"{step.num_steps} steps", "dim"), Text(str(step), "dim"))
         else:
             table.add_row(*_map_cells(step, rows[step.key]))
-    yield Text(f"Map of {report.map_tokens} tokens: {len(segments)} segments and {len(breaks)} breaks in order", "bold")
+    counts = f"{_plural(len(segments), 'segment')} and {_plural(len(breaks), 'break')}"
+    yield Text(f"Map of {report.map_tokens} tokens: {counts} in order", "bold")
     yield table
 
 

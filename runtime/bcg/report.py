@@ -196,7 +196,7 @@ class _Header(msgspec.Struct):
 
 def encode_report(report: Report) -> bytes:
     """Returns the report as indented JSON with a newline at its end."""
-    return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+    return msgspec.json.format(msgspec.json.encode(report, enc_hook=_plain), indent=2) + b"\n"
 
 
 def decode_report(content: bytes, *, name: str = "report") -> Report:
@@ -287,6 +287,12 @@ def check_output_path(path: str | Path) -> None:
         raise UsageError(f"cannot write {path}: it is there already and is not a file", hint=hint)
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UsageError(f"cannot write {path}: folder {folder} is not writable", hint=hint)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, str):  # such as torch.__version__, which is more than a str
+        return str(value)
+    raise NotImplementedError(f"a report can't hold a {type(value).__name__}")
 
 
 def _one_line(error: BaseException) -> str:

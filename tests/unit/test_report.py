@@ -8,6 +8,7 @@ import os
 import stat
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from bcg.errors import ReportError, UsageError
@@ -69,6 +70,14 @@ def test_the_file_is_indented_json_that_begins_with_its_kind(report: CaptureRepo
     assert content.startswith(b'{\n  "kind": "capture",\n  "schema_version": 1,\n')
     assert content.endswith(b"}\n")
     assert json.loads(content)["buckets"][1]["status"] == "out of memory"
+
+
+def test_strings_that_are_more_than_strings_are_written_as_strings(report: CaptureReport) -> None:
+    class Version(str):
+        __slots__ = ()
+
+    environment = msgspec.structs.replace(report.environment, torch=Version("2.13.0"))
+    assert encode_report(msgspec.structs.replace(report, environment=environment)) == encode_report(report)
 
 
 def test_the_keys_of_the_file_are_frozen(report: CaptureReport) -> None:

@@ -1,0 +1,123 @@
+"""The command line's door: what it imports, its surface, and how errors become exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from bcg import __version__
+from bcg.errors import BcgError, CaptureError, CheckFailure, UsageError
+from bcg_cli.app import app
+
+
+def test_help_imports_no_torch() -> None:
+    code = """if True:
+        import sys
+        from bcg_cli.app import main
+        for words in (["--help"], ["capture", "--help"], ["capture", "--tokens", "0"]):
+            main(words)
+        print(sorted({"torch", "transformers", "numpy"} & set(sys.modules)))
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "Capture a model per token count" in done.stdout
+
+
+def test_python_dash_m() -> None:
+    done = subprocess.run([sys.executable, "-m", "bcg_cli", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"bcg {__version__}\n"
+
+
+def test_the_surface_is_frozen() -> None:
+    commands: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
+    surface = {
+        name: [word for parameter in command.params for word in (*parameter.opts, *parameter.secondary_opts)]
+        for name, command in commands.items()
+    }
+    assert surface == {
+        "capture": [
+            *("model", "--tokens", "--device", "--break", "--attention-break", "--no-attention-break"),
+            *("--dtype", "--seed", "--expect-breaks", "--json", "--traceback"),
+        ]
+    }
+
+
+def test_no_words_show_the_help(bcg: Any) -> None:
+    done = bcg()
+    assert done.code == 0
+    assert done.out.startswith("Usage: bcg")
+    assert done.err == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (UsageError("wrong", hint="do this"), 2, "error: wrong\nhint: do this\n"),
+        (BcgError("no"), 1, "error: no\n"),
+        (CaptureError("broken\nin two"), 1, "error: broken in two\n"),
+        (CheckFailure("differs"), 3, "error: differs\n"),
+        (
+            ValueError("odd\x1b[31m"),
+            1,
+            "error: ValueError: odd?[31m\nhint: run it again with --traceback to see where\n",
+        ),
+        (MemoryError(), 1, "error: MemoryError\nhint: run it again with --traceback to see where\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_errors_become_exit_codes(
+    bcg: Any, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, text: str
+) -> None:
+    monkeypatch.setattr("bcg_cli.commands.capture.resolve_device", _raiser(error))
+    done = bcg("capture")
+    assert (done.code, done.err, done.out) == (code, text, "")
+
+
+def test_traceback_shows_the_cause_and_then_the_line(bcg: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = BcgError("no", hint="h")
+    error.__cause__ = ZeroDivisionError("the user's own")
+    monkeypatch.setattr("bcg_cli.commands.capture.resolve_device", _raiser(error))
+    done = bcg("capture", "--traceback")
+    assert done.code == 1
+    assert done.err.startswith("ZeroDivisionError: the user's own")
+    assert "Traceback (most recent call last)" in done.err
+    assert done.err.endswith("error: no\nhint: h\n")
+
+
+def test_an_endless_message_is_cut(bcg: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bcg_cli.commands.capture.resolve_device", _raiser(ValueError("x" * 10**6)))
+    assert len(bcg("capture").err) < 3000
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["captur"], "error: No such command 'captur'."),
+        (["capture", "--toknes", "4"], "error: No such option: --toknes"),
+        (["capture", "a", "b"], "error: Got unexpected extra argument"),
+        (["capture", "--tokens"], "error: Option '--tokens' requires an argument."),
+        (["capture", "--device", "tpu"], "error: Invalid value for '--device'"),
+        (["capture", "--dtype", "int8"], "error: Invalid value for '--dtype'"),
+        (["capture", "--seed", "-1"], "error: Invalid value for '--seed'"),
+        (["capture", "--seed", "x"], "error: Invalid value for '--seed'"),
+        (["capture", "--expect-breaks", "-1"], "error: Invalid value for '--expect-breaks'"),
+    ],
+)
+def test_a_wrong_command_line_is_two_lines_and_exit_2(bcg: Any, words: list[str], text: str) -> None:
+    done = bcg(*words)
+    assert done.code == 2
+    assert done.err.startswith(text)
+    _error, hint = done.err.splitlines()
+    assert hint.startswith("hint: `bcg ")
+    assert done.out == ""
+
+
+def _raiser(error: BaseException) -> Any:
+    def fail(*_args: object, **_kwargs: object) -> None:
+        raise error
+
+    return fail
