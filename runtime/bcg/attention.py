@@ -25,17 +25,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import (
-    ALL_MASK_ATTENTION_FUNCTIONS,
-    bidirectional_mask_function,
-    causal_mask_function,
-    sliding_window_bidirectional_mask_function,
-    sliding_window_causal_mask_function,
-)
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from bcg.breaks import BreakLabel, call_break
 from bcg.context import ForwardContext, check_fits, current_forward_context
 from bcg.errors import ModelError, ReplayError
+from bcg.masks import build_mask
 
 _PREFIX = "bcg_"
 _MASKED_SUFFIX = "_with_model_masks"
@@ -140,35 +135,14 @@ class AttentionBreak:
         if window is not None and not causal:
             # The interface is given the flash kernels' window, which counts the token itself.
             window = getattr(self._config, "sliding_window", window)
-        if context is None:
-            return self._build_mask(query, length, window, causal)
-        key = (self._make_mask, length, window, causal, query.dtype, query.device)
-        return context.once(key, lambda: self._build_mask(query, length, window, causal))
 
-    def _build_mask(self, query: Tensor, length: int, window: int | None, causal: bool) -> Any:
-        if causal:
-            pattern = causal_mask_function if window is None else sliding_window_causal_mask_function(window)
-        elif window is None:
-            pattern = bidirectional_mask_function
-        else:
-            pattern = sliding_window_bidirectional_mask_function(window)
-        assert self._make_mask is not None
-        return self._make_mask(
-            batch_size=query.shape[0],
-            q_length=length,
-            kv_length=length,
-            q_offset=0,
-            kv_offset=0,
-            mask_function=pattern,
-            attention_mask=None,
-            allow_is_causal_skip=causal,
-            allow_is_bidirectional_skip=not causal,
-            local_size=window,
-            dtype=query.dtype,
-            config=self._config,
-            use_vmap=False,
-            device=query.device,
-        )
+        def make() -> Any:
+            assert self._make_mask is not None
+            return build_mask(self._make_mask, query, window, causal=causal, config=self._config)
+
+        if context is None:
+            return make()
+        return context.once((self._make_mask, length, window, causal, query.dtype, query.device), make)
 
     def _check_separable(self, query: Tensor, key: Tensor, context: ForwardContext) -> None:
         path = self.label.module

@@ -15,9 +15,10 @@ from transformers.utils import logging as transformers_logging
 from bcg.attention import attention_modules, install_attention_break
 from bcg.errors import ModelError
 from bcg.inputs import MakeInputs, describe_inputs
+from bcg.probe import describe_outputs
 from bcg.report import ModelInfo, ModelSource, ReportWarning, Weights
 from bcg.rules import BreakRules, break_mixers, break_modules
-from bcg.target import Target, describe_outputs
+from bcg.target import Target
 
 
 def build_target(

@@ -1,0 +1,109 @@
+"""What the first forwards of a target tell: whether it takes its inputs, and what its rows mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bcg.context import ForwardContext, forward_context
+from bcg.errors import BcgError, ModelError, ReplayError
+from bcg.inputs import PROBE_SIZES, Batch, find_token_dim
+from bcg.structure import tensors_in
+from bcg.target import Target, first_line, make_batch
+
+_SAME_SHAPE_TOLERANCE = {True: 1e-3, False: 0.02}
+_TOLERANCE = {True: 1e-3, False: 0.25}
+"""Mean difference, relative to the mean magnitude, above which requests are said to mix; for full-size dtypes
+and for 16-bit ones, which deep networks with random weights turn into several percent."""
+
+
+@dataclass(frozen=True)
+class OutputFacts:
+    """What the first forwards of a target told.
+
+    Attributes:
+        token_dims: Token dimension of each output tensor; None for one without.
+        separates_requests: Whether packed requests leave each other alone; None if the target takes no
+            packed requests at all.
+    """
+
+    token_dims: tuple[int | None, ...]
+    separates_requests: bool | None
+
+
+def describe_outputs(target: Target) -> OutputFacts:
+    """Run a target for one request alone, then for the same one packed behind two others in turn.
+
+    This is the first time that the module meets its inputs, it gives the token dimension of each output, and
+    it shows whether rows of one request (or padding) reach another one.
+
+    Raises:
+        ModelError: If the module doesn't take the inputs, returns no tensor, or returns one whose token
+            dimension is ambiguous.
+    """
+    size, double = PROBE_SIZES
+    generator = torch.Generator(target.device).manual_seed(0)
+    request = make_batch(target, (size,), generator)
+    fronts = [make_batch(target, (size,), generator) for _ in range(2)]
+    alone = _probe(target, request)
+    try:
+        packed = [_probe(target, _packed(target, front, request)) for front in fronts]
+    except (ReplayError, ModelError):
+        packed = [_probe(target, make_batch(target, (double,), generator))]
+    if len(alone) != len(packed[0]):
+        raise ModelError(f"the forward of {target.name} returns more tensors for more tokens")
+    dims = tuple(
+        find_token_dim(f"output {index} of {target.name}", tuple(one.shape), tuple(two.shape))
+        for index, (one, two) in enumerate(zip(alone, packed[0], strict=True))
+    )
+    if all(dim is None for dim in dims):
+        raise ModelError(
+            f"no output of {target.name} grows with the number of tokens: "
+            f"shapes {[list(tensor.shape) for tensor in alone]}",
+            hint="the captured forward must return one row per token, such as the last hidden state",
+        )
+    if len(packed) == 1:
+        return OutputFacts(dims, None)
+    first, second = (_back_halves(outputs, dims) for outputs in packed)
+    alone = [tensor for tensor, dim in zip(alone, dims, strict=True) if dim is not None]
+    # The same shapes run the same kernels, so the first comparison is nearly exact in any dtype.
+    separates = _are_close(first, second, _SAME_SHAPE_TOLERANCE) and _are_close(alone, first, _TOLERANCE)
+    return OutputFacts(dims, separates)
+
+
+def _packed(target: Target, front: Batch, back: Batch) -> Batch:
+    dims = {spec.name: spec.token_dim for spec in target.input_specs}
+    inputs = {
+        name: value if (dim := dims[name]) is None else torch.cat([front.inputs[name], value], dim=dim)
+        for name, value in back.inputs.items()
+    }
+    return Batch(inputs=inputs, request_lengths=front.request_lengths + back.request_lengths)
+
+
+def _back_halves(outputs: list[Tensor], dims: tuple[int | None, ...]) -> list[Tensor]:
+    return [tensor.chunk(2, dim)[1] for tensor, dim in zip(outputs, dims, strict=True) if dim is not None]
+
+
+def _are_close(expected: list[Tensor], got: list[Tensor], tolerances: dict[bool, float]) -> bool:
+    for one, other in zip(expected, got, strict=True):
+        tolerance = tolerances[one.element_size() >= 4]
+        difference = (one.double() - other.double()).abs().mean()
+        if not bool(difference <= tolerance * one.double().abs().mean()):
+            return False
+    return True
+
+
+def _probe(target: Target, batch: Batch) -> list[Tensor]:
+    try:
+        with forward_context(ForwardContext(batch.request_lengths)):
+            return list(tensors_in(target(batch.inputs)))
+    except BcgError:
+        raise
+    except Exception as error:
+        given = ", ".join(f"{name} {list(value.shape)}" for name, value in batch.inputs.items())
+        raise ModelError(
+            f"{target.name} does not take its inputs ({given}): {type(error).__name__}: {first_line(error)}",
+            hint="a factory can return (module, make_inputs) to make other inputs; see --traceback",
+        ) from error
