@@ -24,8 +24,8 @@ fix: .venv/installed-dev ## apply the linter's fixes and the format
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-test-gpu: ## run tests/gpu with the machine's own python, torch and GPU
-	PYTHONPATH=runtime:. $(PYTHON) -m pytest tests/gpu $(ARGS)
+test-gpu: ## run the GPU tests with the machine's own python, torch and GPU
+	PYTHONPATH=runtime:. $(PYTHON) -m pytest -m gpu $(ARGS)
 
 clean: ## remove .venv and what tools left behind
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,18 +1,11 @@
-"""Tests under ``tests/gpu`` need a GPU; where there is none they are skipped, and say so."""
+"""What tests share: the device that a test runs on. Where there is no GPU, tests that need one are skipped."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-
-GPU_TESTS = Path(__file__).parent / "gpu"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.is_relative_to(GPU_TESTS):
-            item.add_marker("gpu")
     needy = [item for item in items if item.get_closest_marker("gpu")]
     if needy and not _has_gpu():
         for item in needy:
@@ -23,3 +16,9 @@ def _has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Each device on which segments can be recorded."""
+    return str(request.param)

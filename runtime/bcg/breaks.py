@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
+import torch
+
 if TYPE_CHECKING:
     from bcg.capture import BreakableCUDAGraphCapture
 
@@ -91,25 +93,22 @@ def eager_on_graph(function: Any = None, /, *, enable: bool = True, name: str | 
 def _mark(function: Callable[P, R], *, enable: bool, name: str | None) -> Callable[P, R]:
     if not enable:
         return function
-    label = BreakLabel(name or str(getattr(function, "__qualname__", type(function).__name__)))
+    label = BreakLabel(name or str(getattr(function, "__qualname__", type(function).__name__)).split("<locals>.")[-1])
 
     @functools.wraps(function)
     def broken(*args: P.args, **kwargs: P.kwargs) -> R:
         result: R = call_break(function, args, kwargs, label)
         return result
 
-    # What torch.compiler.disable sets; calling it would import the compiler whenever a function is marked.
-    broken._torchdynamo_disable = True  # type: ignore[attr-defined]
-    return broken
+    kept_from_compilers: Callable[P, R] = torch.compiler.disable(broken)
+    return kept_from_compilers
 
 
 def _nothing() -> None:
     return None
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def break_graph() -> None:
     """End the segment here and begin the next one; nothing runs between them."""
     call_break(_nothing, (), {}, BreakLabel("break_graph", source="explicit"))
-
-
-break_graph._torchdynamo_disable = True  # type: ignore[attr-defined]

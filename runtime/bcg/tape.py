@@ -250,7 +250,7 @@ class _FunctionTape(TorchFunctionMode):
     """Sees the host reads that never reach the dispatcher: on CPU tensors ``tolist()`` or ``bool()`` don't."""
 
     def __init__(self, tape: Tape) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._tape = tape
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -1,0 +1,128 @@
+"""Behaviours 8 to 13: the decorator."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+
+from bcg import BreakableCUDAGraph, BreakableCUDAGraphCapture, eager_on_graph
+
+
+def plain(t: torch.Tensor) -> torch.Tensor:
+    return t * 2
+
+
+def test_8_disabled_it_returns_the_very_function() -> None:
+    assert eager_on_graph(enable=False)(plain) is plain
+    assert eager_on_graph(False)(plain) is plain
+    assert eager_on_graph(enable=True)(plain) is not plain
+    assert eager_on_graph(True)(plain) is not plain
+
+
+def test_9_outside_a_capture_the_function_runs(device: str) -> None:
+    t = torch.ones(4, device=device)
+    assert torch.equal(eager_on_graph(plain)(t), t * 2)
+    assert eager_on_graph(plain).__name__ == "plain"
+
+
+def test_10_positional_and_keyword_arguments(device: str) -> None:
+    @eager_on_graph
+    def scale(t: torch.Tensor, factor: float, *, offset: torch.Tensor) -> torch.Tensor:
+        return t * factor + offset
+
+    x, offset = torch.ones(4, device=device), torch.ones(4, device=device)
+    graph = BreakableCUDAGraph(device)
+    with BreakableCUDAGraphCapture(graph):
+        y = scale(x, 3.0, offset=offset) + 0
+    x.fill_(2)
+    offset.fill_(10)
+    graph.replay()
+    assert y.tolist() == [16.0] * 4
+
+
+def test_11_a_break_inside_a_break_runs_inline(device: str) -> None:
+    inner = eager_on_graph(lambda t: t + 1)
+    outer = eager_on_graph(lambda t: inner(t) * 2)
+    x = torch.zeros(4, device=device)
+    graph = BreakableCUDAGraph(device)
+    with BreakableCUDAGraphCapture(graph):
+        y = outer(x + 0) + 0
+    x.fill_(4)
+    graph.replay()
+    assert y.tolist() == [10.0] * 4
+    assert graph.num_breaks == 1
+
+
+def test_12_it_works_on_methods(device: str) -> None:
+    class Scaler:
+        factor = 2.0
+
+        @eager_on_graph(enable=True)
+        def scale(self, t: torch.Tensor) -> torch.Tensor:
+            return t * self.factor
+
+    scaler = Scaler()
+    x = torch.ones(4, device=device)
+    graph = BreakableCUDAGraph(device)
+    with BreakableCUDAGraphCapture(graph):
+        y = scaler.scale(x) + 1
+    scaler.factor = 5.0
+    graph.replay()
+    assert y.tolist() == [6.0] * 4
+    assert graph.breaks[0].label.name.endswith("Scaler.scale")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_12_it_works_through_torch_compile(device: str) -> None:
+    inside: list[bool] = []
+
+    @eager_on_graph
+    def double(t: torch.Tensor) -> torch.Tensor:
+        inside.append(torch.compiler.is_compiling())
+        return t * 2
+
+    def surrounding(t: torch.Tensor) -> torch.Tensor:
+        return double(t + 1) + 3
+
+    compiled = torch.compile(surrounding, backend="eager")
+    x = torch.zeros(4, device=device)
+    assert compiled(x).tolist() == [5.0] * 4
+    graph = BreakableCUDAGraph(device)
+    with BreakableCUDAGraphCapture(graph):
+        y = compiled(x)
+    x.fill_(10)
+    graph.replay()
+    assert y.tolist() == [25.0] * 4
+    assert (graph.num_segments, graph.num_breaks) == (2, 1)
+    assert not any(inside)
+
+
+def test_13_argument_tensors_are_not_kept_alive(device: str) -> None:
+    double = eager_on_graph(plain)
+    x = torch.ones(4, device=device)
+    graph = BreakableCUDAGraph(device)
+    with BreakableCUDAGraphCapture(graph):
+        argument = x + 1
+        watched = weakref.ref(argument)
+        y = double(argument) + 1
+        del argument
+    gc.collect()
+    assert watched() is None
+    assert y.tolist() == [5.0] * 4
+
+
+def test_13_external_arguments_are_kept_alive(device: str) -> None:
+    add = eager_on_graph(lambda t, u: t + u)
+    x = torch.ones(4, device=device)
+    external = torch.full((4,), 7.0, device=device)
+    graph = BreakableCUDAGraph(device)
+    with BreakableCUDAGraphCapture(graph):
+        y = add(x + 0, external) * 1
+    del external
+    churn = [torch.full((4,), float("nan"), device=device) for _ in range(64)]
+    graph.replay()
+    assert y.tolist() == [8.0] * 4
+    assert len(churn) == 64

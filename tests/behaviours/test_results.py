@@ -1,0 +1,209 @@
+"""Behaviours 14 to 21: what a break returns reaches the next segment, at the same address every time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from bcg import BreakableCUDAGraph, BreakableCUDAGraphCapture, CaptureError, ReplayError, eager_on_graph
+
+
+@dataclass
+class Result:
+    data: Tensor
+    note: str
+    parts: tuple[Tensor, ...] = ()
+
+
+class Pair(NamedTuple):
+    left: Tensor
+    right: Tensor
+
+
+def capture(device: str, function: Callable[[Tensor], Any], use: Callable[[Any], Tensor]) -> Any:
+    """Capture `use(break(x))`; return the graph, its input, the break's result in the body and the output."""
+    x = torch.ones(4, device=device)
+    graph = BreakableCUDAGraph(device)
+    with BreakableCUDAGraphCapture(graph):
+        handed = eager_on_graph(function)(x + 0)
+        y = use(handed) + 0
+    return graph, x, handed, y
+
+
+def test_14_a_tensor_is_written_in_place(device: str) -> None:
+    graph, x, handed, y = capture(device, lambda t: t * 2, lambda r: r)
+    address = handed.data_ptr()
+    for value in (3, 4):
+        x.fill_(value)
+        graph.replay()
+        assert handed.tolist() == y.tolist() == [2.0 * value] * 4
+        assert handed.data_ptr() == address
+    (boundary,) = graph.breaks[0].boundaries
+    assert boundary.data_ptr() == address
+
+
+def test_15_every_tensor_of_a_dict(device: str) -> None:
+    graph, x, handed, y = capture(device, lambda t: {"a": t * 2, "b": {"c": t + 1}}, lambda r: r["a"] + r["b"]["c"])
+    x.fill_(5)
+    graph.replay()
+    assert y.tolist() == [16.0] * 4
+    assert handed["b"]["c"].tolist() == [6.0] * 4
+
+
+def test_16_an_object_gets_its_tensors_copied_and_its_other_attributes_replaced(device: str) -> None:
+    notes = iter(["capture", "replay"])
+    graph, x, handed, y = capture(device, lambda t: Result(t * 2, next(notes)), lambda r: r.data)
+    assert handed.note == "capture"
+    x.fill_(5)
+    graph.replay()
+    assert y.tolist() == [10.0] * 4
+    assert handed.note == "replay"
+
+
+def test_16_an_object_that_the_break_keeps_is_not_touched(device: str) -> None:
+    kept = Result(torch.full((4,), 9.0, device=device), "kept")
+    own = kept.data
+    graph, _, handed, y = capture(device, lambda t: kept, lambda r: r.data)
+    assert kept.data is own and handed is not kept
+    own.fill_(11)
+    graph.replay()
+    assert y.tolist() == [11.0] * 4
+
+
+def test_17_tuples_lists_and_named_tuples(device: str) -> None:
+    graph, x, handed, y = capture(
+        device,
+        lambda t: ([t + 1, t + 2], Pair(t * 2, t * 3)),
+        lambda r: r[0][0] + r[0][1] + r[1].left + r[1].right,
+    )
+    assert isinstance(handed[1], Pair)
+    x.fill_(10)
+    graph.replay()
+    assert y.tolist() == [11.0 + 12.0 + 20.0 + 30.0] * 4
+
+
+@pytest.mark.parametrize("value", [None, 7, "text", 2.5, True, (1, "x")])
+def test_18_a_value_without_a_tensor_is_passed_through(device: str, value: object) -> None:
+    graph, _, handed, _ = capture(device, lambda t: value, lambda r: torch.zeros(4, device=device))
+    assert handed == value
+    graph.replay()
+
+
+def test_18_a_number_that_changes_is_an_error(device: str) -> None:
+    numbers = iter([5, 5, 7])
+    graph, _, _, _ = capture(device, lambda t: next(numbers), lambda r: torch.full((4,), float(r), device=device))
+    graph.replay()
+    with pytest.raises(ReplayError, match=r"^break <lambda> returned 7 at replay; at capture it was 5"):
+        graph.replay()
+
+
+def test_19_fields_keep_their_own_row_counts(device: str) -> None:
+    graph, x, handed, y = capture(
+        device, lambda t: (t[:1] * 2, t[:3] * 3, t.sum()), lambda r: r[0].sum() + r[1].sum() + r[2]
+    )
+    x.fill_(2)
+    graph.replay()
+    assert [tuple(part.shape) for part in handed] == [(1,), (3,), ()]
+    assert y.item() == 4.0 + 18.0 + 8.0
+
+
+def test_20_a_result_survives_churn_and_spares_other_tensors(device: str) -> None:
+    graph, x, _, y = capture(device, lambda t: t * 2, lambda r: r)
+    for value in range(3):
+        churn = [torch.full((4,), -1.0, device=device) for _ in range(64)]
+        x.fill_(value)
+        graph.replay()
+        assert y.tolist() == [2.0 * value] * 4
+        assert all(tensor.tolist() == [-1.0] * 4 for tensor in churn)
+
+
+def test_21_same_shaped_results_keep_distinct_addresses(device: str) -> None:
+    graph, x, handed, y = capture(device, lambda t: (t + 1, t + 2), lambda r: r[0] * 10 + r[1])
+    assert handed[0].data_ptr() != handed[1].data_ptr()
+    x.fill_(1)
+    graph.replay()
+    assert y.tolist() == [23.0] * 4
+
+
+def test_results_that_share_memory_keep_sharing_it(device: str) -> None:
+    def halves(t: Tensor) -> tuple[Tensor, Tensor]:
+        whole = t * 2
+        return whole, whole[:2]
+
+    graph, x, handed, y = capture(device, halves, lambda r: r[1].add_(100) * 0 + r[0][:2])
+    x.fill_(3)
+    graph.replay()
+    assert y.tolist() == [106.0] * 2
+    assert handed[0].data_ptr() == handed[1].data_ptr()
+
+
+def test_an_argument_that_is_returned_stays_the_argument(device: str) -> None:
+    x = torch.zeros(4, device=device)
+    in_place = eager_on_graph(lambda t: t.add_(1))
+    graph = BreakableCUDAGraph(device)
+    with BreakableCUDAGraphCapture(graph):
+        given = x * 2
+        returned = in_place(given)
+        returned.mul_(10)
+        y = given + 0
+    x.fill_(2)
+    graph.replay()
+    assert returned is given
+    assert y.tolist() == [50.0] * 4
+    assert graph.breaks[0].boundary_bytes == 0
+
+
+def test_an_expanded_result_is_held(device: str) -> None:
+    graph, x, handed, y = capture(device, lambda t: (t[:1] * 2).expand(4), lambda r: r)
+    x.fill_(3)
+    graph.replay()
+    assert y.tolist() == [6.0] * 4
+    assert handed.stride() == (0,)
+
+
+def test_another_shape_at_replay_is_an_error_that_names_the_break(device: str) -> None:
+    sizes = iter([4, 3])
+
+    def shrinking(t: Tensor) -> Tensor:
+        return t[: next(sizes)] * 2
+
+    graph, _, _, _ = capture(device, shrinking, lambda r: r)
+    with pytest.raises(ReplayError, match=r"^break shrinking returned \(3,\).* at capture it was \(4,\)"):
+        graph.replay()
+
+
+def test_another_tuple_at_replay_is_an_error(device: str) -> None:
+    lengths = iter([2, 1])
+    graph, _, _, _ = capture(device, lambda t: (t * 2,) * next(lengths), lambda r: r[0])
+    with pytest.raises(ReplayError, match=r"returned 1 items at replay; at capture it was a tuple of 2 items"):
+        graph.replay()
+
+
+@pytest.mark.parametrize("make", [lambda t: deque([t]), lambda t: {t}, lambda t: iter([t])])
+def test_an_unknown_structure_is_an_error_at_capture(device: str, make: Callable[[Tensor], Any]) -> None:
+    with pytest.raises(CaptureError, match=r"^break <lambda> returned a .* whose tensors can't be found") as caught:
+        capture(device, make, lambda r: torch.zeros(4, device=device))
+    assert caught.value.hazard == "S9"
+
+
+def test_a_break_keeps_the_autocast_of_its_surroundings(device: str) -> None:
+    dtypes: list[torch.dtype] = []
+
+    @eager_on_graph
+    def product(t: Tensor) -> Tensor:
+        result = t.view(2, 2) @ t.view(2, 2)
+        dtypes.append(result.dtype)
+        return result
+
+    x = torch.ones(4, device=device)
+    graph = BreakableCUDAGraph(device)
+    with BreakableCUDAGraphCapture(graph), torch.autocast(device, torch.bfloat16):
+        product(x)
+    graph.replay()
+    assert dtypes == [torch.bfloat16, torch.bfloat16]

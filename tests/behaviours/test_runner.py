@@ -1,0 +1,260 @@
+"""Behaviours 32 to 40: the runner captures every bucket and replays batches of any size."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bcg import (
+    Batch,
+    CaptureError,
+    GraphRunner,
+    ReplayError,
+    Target,
+    current_capture,
+    current_forward_context,
+    eager_on_graph,
+    make_batch,
+)
+from bcg.models.build import build_target
+from bcg.structure import tensors_in
+
+WIDTH = 4
+
+
+def make_inputs(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, Tensor]:
+    return {"x": torch.rand((num_tokens, WIDTH), device=device, generator=generator)}
+
+
+def target_of(module: nn.Module, device: str) -> Target:
+    place = torch.device(device, 0) if device == "cuda" else torch.device(device)
+    return build_target(
+        "test",
+        module.to(place),
+        source="factory",
+        weights="user",
+        seed=None,
+        device=place,
+        attention_break=False,
+        break_globs=(),
+        make_inputs=make_inputs,
+    )
+
+
+class Requests(nn.Module):
+    """Adds each request's index to its rows, in a break that reads the live context."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[int, bool]] = []
+        self.contexts: list[tuple[int, ...]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.append((len(x), current_capture() is not None))
+        return self.add_index(x * 2) + 0.5
+
+    @eager_on_graph
+    def add_index(self, x: Tensor) -> Tensor:
+        context = current_forward_context()
+        assert context is not None
+        self.contexts.append(context.request_lengths)
+        result = x.clone()
+        for index, (start, end) in enumerate(zip(context.offsets(), context.offsets()[1:], strict=False)):
+            result[start:end] += index
+        return result
+
+
+@pytest.fixture
+def module() -> Requests:
+    return Requests()
+
+
+@pytest.fixture
+def runner(module: Requests, device: str) -> GraphRunner:
+    return GraphRunner(target_of(module, device))
+
+
+@pytest.fixture
+def generator(runner: GraphRunner) -> torch.Generator:
+    return torch.Generator(runner.target.device).manual_seed(5)
+
+
+def test_32_each_bucket_is_warmed_up_and_then_captured_once(runner: GraphRunner, module: Requests) -> None:
+    module.calls.clear()
+    runner.capture([8, 16])
+    assert module.calls == [(16, False), (16, False), (16, True), (8, False), (8, False), (8, True)]
+
+
+def test_33_a_batch_between_buckets_is_padded_and_cut(runner: GraphRunner, generator: torch.Generator) -> None:
+    runner.capture([8, 16])
+    batch = make_batch(runner.target, (6, 5), generator)
+    replayed = runner.replay(batch).clone()
+    assert replayed.shape == (11, WIDTH)
+    assert torch.equal(replayed, runner.eager(batch))
+    assert runner.graphs[16].num_replays == 1
+    assert runner.graphs[8].num_replays == 0
+
+
+def test_34_a_batch_above_the_largest_bucket_runs_eagerly_and_is_counted(
+    runner: GraphRunner, generator: torch.Generator
+) -> None:
+    runner.capture([8])
+    batch = make_batch(runner.target, (9,), generator)
+    assert torch.equal(runner.replay(batch), runner.eager(batch))
+    assert (runner.num_fallbacks, runner.num_replays) == (1, 0)
+
+
+def test_35_without_a_bucket_there_is_a_clear_error(runner: GraphRunner, generator: torch.Generator) -> None:
+    with pytest.raises(ReplayError, match="^no bucket was captured$"):
+        runner.replay(make_batch(runner.target, (3,), generator))
+    with pytest.raises(CaptureError, match="^there is no bucket to capture$"):
+        runner.capture([])
+
+
+def test_36_breaks_read_the_live_batch(runner: GraphRunner, module: Requests, generator: torch.Generator) -> None:
+    runner.capture([8])
+    module.contexts.clear()
+    for lengths in ((8,), (3, 5), (1, 1, 1), (2,)):
+        batch = make_batch(runner.target, lengths, generator)
+        replayed = runner.replay(batch).clone()
+        assert module.contexts.pop() == lengths
+        assert torch.equal(replayed, runner.eager(batch))
+    assert current_forward_context() is None
+
+
+def test_37_no_batch_is_kept_alive(runner: GraphRunner, generator: torch.Generator) -> None:
+    runner.capture([8])
+    batch = make_batch(runner.target, (5,), generator)
+    tensor, whole = weakref.ref(batch.inputs["x"]), weakref.ref(batch)
+    runner.replay(batch)
+    del batch
+    gc.collect()
+    assert tensor() is None and whole() is None
+
+
+def test_38_a_mix_of_sizes_equals_eager(runner: GraphRunner, module: Requests, generator: torch.Generator) -> None:
+    runner.capture([4, 8, 16])
+    captures = sum(captured for _, captured in module.calls)
+    for lengths in [(16,), (1,), (4, 4), (3,), (8, 7), (5,), (2, 2), (16,), (1, 1, 1, 1, 1)] * 3:
+        batch = make_batch(runner.target, lengths, generator)
+        assert torch.equal(runner.replay(batch), runner.eager(batch))
+    assert sum(captured for _, captured in module.calls) == captures == 3
+    assert runner.num_replays == 27
+
+
+def test_39_replays_are_counted(runner: GraphRunner, generator: torch.Generator) -> None:
+    runner.capture([8])
+    assert runner.num_replays == 0
+    for _ in range(3):
+        runner.replay(make_batch(runner.target, (8,), generator))
+    assert runner.num_replays == 3
+
+
+def test_40_everything_eager_through_the_graph_path(device: str, module: Requests) -> None:
+    runner = GraphRunner(target_of(module, device), everything_eager=True)
+    runner.capture([8])
+    assert (runner.graphs[8].num_segments, runner.graphs[8].num_breaks) == (0, 1)
+    generator = torch.Generator(runner.target.device).manual_seed(5)
+    for lengths in ((8,), (2, 3)):
+        batch = make_batch(runner.target, lengths, generator)
+        assert torch.equal(runner.replay(batch), runner.eager(batch))
+
+
+def test_replay_equals_eager_on_the_padded_batch(runner: GraphRunner, generator: torch.Generator) -> None:
+    runner.capture([8, 16])
+    batch = make_batch(runner.target, (3, 7), generator)
+    replayed = runner.replay(batch).clone()
+    assert torch.equal(replayed, runner.eager_padded(batch))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"x": torch.zeros(5, WIDTH)}, None),
+        ({"y": torch.zeros(5, WIDTH)}, "wrong inputs: expected x, got y"),
+        ({"x": torch.zeros(4, WIDTH)}, "wrong input 'x': expected float32 .5, 4., got float32 .4, 4."),
+        ({"x": torch.zeros(5, WIDTH, dtype=torch.float64)}, "wrong input 'x': expected float32 .*, got float64"),
+    ],
+)
+def test_other_inputs_are_refused(runner: GraphRunner, inputs: dict[str, Tensor], message: str | None) -> None:
+    runner.capture([8])
+    batch = Batch({name: value.to(runner.target.device) for name, value in inputs.items()}, (5,))
+    if message is None:
+        assert runner.replay(batch).shape == (5, WIDTH)
+        return
+    with pytest.raises(ReplayError, match=message):
+        runner.replay(batch)
+
+
+class Greedy(nn.Module):
+    """Runs out of memory above a size."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 16:
+            raise torch.OutOfMemoryError("planted: tried to allocate everything")
+        return x + 1
+
+
+def test_a_bucket_out_of_memory_is_reported_and_the_smaller_ones_are_captured(device: str) -> None:
+    runner = GraphRunner(target_of(Greedy(), device))
+    seen: list[tuple[int, str]] = []
+    results = runner.capture([8, 32, 16], on_bucket=lambda result: seen.append((result.tokens, result.status)))
+    assert seen == [(32, "out of memory"), (16, "captured"), (8, "captured")]
+    assert results[0].error == "planted: tried to allocate everything"
+    assert sorted(runner.graphs) == [8, 16]
+
+
+class FailsIn(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inner(x)
+        return x * x.sum().item() if current_capture() else x
+
+
+def test_a_failed_bucket_says_bucket_module_and_line(device: str) -> None:
+    runner = GraphRunner(target_of(FailsIn(), device))
+    with pytest.raises(CaptureError, match="^bucket of 8 tokens: the host reads a device value") as caught:
+        runner.capture([8])
+    assert caught.value.hazard == "L1"
+    assert caught.value.place is not None and caught.value.place.module == "FailsIn"
+
+
+class Structured(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        return {"rows": x * 2, "pair": (x.t() + 1, x.sum(0))}
+
+
+def test_a_structured_output_is_cut_along_each_tensors_token_dimension(device: str) -> None:
+    runner = GraphRunner(target_of(Structured(), device))
+    runner.capture([8])
+    generator = torch.Generator(runner.target.device).manual_seed(1)
+    batch = make_batch(runner.target, (5,), generator)
+    output = runner.replay(batch)
+    assert [tuple(tensor.shape) for tensor in tensors_in(output)] == [(5, WIDTH), (WIDTH, 5), (WIDTH,)]
+    assert torch.equal(output["rows"], runner.eager(batch)["rows"])
+
+
+def test_the_first_error_of_a_bucket_leaves_the_earlier_buckets(device: str) -> None:
+    sizes: Iterator[int] = iter([16])
+
+    class OnlyFirst(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) == 8 and current_capture() is not None and next(sizes, None):
+                raise ValueError("planted")
+            return x + 1
+
+    runner = GraphRunner(target_of(OnlyFirst(), device))
+    with pytest.raises(CaptureError, match="^bucket of 8 tokens: ValueError: planted, in segment 0"):
+        runner.capture([8, 16])
+    assert sorted(runner.graphs) == [16]
+    runner.capture([8, 16])
+    assert sorted(runner.graphs) == [8, 16]

@@ -1,0 +1,177 @@
+"""Behaviours 1 to 7: segments and breaks replay in program order, on whatever the inputs hold now."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bcg import BreakableCUDAGraph, BreakableCUDAGraphCapture, ReplayError, break_graph, eager_on_graph
+
+
+def static(device: str, value: float = 0.0) -> torch.Tensor:
+    return torch.full((4,), value, device=device)
+
+
+def test_1_without_a_break_there_is_one_segment(device: str) -> None:
+    x = static(device)
+    graph = BreakableCUDAGraph(device)
+    with BreakableCUDAGraphCapture(graph):
+        y = x + 1
+    x.fill_(5)
+    graph.replay()
+    assert y.tolist() == [6.0] * 4
+    assert (graph.num_segments, graph.num_breaks, graph.num_replays) == (1, 0, 1)
+
+
+def test_2_one_break_makes_two_segments(device: str) -> None:
+    double = eager_on_graph(lambda t: t * 2)
+    x = static(device)
+    graph = BreakableCUDAGraph(device)
+    with BreakableCUDAGraphCapture(graph):
+        y = double(x + 1) + 3
+    x.fill_(10)
+    graph.replay()
+    assert y.tolist() == [25.0] * 4
+    assert (graph.num_segments, graph.num_breaks) == (2, 1)
+
+
+def test_3_two_breaks_interleave_and_run_once_at_capture(device: str) -> None:
+    order: list[str] = []
+
+    @eager_on_graph
+    def first(t: torch.Tensor) -> torch.Tensor:
+        order.append("first")
+        return t * 2
+
+    @eager_on_graph
+    def second(t: torch.Tensor) -> torch.Tensor:
+        order.append("second")
+        return t - 1
+
+    x = static(device)
+    graph = BreakableCUDAGraph(device)
+    with BreakableCUDAGraphCapture(graph):
+        y = second(first(x + 1) + 3) + 2
+    assert order == ["first", "second"]
+    x.fill_(5)
+    graph.replay()
+    assert y.tolist() == [16.0] * 4
+    assert (graph.num_segments, graph.num_breaks) == (3, 2)
+    assert [type(step).__name__ for step in graph.steps] == ["Segment", "Break", "Segment", "Break", "Segment"]
+    assert order == ["first", "second"] * 2
+
+
+def test_4_each_replay_reads_its_own_inputs(device: str) -> None:
+    triple = eager_on_graph(lambda t: t * 3)
+    x = static(device, 7)
+    graph = BreakableCUDAGraph(device)
+    with BreakableCUDAGraphCapture(graph):
+        y = triple(x + 0) + 3
+    results = []
+    for value in (0, 10):
+        x.fill_(value)
+        graph.replay()
+        results.append(y.clone().tolist())
+    assert results == [[3.0] * 4, [33.0] * 4]
+
+
+def test_5_an_explicit_empty_break(device: str) -> None:
+    x = static(device)
+    graph = BreakableCUDAGraph(device)
+    with BreakableCUDAGraphCapture(graph):
+        y = x + 1
+        break_graph()
+        y = y + 2
+    x.fill_(10)
+    graph.replay()
+    assert y.tolist() == [13.0] * 4
+    assert (graph.num_segments, graph.num_breaks) == (2, 1)
+
+
+def test_6_breaks_replay_in_program_order(device: str) -> None:
+    order: list[str] = []
+
+    def note(name: str) -> None:
+        eager_on_graph(lambda: order.append(name))()
+
+    x = static(device)
+    graph = BreakableCUDAGraph(device)
+    with BreakableCUDAGraphCapture(graph):
+        for name in "ABC":
+            note(name)
+            x.add_(1)
+    order.clear()
+    graph.replay()
+    assert order == ["A", "B", "C"]
+
+
+@pytest.mark.parametrize(
+    ("program", "num_segments", "num_breaks"),
+    [("bs", 1, 1), ("sb", 1, 1), ("sbbs", 2, 2), ("bb", 0, 2), ("bsb", 1, 2)],
+)
+def test_7_breaks_at_the_edges_and_in_a_row(device: str, program: str, num_segments: int, num_breaks: int) -> None:
+    @eager_on_graph
+    def double(t: torch.Tensor) -> torch.Tensor:
+        return t * 2
+
+    def run(t: torch.Tensor) -> torch.Tensor:
+        for kind in program:
+            t = double(t) if kind == "b" else t + 3
+        return t
+
+    x = static(device, 1)
+    graph = BreakableCUDAGraph(device)
+    with BreakableCUDAGraphCapture(graph):
+        y = run(x)
+    x.fill_(5)
+    graph.replay()
+    assert torch.equal(y, run(static(device, 5)))
+    assert (graph.num_segments, graph.num_breaks) == (num_segments, num_breaks)
+
+
+def test_an_empty_graph_cannot_be_replayed(device: str) -> None:
+    with pytest.raises(ReplayError, match="^replay of an empty graph$"):
+        BreakableCUDAGraph(device).replay()
+
+
+def test_a_segment_can_be_looked_into(device: str) -> None:
+    x = static(device)
+    graph = BreakableCUDAGraph(device)
+    with BreakableCUDAGraphCapture(graph):
+        _ = (x + 1) * 2
+    (segment,) = graph.segments
+    contents = segment.contents()
+    assert contents.num_kernels == 2
+    assert sum(contents.kernels.values()) == 2
+    assert contents.node_counts == ({"operation": 2} if device == "cpu" else {"kernel": 2})
+    assert [operation.name for operation in segment.tape.operations] == ["aten.add.Tensor", "aten.mul.Tensor"]
+    assert segment.tape.operations[0].file.endswith("test_segments.py")
+    assert [tensor.data_ptr() for tensor in segment.tape.externals.values()] == [x.data_ptr()]
+
+
+def test_a_random_segment_draws_anew_at_every_replay(device: str) -> None:
+    x = static(device)
+    graph = BreakableCUDAGraph(device)
+    with BreakableCUDAGraphCapture(graph):
+        y = x + torch.rand_like(x)
+    draws = []
+    for _ in range(3):
+        graph.replay()
+        draws.append(tuple(y.tolist()))
+    assert len(set(draws)) == 3
+
+
+def test_a_registered_generator_advances(device: str) -> None:
+    generator = torch.Generator(device).manual_seed(3)
+    graph = BreakableCUDAGraph(device)
+    graph.register_generator(generator)
+    with BreakableCUDAGraphCapture(graph):
+        y = torch.rand(4, device=device, generator=generator)
+    generator.manual_seed(3)
+    draws = []
+    for _ in range(2):
+        graph.replay()
+        draws.append(y.clone())
+    eager = torch.Generator(device).manual_seed(3)
+    expected = [torch.rand(4, device=device, generator=eager) for _ in range(2)]
+    assert all(torch.equal(drawn, wanted) for drawn, wanted in zip(draws, expected, strict=True))

@@ -1,0 +1,258 @@
+"""Behaviours 22 to 26: one capture at a time and thread, and nothing left behind by a failure."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from bcg import (
+    BreakableCUDAGraph,
+    BreakableCUDAGraphCapture,
+    CaptureError,
+    HostReadError,
+    ReplayError,
+    current_capture,
+    eager_on_graph,
+)
+
+
+def assert_fit_for_capture(device: str) -> None:
+    """Capture, break and replay something, draw random numbers, and allocate: all must work."""
+    double = eager_on_graph(lambda t: t * 2)
+    x = torch.ones(4, device=device)
+    torch.rand(4, device=device)
+    graph = BreakableCUDAGraph(device)
+    with BreakableCUDAGraphCapture(graph):
+        y = double(x + 1) + 0
+    x.fill_(4)
+    graph.replay()
+    assert y.tolist() == [10.0] * 4
+
+
+def test_22_the_current_capture(device: str) -> None:
+    graph = BreakableCUDAGraph(device)
+    assert current_capture() is None
+    with BreakableCUDAGraphCapture(graph) as capture:
+        assert current_capture() is capture
+        torch.ones(4, device=device)
+    assert current_capture() is None
+
+
+@pytest.mark.parametrize("where", ["body", "break"])
+def test_22_none_is_current_after_an_exception(device: str, where: str) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError("planted")
+
+    graph = BreakableCUDAGraph(device)
+    with pytest.raises(ZeroDivisionError), BreakableCUDAGraphCapture(graph):
+        torch.ones(4, device=device)
+        (eager_on_graph(fail) if where == "break" else fail)()
+    assert current_capture() is None
+    assert gc.isenabled()
+    assert_fit_for_capture(device)
+
+
+def test_23_the_active_capture_is_per_thread(device: str) -> None:
+    seen: list[object] = []
+    graph = BreakableCUDAGraph(device)
+    with BreakableCUDAGraphCapture(graph):
+        torch.ones(4, device=device)
+        thread = threading.Thread(target=lambda: seen.append(current_capture()))
+        thread.start()
+        thread.join()
+    assert seen == [None]
+
+
+def test_24_a_capture_inside_a_capture_is_refused(device: str) -> None:
+    x = torch.zeros(4, device=device)
+    outer = BreakableCUDAGraph(device)
+    with BreakableCUDAGraphCapture(outer):
+        y = x + 1
+        with (
+            pytest.raises(CaptureError, match="^a capture is already active on this thread$") as caught,
+            BreakableCUDAGraphCapture(BreakableCUDAGraph(device)),
+        ):
+            pass
+        y = y + 1
+    assert caught.value.hazard == "L14"
+    x.fill_(3)
+    outer.replay()
+    assert y.tolist() == [5.0] * 4
+    assert outer.num_segments == 1
+
+
+def test_24_a_captured_graph_is_not_captured_over(device: str) -> None:
+    graph = BreakableCUDAGraph(device)
+    with BreakableCUDAGraphCapture(graph):
+        torch.ones(4, device=device)
+    with pytest.raises(CaptureError, match="^the graph was captured before$"), BreakableCUDAGraphCapture(graph):
+        pass
+    graph.reset()
+    with BreakableCUDAGraphCapture(graph):
+        torch.ones(4, device=device)
+    assert graph.num_segments == 1
+
+
+@pytest.mark.parametrize("where", ["body", "break"])
+def test_25_an_exception_keeps_its_type_and_message(device: str, where: str) -> None:
+    class OwnError(Exception):
+        pass
+
+    def fail() -> None:
+        raise OwnError("planted message")
+
+    with (
+        pytest.raises(OwnError, match="^planted message") as caught,
+        BreakableCUDAGraphCapture(BreakableCUDAGraph(device)),
+    ):
+        torch.ones(4, device=device)
+        (eager_on_graph(fail) if where == "break" else fail)()
+    notes = " ".join(caught.value.__notes__)
+    assert "segment 0" in notes if where == "body" else "in break" in notes
+
+
+def test_26_after_a_failure_the_same_object_captures_again(device: str) -> None:
+    x = torch.zeros(4, device=device)
+    graph = BreakableCUDAGraph(device)
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="planted"), BreakableCUDAGraphCapture(graph):
+            x + 1
+            raise RuntimeError("planted")
+        assert graph.steps == ()
+    with BreakableCUDAGraphCapture(graph):
+        y = x + 1
+    x.fill_(1)
+    graph.replay()
+    assert y.tolist() == [2.0] * 4
+
+
+HOST_READS: dict[str, Callable[[Tensor], object]] = {
+    "item": lambda t: t.sum().item(),
+    "tolist": lambda t: t.tolist(),
+    "cpu": lambda t: t.cpu(),
+    "bool": lambda t: bool(t.sum() > 0),
+    "int": lambda t: int(t[0]),
+    "float": lambda t: float(t[0]),
+    "index": lambda t: [1, 2, 3][t[0].long()],
+    "in": lambda t: 1.0 in t,
+    "print": lambda t: str(t),
+    "format": lambda t: f"{t[0]:.2f}",
+    "mask": lambda t: t[t > 0],
+    "nonzero": lambda t: t.nonzero(),
+    "masked_select": lambda t: t.masked_select(t > 0),
+    "unique": lambda t: t.unique(),
+    "repeat_interleave": lambda t: t.repeat_interleave(t.long()),
+    "equal": lambda t: torch.equal(t, t + 1),
+    "from Python data": lambda t: torch.tensor([1.0, 2.0], device=t.device),
+}
+
+
+@pytest.mark.parametrize("read", HOST_READS)
+def test_a_host_read_inside_a_segment_is_refused_with_its_place(device: str, read: str) -> None:
+    class Reader(torch.nn.Module):
+        def forward(self, t: Tensor) -> Tensor:
+            HOST_READS[read](t)
+            return t
+
+    model = torch.nn.Sequential(torch.nn.ReLU(), Reader())
+    x = torch.ones(4, device=device)
+    with pytest.raises(HostReadError, match="^the host reads a device value inside a segment: ") as caught:
+        with torch.no_grad(), BreakableCUDAGraphCapture(BreakableCUDAGraph(device)):
+            model(x)
+    place = caught.value.place
+    assert place is not None
+    assert place.module == "1"
+    assert place.source is not None and "test_state.py:" in place.source
+    assert caught.value.hazard == "L1"
+    assert caught.value.hint is not None and "--break" in caught.value.hint
+    assert_fit_for_capture(device)
+
+
+def test_the_host_may_read_in_a_break(device: str) -> None:
+    total = eager_on_graph(lambda t: t * t.sum().item())
+    x = torch.ones(4, device=device)
+    graph = BreakableCUDAGraph(device)
+    with BreakableCUDAGraphCapture(graph):
+        y = total(x + 0) + 0
+    x.fill_(2)
+    graph.replay()
+    assert y.tolist() == [16.0] * 4
+
+
+def test_filling_by_a_mask_is_no_host_read(device: str) -> None:
+    x = torch.tensor([1.0, -1.0, 2.0, -2.0], device=device)
+    graph = BreakableCUDAGraph(device)
+    with BreakableCUDAGraphCapture(graph):
+        y = x.clone()
+        y[y < 0] = 0.0
+    x.neg_()
+    graph.replay()
+    assert y.tolist() == [0.0, 1.0, 0.0, 2.0]
+
+
+def test_a_host_read_that_the_body_swallows_still_fails_the_capture(device: str) -> None:
+    x = torch.ones(4, device=device)
+    graph = BreakableCUDAGraph(device)
+    with pytest.raises(CaptureError, match="^the body went on after an error"), BreakableCUDAGraphCapture(graph):
+        try:
+            scale = x.sum().item()
+        except HostReadError:
+            scale = 1.0
+        x * scale
+    assert graph.steps == ()
+    assert_fit_for_capture(device)
+
+
+def test_an_exception_in_a_break_at_replay_keeps_its_type_and_leaves_the_graph_usable(device: str) -> None:
+    fails = iter([False, True, False])
+
+    @eager_on_graph
+    def sometimes(t: Tensor) -> Tensor:
+        if next(fails):
+            raise KeyError("planted")
+        return t * 2
+
+    x = torch.ones(4, device=device)
+    graph = BreakableCUDAGraph(device)
+    with BreakableCUDAGraphCapture(graph):
+        y = sometimes(x + 0) + 0
+    with pytest.raises(KeyError, match="planted") as caught:
+        graph.replay()
+    assert "break 0 (sometimes)" in caught.value.__notes__[0]
+    assert graph.num_replays == 0
+    x.fill_(3)
+    graph.replay()
+    assert y.tolist() == [6.0] * 4
+
+
+def test_overlapping_replays_in_one_pool_are_refused(device: str) -> None:
+    x = torch.ones(4, device=device)
+    inner = BreakableCUDAGraph(device)
+    with BreakableCUDAGraphCapture(inner):
+        x + 1
+    replays = iter([False, True])
+    outer = BreakableCUDAGraph(device)
+    with BreakableCUDAGraphCapture(outer, pool=inner.pool):
+        eager_on_graph(lambda: inner.replay() if next(replays) else None)()
+        x + 2
+    with pytest.raises(ReplayError, match="^a graph of the same pool is being replayed"):
+        outer.replay()
+
+
+def test_a_replay_in_inference_mode_and_out_of_it(device: str) -> None:
+    x = torch.ones(4, device=device)
+    graph = BreakableCUDAGraph(device)
+    with torch.inference_mode(), BreakableCUDAGraphCapture(graph):
+        y = eager_on_graph(lambda t: t * 2)(x + 0) + 0
+    x.fill_(2)
+    graph.replay()
+    assert y.tolist() == [4.0] * 4
+    x.fill_(3)
+    with torch.inference_mode():
+        graph.replay()
+    assert y.tolist() == [6.0] * 4
