@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -60,7 +61,7 @@ def break_modules(root: nn.Module, globs: Sequence[str]) -> dict[str, tuple[str,
     modules = dict(named)
     for path in dict.fromkeys(path for paths in matched.values() for path in paths):
         module = modules[path]
-        _wrap(module, module.forward, BreakLabel(type(module).__name__, path, "rule"))
+        _wrap(module, _own_forward(module), BreakLabel(type(module).__name__, path, "rule"))
     return matched
 
 
@@ -87,7 +88,7 @@ def break_mixers(root: nn.Module) -> tuple[str, ...]:
     for path in mixers:
         module = candidates[path]
         label = BreakLabel(type(module).__name__, path, "mixer")
-        _wrap(module, functools.partial(_run_per_request, module.forward, path), label)
+        _wrap(module, functools.partial(_run_per_request, _own_forward(module), path), label)
     return mixers
 
 
@@ -96,12 +97,32 @@ def _is_recurrent(module: nn.Module) -> bool:
 
 
 def _wrap(module: nn.Module, run: Callable[..., Any], label: BreakLabel) -> None:
-    @functools.wraps(module.forward)
     def broken(*args: Any, **kwargs: Any) -> Any:
         return call_break(run, args, kwargs, label)
 
+    broken.__name__ = broken.__qualname__ = label.name
+    broken.__signature__ = inspect.signature(module.forward)  # type: ignore[attr-defined]
     broken._torchdynamo_disable = True  # type: ignore[attr-defined]
     module.forward = broken
+
+
+def _own_forward(module: nn.Module) -> Callable[..., Any]:
+    """Return the module's forward without a reference to the module.
+
+    The wrapper is an attribute of the module: with a strong reference back, dropping a model would free its
+    weights only when the cycle collector comes by.
+    """
+    own: Callable[..., Any] | None = vars(module).get("forward")
+    if own is not None:
+        return own
+    method = weakref.WeakMethod(module.forward)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        bound = method()
+        assert bound is not None
+        return bound(*args, **kwargs)
+
+    return forward
 
 
 def _run_per_request(forward: Callable[..., Any], path: str, *args: Any, **kwargs: Any) -> Any:
@@ -144,11 +165,3 @@ def _join(results: list[Any], num_padding: int, path: str) -> Any:
     if first is None:
         return None
     raise ModelError(f"mixer {path!r} returns {type(first).__name__}; requests can't be joined along it")
-
-
-def named_paths(rules: BreakRules) -> Iterator[str]:
-    """Yield every path that is a break."""
-    yield from rules.attention
-    yield from rules.mixers
-    for paths in rules.globs.values():
-        yield from paths
