@@ -1,0 +1,222 @@
+"""The attention break against the stock implementation, over architectures that attend in their own ways."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from bcg import attention
+from bcg.breaks import BreakLabel
+from bcg.context import ForwardContext, forward_context
+from bcg.errors import ReplayError
+from bcg.models.build import build_target
+from bcg.models.huggingface import quiet, random_model
+from bcg.target import Target, make_batch
+
+CPU = torch.device("cpu")
+COMMON = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "qwen3": {},
+    "mistral": {"sliding_window": 6},
+    "gemma2": {"sliding_window": 6, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 0.5},
+    "gpt_oss": {"sliding_window": 6, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "bert": {},
+    "modernbert": {"local_attention": 8, "global_attn_every_n_layers": 2},
+    "qwen3_next": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 32,
+        "linear_num_value_heads": 4,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+    },
+}
+LENGTHS = (9, 1, 12)
+
+
+def load(name: str, **options: Any) -> Target:
+    with quiet():
+        config = AutoConfig.for_model(name, **{**COMMON, **ARCHITECTURES.get(name, {}), **options.pop("config", {})})
+    module = random_model(name, config, CPU, torch.float32, 0)
+    # Attention over random weights is nearly uniform; sharper scores make windows, caps and sinks matter.
+    for path, parameter in module.named_parameters():
+        if path.endswith(("q_proj.weight", "k_proj.weight", "query.weight", "key.weight", "Wqkv.weight")):
+            parameter.data.mul_(15)
+        if path.endswith("sinks"):
+            parameter.data.fill_(2)
+    settings = {"attention_break": True, "break_globs": (), **options}
+    return build_target(name, module, source="preset", weights="random", seed=0, device=CPU, **settings)
+
+
+def batch_for(target: Target, lengths: tuple[int, ...], padding: int = 0, fill: int = 0) -> dict[str, torch.Tensor]:
+    inputs = make_batch(target, lengths, torch.Generator().manual_seed(5)).inputs
+    return {name: torch.nn.functional.pad(value, (0, padding), value=fill) for name, value in inputs.items()}
+
+
+def run(target: Target, inputs: dict[str, torch.Tensor], lengths: tuple[int, ...] | None) -> torch.Tensor:
+    with forward_context(None if lengths is None else ForwardContext(lengths)):
+        output: torch.Tensor = target(inputs)
+    return output
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def pair(request: pytest.FixtureRequest) -> tuple[Target, Target]:
+    """The stock model and the same one with breaks."""
+    return load(request.param, attention_break=False), load(request.param)
+
+
+def test_with_breaks_the_output_is_the_stock_one_bitwise(pair: tuple[Target, Target]) -> None:
+    stock, broken = pair
+    inputs = batch_for(broken, (22,))
+    expected = run(stock, inputs, None)
+    assert torch.equal(run(broken, inputs, None), expected)
+    assert torch.equal(run(broken, inputs, (22,)), expected)
+
+
+def test_padding_rows_do_not_reach_real_ones(pair: tuple[Target, Target]) -> None:
+    stock, broken = pair
+    expected = run(stock, batch_for(broken, (22,)), None)
+    padded = [run(broken, batch_for(broken, (22,), 4, fill), (22,)) for fill in (0, 77)]
+    assert torch.equal(padded[0][:, :22], padded[1][:, :22])
+    torch.testing.assert_close(padded[0][:, :22], expected, rtol=0, atol=5e-6)
+
+
+def test_packed_requests_are_what_each_is_alone(pair: tuple[Target, Target]) -> None:
+    """Behaviour 36: the live batch's context reaches the breaks."""
+    stock, broken = pair
+    assert broken.packs_requests
+    inputs = batch_for(broken, LENGTHS, padding=3)
+    packed, start = run(broken, inputs, LENGTHS), 0
+    for length in LENGTHS:
+        alone = {name: value[:, start : start + length] for name, value in inputs.items()}
+        torch.testing.assert_close(packed[:, start : start + length], run(stock, alone, None), rtol=0, atol=2e-5)
+        start += length
+
+
+@pytest.mark.parametrize(
+    ("name", "without"),
+    [
+        ("mistral", {"sliding_window": None}),
+        ("gemma2", {"attn_logit_softcapping": None}),
+        ("modernbert", {"local_attention": 128}),
+    ],
+)
+def test_windows_and_caps_matter_in_these_tests(name: str, without: dict[str, Any]) -> None:
+    inputs = batch_for(load(name), (22,))
+    assert (run(load(name), inputs, (22,)) - run(load(name, config=without), inputs, (22,))).abs().max() > 0.05
+
+
+def test_sinks_matter_in_these_tests() -> None:
+    target = load("gpt_oss")
+    inputs = batch_for(target, (22,))
+    before = run(target, inputs, (22,))
+    target.module.layers[0].self_attn.sinks.data.fill_(-50)
+    assert (run(target, inputs, (22,)) - before).abs().max() > 0.05
+
+
+def test_metadata_larger_than_the_bucket_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule 7."""
+    target = load("qwen3")
+    layer = target.module.layers[0].self_attn
+    found = attention._breaks[layer]
+    monkeypatch.setattr(found, "original", lambda *args, **kwargs: pytest.fail("the attention ran"))
+    with pytest.raises(ReplayError, match="^the forward context describes 9 tokens in 2 requests"):
+        run(target, batch_for(target, (8,)), (4, 5))
+
+
+def test_masks_are_built_once_per_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    target, built = load("mistral"), []
+    make = attention.build_mask
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        built.append(args)
+        return make(*args, **kwargs)
+
+    monkeypatch.setattr(attention, "build_mask", counting)
+    run(target, batch_for(target, (10, 10)), (10, 10))
+    assert len(built) == 1
+
+
+def test_every_attention_module_is_a_break_by_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    target, labels = load("qwen3"), []
+
+    def recording(function: Any, args: Any, kwargs: Any, label: BreakLabel) -> Any:
+        labels.append(label)
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(attention, "call_break", recording)
+    run(target, batch_for(target, (8,)), (8,))
+    assert labels == [
+        BreakLabel("sdpa_attention_forward", f"layers.{index}.self_attn", "attention") for index in range(4)
+    ]
+    assert target.break_rules.attention == tuple(label.module for label in labels)
+
+
+def test_without_the_attention_break_the_stock_implementation_stays() -> None:
+    target = load("qwen3_next", attention_break=False)
+    assert target.module.config._attn_implementation == "sdpa"
+    assert target.break_rules.attention == target.break_rules.mixers == ()
+    assert target.warnings == []
+
+
+def test_a_locally_overridden_implementation_is_the_one_that_runs() -> None:
+    """Doge declares an attention interface of its own; the break must look there."""
+    from transformers.models.doge import modeling_doge
+
+    stock, broken = load("doge", attention_break=False), load("doge")
+    layer = broken.module.layers[0].self_attn
+    assert attention._breaks[layer].original is modeling_doge.ALL_ATTENTION_FUNCTIONS["sdpa"]
+    inputs = batch_for(broken, (22,))
+    assert torch.equal(run(broken, inputs, (22,)), run(stock, inputs, None))
+
+
+def test_chunked_attention_keeps_the_models_masks_and_takes_one_request() -> None:
+    options = {"attention_chunk_size": 8, "num_local_experts": 2, "intermediate_size_mlp": 64}
+    stock, broken = (load("llama4_text", config=options, attention_break=on) for on in (False, True))
+    inputs = batch_for(broken, (22,))
+    assert broken.module.config._attn_implementation == "bcg_sdpa_with_model_masks"
+    assert torch.equal(run(broken, inputs, (22,)), run(stock, inputs, None))
+    torch.testing.assert_close(
+        run(broken, batch_for(broken, (22,), 4), (22,))[:, :22], run(stock, inputs, None), rtol=0, atol=5e-6
+    )
+    assert not broken.packs_requests
+    with pytest.raises(ReplayError, match="^packed prefill needs attention that works without the model's own mask"):
+        run(broken, batch_for(broken, LENGTHS), LENGTHS)
+
+
+def test_an_architecture_outside_the_interface_is_warned_about() -> None:
+    """Rule 9: a break rule that matched nothing."""
+    target = load("mpnet")
+    assert [warning.code for warning in target.warnings] == ["no-default-break", "requests-mix"]
+    assert not target.packs_requests
+
+
+def test_state_that_flows_between_requests_is_warned_about() -> None:
+    target = load("minimax", config={"num_local_experts": 2, "num_experts_per_tok": 1, "block_size": 8})
+    assert [warning.code for warning in target.warnings] == ["requests-mix"]
+    assert not target.packs_requests
+
+
+def test_learned_positions_start_after_the_padding_index_and_end_with_the_table() -> None:
+    target = load("roberta")
+    positions = batch_for(target, (3, 2))["position_ids"]
+    assert positions.tolist() == [[1, 2, 3, 1, 2]]
+    with pytest.raises(Exception, match="^roberta has positions for 255 tokens, asked for 256"):
+        batch_for(target, (256,))
