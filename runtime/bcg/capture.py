@@ -179,10 +179,9 @@ class BreakableCUDAGraphCapture:
             segment.run(self.graph.device.current_stream())
 
     def _abort(self) -> None:
-        if self._is_recording:
-            self._tape.end_segment()
-            self._recorder.abort()
-            self._is_recording = False
+        self._tape.end_segment()
+        self._recorder.abort()
+        self._is_recording = False
 
     def _release_steps(self) -> None:
         for step in self._steps:

@@ -256,3 +256,32 @@ def test_a_replay_in_inference_mode_and_out_of_it(device: str) -> None:
     with torch.inference_mode():
         graph.replay()
     assert y.tolist() == [6.0] * 4
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "fail",
+    [
+        lambda: torch.cuda.synchronize(),
+        lambda: torch.cuda.current_stream().query(),
+        lambda: torch.empty(2**50, device="cuda"),
+        lambda: torch.ones(4).pin_memory(),
+    ],
+    ids=["synchronize", "query", "out of memory", "pinned memory"],
+)
+def test_after_a_failure_in_the_driver_everything_works_again(fail: Callable[[], object]) -> None:
+    x = torch.ones(4, device="cuda")
+    graph = BreakableCUDAGraph("cuda")
+    stream = torch.cuda.current_stream()
+    for _ in range(2):
+        with pytest.raises((RuntimeError, CaptureError)), BreakableCUDAGraphCapture(graph):
+            x + torch.rand_like(x)
+            fail()
+            x + 1
+        assert torch.cuda.current_stream() == stream
+        assert_fit_for_capture("cuda")
+        torch.cuda.empty_cache()
+    with BreakableCUDAGraphCapture(graph):
+        y = x + 1
+    graph.replay()
+    assert y.tolist() == [2.0] * 4

@@ -7,7 +7,6 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from cuda.bindings import driver, runtime
 from torch import Tensor
 
 from bcg.device.base import MemoryReading, Pool, SegmentContents
-from bcg.errors import CaptureError
+from bcg.errors import CaptureError, UsageError
 
 
 def _check(result: tuple[Any, ...]) -> Any:
@@ -52,15 +51,24 @@ def _ordered_on(stream: torch.cuda.Stream) -> Iterator[None]:
         caller.wait_stream(stream)
 
 
-@dataclass(frozen=True)
 class CudaPool:
     """A private pool of torch's caching allocator, known by its id.
 
-    `owner` keeps the pool alive when bcg made it; a pool that the caller brought is the caller's.
+    It holds an empty captured graph: the allocator counts the graphs of a pool, and a pool whose last graph is
+    gone can't be used again (torch 2.11 fails an internal assertion), be it after a failure or because the first
+    segment was empty.
+
+    Args:
+        index: The GPU.
+        id: What `torch.cuda.graph_pool_handle` returned.
     """
 
-    id: tuple[int, int]
-    owner: Any = field(default=None, compare=False)
+    def __init__(self, index: int, id: tuple[int, int]) -> None:
+        self.id = id
+        self._keeper = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(capture_stream(index)), _empty_graphs_allowed():
+            self._keeper.capture_begin(pool=id, capture_error_mode="relaxed")  # type: ignore[arg-type]
+            self._keeper.capture_end()
 
     def reserved_bytes(self) -> int:
         return sum(segment["total_size"] for segment in self.segments())
@@ -69,6 +77,13 @@ class CudaPool:
         """The allocator's description of the pool's segments and blocks."""
         segments: list[dict[str, Any]] = torch.cuda.memory_snapshot(self.id)
         return segments
+
+
+@contextlib.contextmanager
+def _empty_graphs_allowed() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The CUDA Graph is empty")
+        yield
 
 
 class CudaRecording:
@@ -181,8 +196,7 @@ class CudaRecorder:
         graph = self._graph
         if graph is None:
             raise CaptureError("no segment is being recorded")
-        with torch.cuda.stream(self._stream), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The CUDA Graph is empty")
+        with torch.cuda.stream(self._stream), _empty_graphs_allowed():
             for side in self._sides.values():
                 self._stream.wait_stream(side)
             graph.capture_end()
@@ -198,30 +212,24 @@ class CudaRecorder:
         graph, self._graph = self._graph, None
         if graph is None:
             return
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self._stream), _empty_graphs_allowed():
             try:
                 graph.capture_end()
             except RuntimeError:
-                self._undo_begin()
+                self._end_in_place_of(graph)
         graph.reset()
-        self._reset_generators()
 
-    def _undo_begin(self) -> None:
-        """Undo what `capture_begin` did and a failed `capture_end` left: the allocator's routing to the pool."""
+    def _end_in_place_of(self, graph: torch.cuda.CUDAGraph) -> None:
+        """Let `graph` end an empty capture instead of the one that the driver invalidated.
+
+        A `capture_end` that fails leaves the allocators routing to the pool and the generators in capture mode;
+        only one that succeeds undoes both.
+        """
+        runtime.cudaStreamBeginCapture(
+            self._stream.cuda_stream, runtime.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
+        )
         with contextlib.suppress(RuntimeError):
-            torch._C._cuda_endAllocateToPool(self._index, self._pool.id)
-            torch._C._cuda_releasePool(self._index, self._pool.id)
-
-    def _reset_generators(self) -> None:
-        """Capture nothing, well: on torch 2.11 only the end of a good capture takes a generator out of capture mode."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(self._stream), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The CUDA Graph is empty")
-            for generator in self._generators:
-                graph.register_generator_state(generator)
-            graph.capture_begin(capture_error_mode="relaxed")
             graph.capture_end()
-        graph.reset()
 
     def allocate(self, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:
         with torch.cuda.stream(self._stream), torch.cuda.use_mem_pool(self._pool, self._index):  # type: ignore[arg-type]
@@ -239,16 +247,17 @@ class CudaDevice:
         return torch.device("cuda", self._index)
 
     def new_pool(self) -> CudaPool:
-        with torch.cuda.device(self._index):
-            return self.as_pool(torch.cuda.MemPool())
+        return self.as_pool(torch.cuda.graph_pool_handle())
 
     def as_pool(self, pool: Any) -> CudaPool:
-        """Accept a `CudaPool`, a `torch.cuda.MemPool`, or what `torch.cuda.graph_pool_handle` returns."""
+        """Accept a `CudaPool`, or what `torch.cuda.graph_pool_handle` or `torch.cuda.CUDAGraph.pool` returns."""
         if isinstance(pool, CudaPool):
             return pool
-        if isinstance(pool, tuple):
-            return CudaPool((int(pool[0]), int(pool[1])))
-        return CudaPool(pool.id, owner=pool)
+        if not isinstance(pool, tuple) or len(pool) != 2:
+            raise UsageError(
+                f"a GPU records into a graph pool, not into {pool!r}", hint="pass torch.cuda.graph_pool_handle()"
+            )
+        return CudaPool(self._index, (int(pool[0]), int(pool[1])))
 
     def recorder(self, pool: Pool, stream: Any, error_mode: str, generators: Sequence[torch.Generator]) -> CudaRecorder:
         return CudaRecorder(self._index, self.as_pool(pool), stream, error_mode, generators)
