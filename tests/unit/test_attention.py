@@ -123,6 +123,10 @@ def test_windows_and_caps_matter_in_these_tests(name: str, without: dict[str, An
     assert (run(load(name), inputs, (22,)) - run(load(name, config=without), inputs, (22,))).abs().max() > 0.05
 
 
+def test_a_soft_cap_is_applied_whatever_the_library_would_default_to() -> None:
+    assert load("gemma2", attention_break=False).module.config._attn_implementation == "eager"
+
+
 def test_sinks_matter_in_these_tests() -> None:
     target = load("gpt_oss")
     inputs = batch_for(target, (22,))

@@ -13,7 +13,7 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
-from bcg.errors import ModelError, UsageError
+from bcg.errors import BcgError, ModelError, UsageError
 from bcg.models.build import build_target, quiet, seeded
 from bcg.models.presets import Preset
 from bcg.report import ModelSource, Weights
@@ -63,11 +63,14 @@ def random_model(name: str, config: PretrainedConfig, device: torch.device, dtyp
     """
     with quiet():
         try:
+            options = {"dtype": dtype, **attention_options(config)}
             with torch.device("meta"):
-                shape = AutoModel.from_config(config, dtype=dtype)
+                shape = AutoModel.from_config(config, **options)
             check_memory(name, shape, device)
             with torch.device(device), seeded(seed, device):
-                model: nn.Module = AutoModel.from_config(config, dtype=dtype)
+                model: nn.Module = AutoModel.from_config(config, **options)
+        except BcgError:
+            raise
         except torch.OutOfMemoryError as error:
             raise ModelError(f"the weights of {name} do not fit on {device}: {first_line(error)}") from error
         except Exception as error:
@@ -75,6 +78,15 @@ def random_model(name: str, config: PretrainedConfig, device: torch.device, dtyp
                 f"transformers can't build {name} ({type(config).__name__}): {first_line(error)}"
             ) from error
     return model
+
+
+def attention_options(config: PretrainedConfig) -> dict[str, str]:
+    """Return the attention implementation to ask for, where the default would compute something else.
+
+    Older transformers (5.17 among them) leave soft caps out of `sdpa` without a word; the eager one applies them.
+    """
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+    return {"attn_implementation": "eager"} if capped else {}
 
 
 def check_memory(name: str, module: nn.Module, device: torch.device) -> None:
@@ -178,9 +190,15 @@ def _load_pretrained(
     weights: Weights = "safetensors"
     try:
         with quiet():
-            module = AutoModel.from_pretrained(location, dtype=dtype or "auto", use_safetensors=True, **options).to(
-                device
-            )
+            config = AutoConfig.from_pretrained(location, **options)
+            module = AutoModel.from_pretrained(
+                location,
+                config=config,
+                dtype=dtype or "auto",
+                use_safetensors=True,
+                **attention_options(config),
+                **options,
+            ).to(device)
     except torch.OutOfMemoryError as error:
         raise ModelError(f"the weights of {name} do not fit on {device}: {first_line(error)}") from error
     except Exception as error:
