@@ -142,6 +142,7 @@ def test_the_factorys_own_traceback_is_kept(script: str) -> None:
         ("import no_such_dependency", "^importing .* raised ModuleNotFoundError: No module named 'no_such_dep"),
         ("def (", "^importing .* raised SyntaxError"),
         ("raise RuntimeError('on import')", "^importing .* raised RuntimeError: on import"),
+        ("import sys; sys.exit(0)", "^importing .* raised SystemExit: 0"),
     ],
 )
 def test_a_script_that_cannot_be_imported(source: str, message: str, tmp_path: Path) -> None:

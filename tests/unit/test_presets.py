@@ -94,6 +94,12 @@ def test_an_unknown_preset_lists_near_names(name: str, near: str) -> None:
     assert caught.value.exit_code == 2
 
 
+def test_a_gpu_that_is_not_there_is_wrong_usage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="^can't load qwen3-tiny on cuda: there is no usable GPU"):
+        load_target("qwen3-tiny", device="cuda")
+
+
 def test_a_far_name_lists_all_presets() -> None:
     with pytest.raises(UsageError) as caught:
         find_preset("zzz")

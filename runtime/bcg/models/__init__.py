@@ -46,6 +46,8 @@ def load_target(
         raise UsageError(f"unknown dtype {dtype!r}", hint=f"dtypes: {', '.join(_DTYPES)}")
     wanted = None if dtype is None else _DTYPES[dtype]
     place = torch.device(device)
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"can't load {model} on {place}: there is no usable GPU", hint="use device cpu")
     if place == torch.device("cuda"):
         place = torch.device("cuda", torch.cuda.current_device())
     globs = tuple(break_globs)

@@ -81,7 +81,7 @@ def _import(source: str, name: str) -> ModuleType:
                 f"no module named {error.name!r} for {name}", hint="MODEL is package.module:factory"
             ) from error
         raise _raised(f"importing {source}", error) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _raised(f"importing {source}", error) from error
 
 
@@ -122,11 +122,11 @@ def _call(name: str, factory: Any, device: torch.device, seed: int) -> Any:
             return factory()
     except BcgError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _raised(f"factory {name}", error) from error
 
 
-def _raised(what: str, error: Exception) -> ModelError:
+def _raised(what: str, error: BaseException) -> ModelError:
     return ModelError(f"{what} raised {type(error).__name__}: {first_line(error)}", hint="--traceback shows where")
 
 
