@@ -32,6 +32,7 @@ from bcg import GraphRunner, Target, load_target, make_batch
 from bcg.buckets import engine_ladder
 from bcg.context import ForwardContext, forward_context
 from bcg.inputs import StaticInputs
+from bcg.structure import unowned_alias
 from bcg.summary import environment
 
 REPLAYED = (16, 64, 256, 512, 1024, 2048, 4096)
@@ -83,7 +84,7 @@ class Rival:
                 torch.cuda.synchronize()
                 seconds += time.perf_counter() - started
                 pool = graph.pool()
-                self.graphs[tokens], self.outputs[tokens] = graph, output
+                self.graphs[tokens], self.outputs[tokens] = graph, unowned_alias(output)
         finally:
             config._attn_implementation = own
         return seconds
@@ -108,6 +109,10 @@ def capture_round(make: Callable[[], tuple[Any, float]]) -> tuple[Any, dict[str,
     tool, capture_s = make()
     torch.cuda.synchronize()
     whole_s = time.perf_counter() - started
+    with torch.inference_mode():
+        for tokens, graph in tool.graphs.items():  # a graph takes its device memory when it is first launched
+            with forward_context(ForwardContext((tokens,))):
+                graph.replay()
     return tool, {"capture_s": capture_s, "whole_s": whole_s, "memory_mib": (used_bytes() - before) / 2**20}
 
 
@@ -135,7 +140,7 @@ def compare_replays(ours: GraphRunner, rival: Rival, num_rounds: int) -> list[di
     for tokens in (bucket for bucket in REPLAYED if bucket in ours.graphs):
         our_graph, their_graph = ours.graphs[tokens], rival.graphs[tokens]
         times: dict[str, list[float]] = {"ours": [], "theirs": []}
-        with forward_context(ForwardContext((tokens,))):
+        with forward_context(ForwardContext((tokens,))), torch.inference_mode():
             for _ in range(5):
                 our_graph.replay()
                 their_graph.replay()

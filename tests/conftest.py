@@ -1,11 +1,21 @@
-"""What tests share: the device that a test runs on. Where there is no GPU, tests that need one are skipped."""
+"""What tests share: the device that a test runs on.
+
+Where there is no GPU, tests that need one, among them all under ``tests/gpu``, are skipped.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+
+GPU_TESTS = Path(__file__).parent / "gpu"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(GPU_TESTS):
+            item.add_marker("gpu")
     needy = [item for item in items if item.get_closest_marker("gpu")]
     if needy and not _has_gpu():
         for item in needy:
