@@ -88,6 +88,15 @@ def test_traceback_shows_the_cause_and_then_the_line(bcg: Any, monkeypatch: pyte
     assert done.err.endswith("error: no\nhint: h\n")
 
 
+def test_no_color_is_honoured(bcg: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    red = "\x1b[1;31m"
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert bcg("capture", "--tokens", "0").err.startswith(red)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert red not in bcg("capture", "--tokens", "0").err
+
+
 def test_an_endless_message_is_cut(bcg: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bcg_cli.commands.capture.resolve_device", _raiser(ValueError("x" * 10**6)))
     assert len(bcg("capture").err) < 3000
