@@ -100,7 +100,7 @@ def _bucket_table(report: CaptureReport) -> Table:
         ("eager\npeak", format_mebibytes(totals.eager_peak_bytes)),
     ):
         table.add_column(header, footer, justify="right", overflow="fold", vertical="top")
-    table.add_column("status", f"{totals.num_captured} of {len(report.buckets)}", min_width=8)
+    table.add_column("status", f"{totals.num_captured} of {len(report.buckets)}", overflow="fold")
     for bucket in report.buckets:
         table.add_row(*_bucket_cells(bucket), Text(bucket.status, _STATUS_STYLE[bucket.status]))
     return table

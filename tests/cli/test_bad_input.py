@@ -41,6 +41,13 @@ def raises():
 def leaves():
     raise SystemExit(0)
 
+class Leaves(Embed):
+    def forward(self, input_ids):
+        raise SystemExit(0)
+
+def leaves_in_forward():
+    return Leaves()
+
 def returns_text():
     return "a model"
 
@@ -83,7 +90,8 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("no_such_module:make", 2, "no module named 'no_such_module'", "package.module:factory"),
         ("broken.py:make", 1, "importing broken.py raised SyntaxError", "--traceback"),
         ("models.py:raises", 1, 'factory models.py:raises raised KeyError: "the user\'s key"', "--traceback"),
-        ("models.py:leaves", 1, "sys.exit(0)", "--traceback"),
+        ("models.py:leaves", 1, "factory models.py:leaves raised SystemExit", "--traceback"),
+        ("models.py:leaves_in_forward", 1, "sys.exit(0)", "--traceback"),
         ("models.py:returns_text", 1, "factory models.py:returns_text returned str, expected a torch.nn.Module", None),
         (
             "models.py:returns_no_tensor",

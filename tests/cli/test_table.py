@@ -114,7 +114,9 @@ def test_it_fits_into_80_columns_and_has_no_escapes(make: Any) -> None:
 
 
 def test_nothing_is_cut_on_a_narrow_terminal() -> None:
-    assert "…" not in "".join(line for line in shown(gpu_report(map=[]), width=40))
+    lines = shown(gpu_report(map=[]), width=50)
+    assert "…" not in "".join(lines)
+    assert [line[-4:] for line in lines if line.endswith(("capt", "ured"))] == ["capt", "ured"] * 2
 
 
 def test_names_are_no_markup() -> None:
