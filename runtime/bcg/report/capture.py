@@ -1,0 +1,85 @@
+"""The report of ``bcg capture``."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from bcg.report.common import (
+    SCHEMA_VERSION,
+    BreakRow,
+    Environment,
+    ModelInfo,
+    OptionValue,
+    ReportWarning,
+    SegmentRow,
+)
+
+BucketStatus: TypeAlias = Literal["captured", "out of memory", "failed"]
+
+
+class CaptureBucket(msgspec.Struct, frozen=True, kw_only=True):
+    """What the capture of one token count took.
+
+    Attributes:
+        tokens: The bucket.
+        num_kernels: Kernel nodes in all segments; recorded operations on the host device.
+        warmup_ms: Time of the eager runs before the capture.
+        capture_ms: Time of the captured forward.
+        pool_bytes: Growth of the graph pool while this bucket was captured.
+        driver_bytes: Device memory taken in the same time that no allocator knows of.
+        boundary_bytes: Fixed-address memory of the breaks' results.
+        eager_peak_bytes: Peak activation memory of the same bucket in eager, above the weights, if known.
+        error: One line, where the status is not ``captured``.
+    """
+
+    tokens: int
+    status: BucketStatus
+    num_segments: int = 0
+    num_breaks: int = 0
+    num_kernels: int = 0
+    warmup_ms: float = 0.0
+    capture_ms: float = 0.0
+    pool_bytes: int = 0
+    driver_bytes: int = 0
+    boundary_bytes: int = 0
+    eager_peak_bytes: int | None = None
+    error: str | None = None
+
+
+class CaptureTotals(msgspec.Struct, frozen=True, kw_only=True):
+    """Sums over the captured buckets; `eager_peak_bytes` is the largest, not a sum."""
+
+    num_captured: int
+    capture_ms: float
+    pool_bytes: int
+    driver_bytes: int
+    boundary_bytes: int
+    eager_peak_bytes: int | None = None
+
+
+class CaptureReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="capture"):
+    """What ``bcg capture`` found.
+
+    Attributes:
+        map_tokens: The bucket that `segments`, `breaks` and `map` describe; 0 if none was captured.
+        map: Its steps in execution order, as ``segment:0``, ``break:0``, … (indices of the rows).
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    environment: Environment
+    model: ModelInfo
+    options: dict[str, OptionValue]
+    buckets: list[CaptureBucket]
+    totals: CaptureTotals
+    map_tokens: int = 0
+    map: list[str] = []
+    segments: list[SegmentRow] = []
+    breaks: list[BreakRow] = []
+    warnings: list[ReportWarning] = []
+
+    @property
+    def on_host(self) -> bool:
+        """Whether this was captured on the host device, where kernels are operations."""
+        return self.environment.device_type == "cpu"

@@ -1,0 +1,106 @@
+"""What reports of every kind share."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import msgspec
+
+SCHEMA_VERSION = 1
+
+BreakSource: TypeAlias = Literal["attention", "mixer", "rule", "decorator", "explicit"]
+ModelSource: TypeAlias = Literal["preset", "directory", "hub", "factory"]
+Weights: TypeAlias = Literal["random", "safetensors", "user"]
+OptionValue: TypeAlias = str | int | float | bool | list[str | int] | None
+
+
+class Environment(msgspec.Struct, frozen=True, kw_only=True):
+    """What the run was measured on.
+
+    Attributes:
+        device: The device's own name, such as ``NVIDIA H100 80GB HBM3`` or ``host (x86_64, 16 threads)``.
+        device_type: ``cpu`` is the host device; else as in `torch.device.type`.
+        driver: Version of the GPU driver; None without one.
+        cuda: Version of CUDA that torch was built with; None for a CPU build.
+    """
+
+    device: str
+    device_type: str
+    driver: str | None = None
+    cuda: str | None = None
+    torch: str
+    cuda_python: str | None = None
+    transformers: str
+    bcg: str
+    python: str
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """Which model was run, and with what weights.
+
+    Attributes:
+        name: As the user gave it.
+        architecture: Class name of the module, such as ``Qwen3Model``.
+        dtype: As torch names it, without the prefix: ``bfloat16``.
+        seed: Seed of random weights; None where the weights are not random.
+    """
+
+    name: str
+    source: ModelSource
+    architecture: str
+    num_parameters: int
+    weight_bytes: int
+    dtype: str
+    seed: int | None = None
+    weights: Weights
+
+
+class SegmentRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One segment of the bucket that the map shows.
+
+    Attributes:
+        modules: Deepest module paths that ran in it, in execution order, each once.
+        num_operations: ATen operations seen while capturing.
+        num_kernels: Kernel nodes of the graph; None on the host device.
+        kernels: Kernel names (operation names on the host device) with their counts.
+        node_counts: Graph nodes by kind.
+        num_externals: Tensors that it reads and no step of the same replay writes.
+        external_bytes: Their size.
+    """
+
+    index: int
+    modules: list[str]
+    num_operations: int
+    num_kernels: int | None = None
+    kernels: dict[str, int] = {}
+    node_counts: dict[str, int] = {}
+    num_externals: int = 0
+    external_bytes: int = 0
+
+
+class BreakRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One break of the bucket that the map shows.
+
+    Attributes:
+        name: Name of the function that runs eagerly.
+        module: Path of the module whose forward called it; empty where there is none.
+        source: Why there is a break here.
+        boundary_bytes: Size of its fixed-address result.
+        source_line: ``file:line`` of the function.
+    """
+
+    index: int
+    name: str
+    module: str
+    source: BreakSource
+    boundary_bytes: int = 0
+    source_line: str | None = None
+
+
+class ReportWarning(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that the reader should know, with why and what to do."""
+
+    code: str
+    message: str
+    cause: str
+    remedy: str
