@@ -152,7 +152,9 @@ class BreakableCUDAGraph:
         self.device: Device = find_device(device)
         self.generators: list[torch.Generator] = []
         self.num_replays = 0
+        self.num_side_streams = 0
         self._steps: list[Segment | Break] = []
+        self._held: tuple[Tensor, ...] = ()
         self._pool: Pool | None = None
         self._pool_use = PoolUse()
         self._inference = False
@@ -215,15 +217,27 @@ class BreakableCUDAGraph:
         for segment in self.segments:
             segment.release()
         self._steps = []
+        self._held = ()
         self._pool = None
         self._pool_use = PoolUse()
 
-    def install(self, steps: Sequence[Segment | Break], pool: Pool, pool_use: PoolUse, inference: bool) -> None:
+    def install(
+        self,
+        steps: Sequence[Segment | Break],
+        pool: Pool,
+        pool_use: PoolUse,
+        *,
+        inference: bool,
+        num_side_streams: int,
+        held: Sequence[Tensor],
+    ) -> None:
         """Take over what a capture recorded; called by `BreakableCUDAGraphCapture`."""
         self._steps = list(steps)
         self._pool = pool
         self._pool_use = pool_use
         self._inference = inference
+        self.num_side_streams = num_side_streams
+        self._held = tuple(held)
 
     def _describe(self, step: Segment | Break) -> str:
         if isinstance(step, Break):

@@ -153,6 +153,11 @@ class StaticInputs:
         """Size of all buffers."""
         return sum(flat.numel() * flat.element_size() for flat in self._flat.values())
 
+    @property
+    def buffers(self) -> tuple[torch.Tensor, ...]:
+        """The flat buffers that the views of all buckets lie in."""
+        return tuple(self._flat.values())
+
     def views(self, bucket: int) -> dict[str, torch.Tensor]:
         """Return the contiguous inputs of one bucket: the same tensors at every call.
 

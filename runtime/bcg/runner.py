@@ -13,6 +13,7 @@ import torch
 from bcg.breaks import BreakLabel, call_break
 from bcg.buckets import pick_bucket
 from bcg.capture import BreakableCUDAGraphCapture
+from bcg.closure import explains, module_tensors
 from bcg.context import ForwardContext, forward_context
 from bcg.device.base import Pool
 from bcg.errors import BcgError, CaptureError, ReplayError
@@ -61,6 +62,9 @@ class GraphRunner:
         target: What is captured and replayed.
         num_warmups: Eager runs of each bucket before its capture, on the capture stream: libraries, compilers
             and autotuners must have met the very shape (hazards L10, L11).
+        tape: Let the tape follow the first capture, and the later ones too where that finds externals outside the
+            module tree (see `bcg.closure`). Without it only the module tree and the static inputs are held: for
+            compiled code, which doesn't run as such under a dispatch mode.
         everything_eager: Run the whole forward as one break: the graph path without any graph, for finding out
             whether a wrong result comes from a graph.
 
@@ -68,15 +72,19 @@ class GraphRunner:
         num_fallbacks: Batches that no bucket held, and that ran eagerly instead.
     """
 
-    def __init__(self, target: Target, *, num_warmups: int = 2, everything_eager: bool = False) -> None:
+    def __init__(
+        self, target: Target, *, num_warmups: int = 1, tape: bool = True, everything_eager: bool = False
+    ) -> None:
         self.target = target
         self.num_fallbacks = 0
         self._num_warmups = num_warmups
+        self._tape = tape
         self._everything_eager = everything_eager
         self._graphs: dict[int, BreakableCUDAGraph] = {}
         self._outputs: dict[int, Any] = {}
         self._inputs: StaticInputs | None = None
         self._pool: Pool | None = None
+        self._needs_tape = tape
 
     @property
     def graphs(self) -> dict[int, BreakableCUDAGraph]:
@@ -163,10 +171,19 @@ class GraphRunner:
             graph.reset()
         self._graphs, self._outputs = {}, {}
         self._inputs = self._pool = None
+        self._needs_tape = self._tape
 
     def _capture_bucket(self, tokens: int) -> BucketCapture:
         try:
-            return self._warm_up_and_capture(tokens)
+            try:
+                return self._warm_up_and_capture(tokens)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:
+                if self._needs_tape:
+                    raise
+                self._needs_tape = True  # the tape says where and why
+                return self._warm_up_and_capture(tokens)
         except torch.OutOfMemoryError as error:
             return BucketCapture(tokens, "out of memory", error=first_line(error))
         except BcgError as error:
@@ -198,11 +215,14 @@ class GraphRunner:
                 peak_bytes, _ = device.peak_bytes(lambda: self.target(views))
             before = device.memory(self._pool)
             warmed_up = time.perf_counter()
-            with torch.inference_mode(), BreakableCUDAGraphCapture(graph, self._pool):
+            known = None if self._needs_tape else self._known_externals()
+            with torch.inference_mode(), BreakableCUDAGraphCapture(graph, self._pool, known_externals=known):
                 output = self._forward(views)
             device.synchronize()
             captured = time.perf_counter()
         after = device.memory(self._pool)
+        if not self._graphs:
+            self._needs_tape = device.needs_tape or (self._tape and not explains(self._known_externals(), graph))
         self._graphs[tokens] = graph
         self._outputs[tokens] = map_tensors(unowned_alias, output)
         return BucketCapture(
@@ -214,6 +234,10 @@ class GraphRunner:
             driver_bytes=after.driver_bytes - before.driver_bytes,
             eager_peak_bytes=peak_bytes,
         )
+
+    def _known_externals(self) -> list[torch.Tensor]:
+        assert self._inputs is not None
+        return [*module_tensors(self.target.module), *self._inputs.buffers]
 
     def _forward(self, views: dict[str, torch.Tensor]) -> Any:
         if self._everything_eager:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -88,7 +87,7 @@ def generator(runner: GraphRunner) -> torch.Generator:
 def test_32_each_bucket_is_warmed_up_and_then_captured_once(runner: GraphRunner, module: Requests) -> None:
     module.calls.clear()
     runner.capture([8, 16])
-    assert module.calls == [(16, False), (16, False), (16, True), (8, False), (8, False), (8, True)]
+    assert module.calls == [(16, False), (16, True), (8, False), (8, True)]
 
 
 def test_33_a_batch_between_buckets_is_padded_and_cut(runner: GraphRunner, generator: torch.Generator) -> None:
@@ -244,17 +243,75 @@ def test_a_structured_output_is_cut_along_each_tensors_token_dimension(device: s
 
 
 def test_the_first_error_of_a_bucket_leaves_the_earlier_buckets(device: str) -> None:
-    sizes: Iterator[int] = iter([16])
+    class Fails(nn.Module):
+        at_tokens = 8
 
-    class OnlyFirst(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            if len(x) == 8 and current_capture() is not None and next(sizes, None):
+            if len(x) == self.at_tokens and current_capture() is not None:
                 raise ValueError("planted")
             return x + 1
 
-    runner = GraphRunner(target_of(OnlyFirst(), device))
+    module = Fails()
+    runner = GraphRunner(target_of(module, device))
     with pytest.raises(CaptureError, match="^bucket of 8 tokens: ValueError: planted, in segment 0"):
         runner.capture([8, 16])
     assert sorted(runner.graphs) == [16]
+    module.at_tokens = 0
     runner.capture([8, 16])
     assert sorted(runner.graphs) == [8, 16]
+
+
+class ShapeCache(nn.Module):
+    """Reads tables from a global cache that no module holds and that keeps only the newest two."""
+
+    tables: dict[int, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        tables = type(self).tables
+        if len(x) not in tables:
+            tables[len(x)] = torch.arange(len(x), device=x.device, dtype=x.dtype)
+            for old in list(tables)[:-2]:
+                del tables[old]
+        return x + tables[len(x)][:, None]
+
+
+def test_tables_that_no_module_holds_are_kept_for_their_graphs(device: str) -> None:
+    runner = GraphRunner(target_of(ShapeCache(), device))
+    runner.capture([4, 8, 16, 32])
+    ShapeCache.tables.clear()
+    churn = [torch.full((size,), float("nan"), device=device) for size in (4, 8, 16, 32) for _ in range(64)]
+    generator = torch.Generator(runner.target.device).manual_seed(2)
+    for tokens in (32, 4, 16, 8):
+        batch = make_batch(runner.target, (tokens,), generator)
+        assert torch.equal(runner.replay(batch), batch.inputs["x"] + torch.arange(tokens, device=device)[:, None])
+    del churn
+
+
+class Weighted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, WIDTH)
+        self.tables = {"shift": torch.ones(WIDTH)}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self.tables = {name: fn(table) for name, table in self.tables.items()}
+        return super()._apply(fn, recurse)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) + self.tables["shift"]
+
+
+def test_the_module_tree_explains_an_ordinary_model(device: str) -> None:
+    runner = GraphRunner(target_of(Weighted(), device))
+    runner.capture([4, 8])
+    taped = [bool(segment.tape.operations) for tokens in (8, 4) for segment in runner.graphs[tokens].segments]
+    assert taped == [True, device == "cpu"]
+    module = runner.target.module
+    module.tables = {}
+    generator = torch.Generator(runner.target.device).manual_seed(2)
+    churn = [torch.full((WIDTH,), float("nan"), device=device) for _ in range(64)]
+    for tokens in (4, 8):
+        batch = make_batch(runner.target, (tokens,), generator)
+        expected = module.inner(batch.inputs["x"]) + 1
+        assert torch.equal(runner.replay(batch), expected)
+    del churn

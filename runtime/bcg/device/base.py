@@ -60,6 +60,9 @@ class Pool(Protocol):
     def reserved_bytes(self) -> int:
         """Bytes that the pool holds, in use or not."""
 
+    def owns(self, tensor: Tensor) -> bool:
+        """Tell whether the memory of `tensor` belongs to the pool."""
+
 
 class Recording(Protocol):
     """One recorded segment; owns its graph until `release`."""
@@ -89,6 +92,10 @@ class Recorder(Protocol):
     def end(self) -> Recording | None:
         """Finish the segment; `None` when nothing was recorded in it."""
 
+    @property
+    def num_side_streams(self) -> int:
+        """Streams beside the capture's own on which operations were seen so far."""
+
     def abort(self) -> None:
         """Drop the segment that is being recorded, if one is, and leave the device fit for the next capture."""
 
@@ -102,6 +109,10 @@ class Device(Protocol):
     @property
     def torch_device(self) -> torch.device:
         """The device of the tensors that a graph works on."""
+
+    @property
+    def needs_tape(self) -> bool:
+        """Whether segments are recorded through the operations that the tape sees."""
 
     def new_pool(self) -> Pool:
         """Make an empty graph pool."""

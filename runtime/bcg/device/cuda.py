@@ -65,6 +65,7 @@ class CudaPool:
 
     def __init__(self, index: int, id: tuple[int, int]) -> None:
         self.id = id
+        self._ranges: list[tuple[int, int]] = []
         self._keeper = torch.cuda.CUDAGraph()
         with torch.cuda.stream(capture_stream(index)), _empty_graphs_allowed():
             self._keeper.capture_begin(pool=id, capture_error_mode="relaxed")  # type: ignore[arg-type]
@@ -72,6 +73,15 @@ class CudaPool:
 
     def reserved_bytes(self) -> int:
         return sum(segment["total_size"] for segment in self.segments())
+
+    def owns(self, tensor: Tensor) -> bool:
+        address = tensor.data_ptr()
+        if not self._covers(address):
+            self._ranges = [(segment["address"], segment["total_size"]) for segment in self.segments()]
+        return self._covers(address)
+
+    def _covers(self, address: int) -> bool:
+        return any(start <= address < start + size for start, size in self._ranges)
 
     def segments(self) -> list[dict[str, Any]]:
         """The allocator's description of the pool's segments and blocks."""
@@ -167,6 +177,10 @@ class CudaRecorder:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._sides: dict[int, torch.cuda.Stream] = {}
 
+    @property
+    def num_side_streams(self) -> int:
+        return len(self._sides)
+
     def on_stream(self) -> AbstractContextManager[None]:
         return _ordered_on(self._stream)
 
@@ -245,6 +259,10 @@ class CudaDevice:
     @property
     def torch_device(self) -> torch.device:
         return torch.device("cuda", self._index)
+
+    @property
+    def needs_tape(self) -> bool:
+        return False
 
     def new_pool(self) -> CudaPool:
         return self.as_pool(torch.cuda.graph_pool_handle())

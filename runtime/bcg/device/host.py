@@ -48,9 +48,8 @@ class HostPool:
     def reserved_bytes(self) -> int:
         return sum(block.numel() for block in self._blocks.values())
 
-    def owns(self, address: int) -> bool:
-        """Tell whether `address` is the start of a block."""
-        return address in self._blocks
+    def owns(self, tensor: Tensor) -> bool:
+        return tensor.untyped_storage().data_ptr() in self._blocks
 
     def free_blocks(self) -> list[Tensor]:
         """The blocks that no tensor uses now, as uint8 tensors; a check may fill them with poison."""
@@ -128,6 +127,10 @@ class HostRecorder:
     def on_stream(self) -> AbstractContextManager[None]:
         return contextlib.nullcontext()
 
+    @property
+    def num_side_streams(self) -> int:
+        return 0
+
     def begin(self) -> None:
         self._calls = []
 
@@ -168,7 +171,7 @@ class HostRecorder:
 
     def _freeze(self, tensor: Tensor) -> Tensor:
         """Pool memory is held by the pool, so its tensors are not; everything else is held by the call."""
-        if self._pool.owns(tensor.untyped_storage().data_ptr()):
+        if self._pool.owns(tensor):
             return unowned_alias(tensor)
         return tensor
 
@@ -201,6 +204,10 @@ class HostDevice:
     @property
     def torch_device(self) -> torch.device:
         return torch.device("cpu")
+
+    @property
+    def needs_tape(self) -> bool:
+        return True
 
     def new_pool(self) -> HostPool:
         return HostPool()
