@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -264,7 +264,7 @@ def test_the_first_error_of_a_bucket_leaves_the_earlier_buckets(device: str) -> 
 class ShapeCache(nn.Module):
     """Reads tables from a global cache that no module holds and that keeps only the newest two."""
 
-    tables: dict[int, Tensor] = {}
+    tables: ClassVar[dict[int, Tensor]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         tables = type(self).tables
