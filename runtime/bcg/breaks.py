@@ -6,16 +6,14 @@ The names `eager_on_graph` and `break_graph` follow the primitive's first implem
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
 import torch
-
-if TYPE_CHECKING:
-    from bcg.capture import BreakableCUDAGraphCapture
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,8 +26,8 @@ class BreakLabel:
     Attributes:
         name: The function's name, or the rule's.
         module: Path of the module that the break stands for; `None` where the capture finds it out.
-        source: Where the break comes from: ``decorator``, ``explicit``, ``attention``, ``mixer``, ``rule`` or
-            ``debug``.
+        source: Where the break comes from: ``decorator``, ``explicit``, ``attention``, ``mixer``, ``rule``,
+            ``automatic`` or ``debug``.
     """
 
     name: str
@@ -37,17 +35,41 @@ class BreakLabel:
     source: str = "decorator"
 
 
+class BreakRunner(Protocol):
+    """Whoever decides what a break does while a forward is followed: a capture, or a survey before one."""
+
+    def run_break(
+        self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], label: BreakLabel
+    ) -> Any:
+        """Run `function` as a break; return what the code after it gets."""
+
+
 class _ThreadState(threading.local):
-    capture: BreakableCUDAGraphCapture | None = None
+    runner: BreakRunner | None = None
     in_break: bool = False
 
 
 _state = _ThreadState()
 
 
-def current_capture() -> BreakableCUDAGraphCapture | None:
+def current_capture() -> BreakRunner | None:
     """Return the capture that is active on this thread, or `None`."""
-    return _state.capture
+    return _state.runner
+
+
+@contextlib.contextmanager
+def running_breaks(runner: BreakRunner) -> Iterator[None]:
+    """Give the breaks of this thread to `runner` inside the `with` block."""
+    _state.runner = runner
+    try:
+        yield
+    finally:
+        _state.runner = None
+
+
+def is_following() -> bool:
+    """Tell whether a break called now would be one: somebody follows the forward, and no break is running."""
+    return _state.runner is not None and not _state.in_break
 
 
 def call_break(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], label: BreakLabel) -> Any:
@@ -55,12 +77,12 @@ def call_break(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[s
 
     With no active capture, and inside another break, it is simply called.
     """
-    capture = _state.capture
-    if capture is None or _state.in_break:
+    runner = _state.runner
+    if runner is None or _state.in_break:
         return function(*args, **kwargs)
     _state.in_break = True
     try:
-        return capture.run_break(function, args, kwargs, label)
+        return runner.run_break(function, args, kwargs, label)
     finally:
         _state.in_break = False
 

@@ -90,7 +90,7 @@ class BreakableCUDAGraphCapture:
         with contextlib.ExitStack() as stack:
             stack.enter_context(_no_garbage_collection())
             stack.enter_context(self._recorder.on_stream())
-            stack.enter_context(_active(self))
+            stack.enter_context(breaks.running_breaks(self))
             stack.callback(self._abort)
             if self._is_taped:
                 stack.enter_context(self._tape.watching())
@@ -231,15 +231,6 @@ class BreakableCUDAGraphCapture:
             module = self._tape.module_path
             return f"segment {num_segments}" + (f" (module {module!r})" if module else "")
         return f"the part after segment {num_segments - 1}"
-
-
-@contextlib.contextmanager
-def _active(capture: BreakableCUDAGraphCapture) -> Iterator[None]:
-    breaks._state.capture = capture
-    try:
-        yield
-    finally:
-        breaks._state.capture = None
 
 
 @contextlib.contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +35,7 @@ class Target:
         packs_requests: Whether several requests can share a batch: rows of one never reach another.
         forward_options: Keyword arguments that every call passes beside the inputs.
         warnings: What the user should know about this model.
+        surroundings: Makes a context manager that every forward runs in, such as automatic breaks.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Target:
     packs_requests: bool = True
     forward_options: Mapping[str, Any] = field(default_factory=dict)
     warnings: list[ReportWarning] = field(default_factory=list)
+    surroundings: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Any:
         """Run one forward on these inputs.
@@ -53,7 +57,7 @@ class Target:
         Raises:
             ModelError: If the module returns no tensor.
         """
-        with torch.inference_mode():
+        with torch.inference_mode(), self.surroundings():
             return plain_output(self.module(**inputs, **self.forward_options), self.name)
 
 

@@ -25,16 +25,21 @@ from bcg.report.file import (
     read_report,
     write_report,
 )
+from bcg.report.findings import AutomaticBreak, BreakSize, BucketFitRow, Card
 
 __all__ = [
     "MAX_REPORT_BYTES",
     "SCHEMA_VERSION",
+    "AutomaticBreak",
     "BreakRow",
+    "BreakSize",
     "BreakSource",
+    "BucketFitRow",
     "BucketStatus",
     "CaptureBucket",
     "CaptureReport",
     "CaptureTotals",
+    "Card",
     "Environment",
     "ModelInfo",
     "ModelSource",

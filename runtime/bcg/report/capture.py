@@ -15,6 +15,7 @@ from bcg.report.common import (
     ReportWarning,
     SegmentRow,
 )
+from bcg.report.findings import AutomaticBreak, BucketFitRow, Card
 
 BucketStatus: TypeAlias = Literal["captured", "out of memory", "failed"]
 
@@ -65,6 +66,9 @@ class CaptureReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind",
     Attributes:
         map_tokens: The bucket that `segments`, `breaks` and `map` describe; 0 if none was captured.
         map: Its steps in execution order, as ``segment:0``, ``break:0``, … (indices of the rows).
+        automatic_breaks: Those that nobody asked for, and why they are there.
+        cards: Findings that are no obstacle to the capture but may make a replay wrong.
+        workload: What the buckets do to the workload that they were chosen for, first, and other lists do.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -78,6 +82,9 @@ class CaptureReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind",
     segments: list[SegmentRow] = []
     breaks: list[BreakRow] = []
     warnings: list[ReportWarning] = []
+    automatic_breaks: list[AutomaticBreak] = []
+    cards: list[Card] = []
+    workload: list[BucketFitRow] = []
 
     @property
     def on_host(self) -> bool:

@@ -8,7 +8,7 @@ import msgspec
 
 SCHEMA_VERSION = 1
 
-BreakSource: TypeAlias = Literal["attention", "mixer", "rule", "decorator", "explicit"]
+BreakSource: TypeAlias = Literal["attention", "mixer", "rule", "decorator", "explicit", "automatic"]
 ModelSource: TypeAlias = Literal["preset", "directory", "hub", "factory"]
 Weights: TypeAlias = Literal["random", "safetensors", "user"]
 OptionValue: TypeAlias = str | int | float | bool | list[str | int] | None
