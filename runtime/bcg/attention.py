@@ -130,6 +130,8 @@ class AttentionBreak:
 
     def _mask_for(self, query: Tensor, options: dict[str, Any], context: ForwardContext | None) -> Any:
         length, window, causal = query.shape[2], options.get("sliding_window"), options.get("is_causal")
+        if self._can_pack and window is None:
+            return None  # sdpa needs no mask for one whole request: it is told whether attention is causal
         if causal is None:
             causal = self._is_causal
         if window is not None and not causal:

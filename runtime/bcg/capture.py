@@ -135,7 +135,7 @@ class BreakableCUDAGraphCapture:
         ambience = Ambience.now(self._tape.device_type)
         self._end_segment()
         try:
-            with self._tape.looking_away():
+            with self._tape.looking_away() if self._is_taped else contextlib.nullcontext():
                 result = function(*args, **kwargs)
             handed = self._add_break(label, function, args, kwargs, result, ambience)
         except BaseException as error:

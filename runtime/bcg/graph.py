@@ -154,6 +154,7 @@ class BreakableCUDAGraph:
         self.num_replays = 0
         self.num_side_streams = 0
         self._steps: list[Segment | Break] = []
+        self._runs: list[Callable[[Any], None]] = []
         self._held: tuple[Tensor, ...] = ()
         self._pool: Pool | None = None
         self._pool_use = PoolUse()
@@ -204,19 +205,20 @@ class BreakableCUDAGraph:
         stream = self.device.current_stream()
         grad_mode = torch.inference_mode() if self._inference else torch.no_grad()
         with self._pool_use.taken(self.device, stream), grad_mode:
-            for step in self._steps:
-                try:
-                    step.run(stream)
-                except Exception as error:
-                    error.add_note(f"in {self._describe(step)} of the replay")
-                    raise
+            index = 0
+            try:
+                for index, run in enumerate(self._runs):  # noqa: B007
+                    run(stream)
+            except Exception as error:
+                error.add_note(f"in {self._describe(self._steps[index])} of the replay")
+                raise
         self.num_replays += 1
 
     def reset(self) -> None:
         """Free segments, boundaries and externals; the graph can be captured again."""
         for segment in self.segments:
             segment.release()
-        self._steps = []
+        self._steps, self._runs = [], []
         self._held = ()
         self._pool = None
         self._pool_use = PoolUse()
@@ -233,6 +235,7 @@ class BreakableCUDAGraph:
     ) -> None:
         """Take over what a capture recorded; called by `BreakableCUDAGraphCapture`."""
         self._steps = list(steps)
+        self._runs = [step.run for step in steps]
         self._pool = pool
         self._pool_use = pool_use
         self._inference = inference

@@ -65,7 +65,9 @@ class CudaPool:
 
     def __init__(self, index: int, id: tuple[int, int]) -> None:
         self.id = id
+        self._index = index
         self._ranges: list[tuple[int, int]] = []
+        self._num_allocations: int | None = None
         self._keeper = torch.cuda.CUDAGraph()
         with torch.cuda.stream(capture_stream(index)), _empty_graphs_allowed():
             self._keeper.capture_begin(pool=id, capture_error_mode="relaxed")  # type: ignore[arg-type]
@@ -76,9 +78,16 @@ class CudaPool:
 
     def owns(self, tensor: Tensor) -> bool:
         address = tensor.data_ptr()
-        if not self._covers(address):
+        if not self._covers(address) and self._may_have_grown():
             self._ranges = [(segment["address"], segment["total_size"]) for segment in self.segments()]
         return self._covers(address)
+
+    def _may_have_grown(self) -> bool:
+        """Whether torch took memory from the driver since the last time; far cheaper to ask than a snapshot."""
+        num_allocations = torch.cuda.memory_stats_as_nested_dict(self._index).get("num_device_alloc")
+        grew = num_allocations is None or num_allocations != self._num_allocations
+        self._num_allocations = num_allocations
+        return grew
 
     def _covers(self, address: int) -> bool:
         return any(start <= address < start + size for start, size in self._ranges)
@@ -189,7 +198,7 @@ class CudaRecorder:
         graph = torch.cuda.CUDAGraph(keep_graph=True)
         for generator in self._generators:
             graph.register_generator_state(generator)
-        with torch.cuda.stream(self._stream):
+        with self._current_stream():
             self._graph = graph
             graph.capture_begin(pool=self._pool.id, capture_error_mode=self._error_mode)  # type: ignore[arg-type]
             for side in self._sides.values():
@@ -199,6 +208,12 @@ class CudaRecorder:
         result = function(*args, **kwargs)
         self._note_stream()
         return result
+
+    def _current_stream(self) -> AbstractContextManager[Any]:
+        """Make the capture's stream current, which it is already unless the body works on a side stream."""
+        if torch._C._cuda_getCurrentRawStream(self._index) == self._stream.cuda_stream:
+            return contextlib.nullcontext()
+        return torch.cuda.stream(self._stream)
 
     def _note_stream(self) -> None:
         """Remember a side stream on which the segment works: it is joined at the end and forked again after."""
@@ -210,7 +225,7 @@ class CudaRecorder:
         graph = self._graph
         if graph is None:
             raise CaptureError("no segment is being recorded")
-        with torch.cuda.stream(self._stream), _empty_graphs_allowed():
+        with self._current_stream(), _empty_graphs_allowed():
             for side in self._sides.values():
                 self._stream.wait_stream(side)
             graph.capture_end()
@@ -246,7 +261,7 @@ class CudaRecorder:
             graph.capture_end()
 
     def allocate(self, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:
-        with torch.cuda.stream(self._stream), torch.cuda.use_mem_pool(self._pool, self._index):  # type: ignore[arg-type]
+        with self._current_stream(), torch.cuda.use_mem_pool(self._pool, self._index):  # type: ignore[arg-type]
             return torch.empty_strided(size, stride, dtype=dtype, device=f"cuda:{self._index}")
 
 
