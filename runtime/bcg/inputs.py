@@ -173,10 +173,22 @@ class StaticInputs:
             }
         return self._views[bucket]
 
-    def load(self, inputs: Mapping[str, torch.Tensor], bucket: int, num_tokens: int) -> None:
+    def load(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        bucket: int,
+        num_tokens: int,
+        padding: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
         """Copy live inputs into the buffers of a bucket, and zero the rows from `num_tokens` on.
 
         Everything is checked before anything is written. The copies run on the current stream.
+
+        Args:
+            inputs: By name, for `num_tokens` tokens.
+            bucket: Whose buffers.
+            num_tokens: Real tokens.
+            padding: What to write into the padding rows in place of zeros: inputs for the remaining tokens.
 
         Raises:
             ReplayError: If a name, dtype or shape is not what was captured.
@@ -199,7 +211,11 @@ class StaticInputs:
                 view.copy_(inputs[spec.name])
                 continue
             view.narrow(spec.token_dim, 0, num_tokens).copy_(inputs[spec.name])
-            view.narrow(spec.token_dim, num_tokens, bucket - num_tokens).zero_()
+            rest = view.narrow(spec.token_dim, num_tokens, bucket - num_tokens)
+            if padding is None:
+                rest.zero_()
+            else:
+                rest.copy_(padding[spec.name])
 
 
 def _describe(dtype: torch.dtype, shape: tuple[int, ...]) -> str:

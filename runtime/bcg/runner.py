@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -92,6 +92,11 @@ class GraphRunner:
         return dict(self._graphs)
 
     @property
+    def pool(self) -> Pool | None:
+        """The one pool of all graphs."""
+        return self._pool
+
+    @property
     def num_replays(self) -> int:
         """Graph replays so far; a run that replayed nothing proves nothing."""
         return sum(graph.num_replays for graph in self._graphs.values())
@@ -125,43 +130,60 @@ class GraphRunner:
                 on_bucket(result)
         return results
 
-    def replay(self, batch: Batch) -> Any:
+    def replay(self, batch: Batch, padding: Mapping[str, torch.Tensor] | None = None) -> Any:
         """Run a batch from the graph of the smallest bucket that holds it.
 
         A batch above the largest bucket runs eagerly and is counted in `num_fallbacks`.
+
+        Args:
+            batch: What to run.
+            padding: Inputs for the padding rows, in place of zeros; for checks.
 
         Returns:
             What the target returns, cut to the batch's rows.
 
         Raises:
-            ReplayError: Nothing was captured, or the inputs are not like those of the capture.
+            ReplayError: Nothing was captured, the inputs are not like those of the capture, or several requests
+                are given to a target that takes one at a time.
         """
+        self._check_requests(batch)
         if self._inputs is None or not self._graphs:
             raise ReplayError("no bucket was captured", hint="call capture() with the token counts to serve")
         tokens = pick_bucket(batch.num_tokens, sorted(self._graphs))
         if tokens is None:
             self.num_fallbacks += 1
             return self.eager(batch)
-        self._inputs.load(batch.inputs, tokens, batch.num_tokens)
+        self._inputs.load(batch.inputs, tokens, batch.num_tokens, padding)
         with forward_context(ForwardContext(batch.request_lengths)):
             self._graphs[tokens].replay()
         return self._cut(self._outputs[tokens], batch.num_tokens)
 
     def eager(self, batch: Batch) -> Any:
-        """Run a batch eagerly, unpadded."""
+        """Run a batch eagerly, unpadded.
+
+        Raises:
+            ReplayError: Several requests are given to a target that takes one at a time.
+        """
+        self._check_requests(batch)
         with forward_context(ForwardContext(batch.request_lengths)):
             return self.target(batch.inputs)
 
-    def eager_padded(self, batch: Batch) -> Any:
+    def eager_padded(self, batch: Batch, padding: Mapping[str, torch.Tensor] | None = None) -> Any:
         """Run a batch eagerly on the static inputs of its bucket: the same kernels at the same shapes as replay.
 
+        Args:
+            batch: What to run.
+            padding: Inputs for the padding rows, in place of zeros.
+
         Raises:
-            ReplayError: No captured bucket holds the batch.
+            ReplayError: No captured bucket holds the batch, or several requests are given to a target that takes
+                one at a time.
         """
+        self._check_requests(batch)
         tokens = pick_bucket(batch.num_tokens, sorted(self._graphs))
         if self._inputs is None or tokens is None:
             raise ReplayError(f"no captured bucket holds {batch.num_tokens} tokens")
-        self._inputs.load(batch.inputs, tokens, batch.num_tokens)
+        self._inputs.load(batch.inputs, tokens, batch.num_tokens, padding)
         with forward_context(ForwardContext(batch.request_lengths)):
             return self._cut(self.target(self._inputs.views(tokens)), batch.num_tokens)
 
@@ -172,6 +194,13 @@ class GraphRunner:
         self._graphs, self._outputs = {}, {}
         self._inputs = self._pool = None
         self._needs_tape = self._tape
+
+    def _check_requests(self, batch: Batch) -> None:
+        if len(batch.request_lengths) > 1 and not self.target.packs_requests:
+            raise ReplayError(
+                f"{self.target.name} takes one request at a time, got a batch of {len(batch.request_lengths)}",
+                hint="its rows of one request reach another one; break at what mixes them, or run each on its own",
+            )
 
     def _capture_bucket(self, tokens: int) -> BucketCapture:
         try:

@@ -33,7 +33,7 @@ def make_inputs(num_tokens: int, device: torch.device, generator: torch.Generato
 
 def target_of(module: nn.Module, device: str) -> Target:
     place = torch.device(device, 0) if device == "cuda" else torch.device(device)
-    return build_target(
+    target = build_target(
         "test",
         module.to(place),
         source="factory",
@@ -44,6 +44,8 @@ def target_of(module: nn.Module, device: str) -> Target:
         break_globs=(),
         make_inputs=make_inputs,
     )
+    target.packs_requests = True  # rows get their request's index, which the probe takes for a leak
+    return target
 
 
 class Requests(nn.Module):

@@ -20,6 +20,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+POISON_BYTE = 0xFF
+"""Every floating-point type of this byte is NaN."""
+
+CHURN_SIZES = tuple(2**exponent for exponent in range(9, 22) for _ in range(4))
+"""Bytes of the blocks that are taken from the normal allocator, filled with poison and given back."""
+
 
 @dataclass(frozen=True)
 class SegmentContents:
@@ -140,6 +146,13 @@ class Device(Protocol):
 
     def memory(self, pool: Pool) -> MemoryReading:
         """Synchronize, empty the allocator's cache, and read the memory."""
+
+    def poison(self, pool: Pool) -> None:
+        """Fill memory that nobody uses with NaN: the pool's free blocks, and blocks of the normal allocator.
+
+        Whatever a replay reads there without having written it shows in its results. Runs on the current stream,
+        so that what was launched there before still sees the old contents.
+        """
 
     def peak_bytes(self, function: Callable[[], Any]) -> tuple[int, Any]:
         """Call `function`; return the most bytes that were allocated during it beyond the start, and its result."""

@@ -13,7 +13,7 @@ import torch
 from cuda.bindings import driver, runtime
 from torch import Tensor
 
-from bcg.device.base import MemoryReading, Pool, SegmentContents
+from bcg.device.base import CHURN_SIZES, POISON_BYTE, MemoryReading, Pool, SegmentContents
 from bcg.errors import CaptureError, UsageError
 
 
@@ -91,6 +91,17 @@ class CudaPool:
 
     def _covers(self, address: int) -> bool:
         return any(start <= address < start + size for start, size in self._ranges)
+
+    def free_blocks(self) -> list[tuple[int, int]]:
+        """Address and size of the blocks that no tensor uses now."""
+        free = []
+        for segment in self.segments():
+            address = segment["address"]
+            for block in segment["blocks"]:
+                if block["state"] == "inactive":
+                    free.append((address, block["size"]))
+                address += block["size"]
+        return free
 
     def segments(self) -> list[dict[str, Any]]:
         """The allocator's description of the pool's segments and blocks."""
@@ -316,6 +327,14 @@ class CudaDevice:
             pool_bytes=pool.reserved_bytes(),
             driver_bytes=total - free - torch.cuda.memory_reserved(self._index),
         )
+
+    def poison(self, pool: Pool) -> None:
+        self.synchronize()
+        for address, size in self.as_pool(pool).free_blocks():
+            storage = torch._C._construct_storage_from_data_pointer(address, self.torch_device, size)
+            torch.empty(0, dtype=torch.uint8, device=self.torch_device).set_(storage).fill_(POISON_BYTE)
+        churn = [torch.full((size,), POISON_BYTE, dtype=torch.uint8, device=self.torch_device) for size in CHURN_SIZES]
+        churn.clear()
 
     def peak_bytes(self, function: Callable[[], Any]) -> tuple[int, Any]:
         torch.cuda.reset_peak_memory_stats(self._index)

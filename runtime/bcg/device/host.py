@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bcg.device.base import MemoryReading, Pool, SegmentContents
+from bcg.device.base import CHURN_SIZES, POISON_BYTE, MemoryReading, Pool, SegmentContents
 from bcg.errors import CaptureError, UsageError
 from bcg.structure import map_tensors, storage_bytes, storage_key, tensors_in, unowned_alias
 
@@ -234,6 +234,13 @@ class HostDevice:
 
     def memory(self, pool: Pool) -> MemoryReading:
         return MemoryReading(pool_bytes=pool.reserved_bytes(), driver_bytes=0)
+
+    def poison(self, pool: Pool) -> None:
+        with torch.inference_mode():
+            for block in self.as_pool(pool).free_blocks():
+                block.fill_(POISON_BYTE)
+        churn = [torch.full((size,), POISON_BYTE, dtype=torch.uint8) for size in CHURN_SIZES]
+        churn.clear()
 
     def peak_bytes(self, function: Callable[[], Any]) -> tuple[int, Any]:
         with _LiveBytes() as live:

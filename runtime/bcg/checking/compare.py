@@ -1,0 +1,130 @@
+"""Comparing two results: bitwise first, then by tolerance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bcg.structure import tensors_in
+
+_RTOL = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+_LOOSE_MEAN = {True: 1e-3, False: 0.25}
+"""Mean difference relative to the mean magnitude between runs at other shapes, for full-size dtypes and 16-bit ones."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far two values may be apart.
+
+    Attributes:
+        rtol: Relative to the largest magnitude of the expected tensor; by default that of its dtype.
+        atol: Absolute.
+    """
+
+    rtol: float | None = None
+    atol: float = 0.0
+
+    def allowed(self, dtype: torch.dtype, scale: float) -> float:
+        """Return the largest difference that counts as a match."""
+        rtol = _RTOL.get(dtype, 0.0) if self.rtol is None else self.rtol
+        return self.atol + rtol * scale
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What comparing an expected result with another told.
+
+    Attributes:
+        bitwise: Every bit is the same.
+        within: Every difference is within the tolerance.
+        max_abs_error: Largest difference; infinite where one is NaN or missing and the other is not.
+        max_rel_error: The same, relative to the largest magnitude of its tensor.
+    """
+
+    bitwise: bool = True
+    within: bool = True
+    max_abs_error: float = 0.0
+    max_rel_error: float = 0.0
+
+    def joined(self, other: Comparison) -> Comparison:
+        """Return the worse of two comparisons."""
+        return Comparison(
+            self.bitwise and other.bitwise,
+            self.within and other.within,
+            max(self.max_abs_error, other.max_abs_error),
+            max(self.max_rel_error, other.max_rel_error),
+        )
+
+
+APART = Comparison(bitwise=False, within=False, max_abs_error=float("inf"), max_rel_error=float("inf"))
+"""Nothing can be compared: another number of tensors, another shape or dtype."""
+
+
+def compare(expected: Any, got: Any, tolerance: Tolerance) -> Comparison:
+    """Compare the tensors of two results, in order."""
+    ones, others = list(tensors_in(expected)), list(tensors_in(got))
+    if len(ones) != len(others):
+        return APART
+    total = Comparison()
+    for one, other in zip(ones, others, strict=True):
+        total = total.joined(compare_tensors(one, other, tolerance))
+    return total
+
+
+def compare_tensors(expected: Tensor, got: Tensor, tolerance: Tolerance) -> Comparison:
+    """Compare two tensors."""
+    if expected.shape != got.shape or expected.dtype != got.dtype:
+        return APART
+    if same_bits(expected, got):
+        return Comparison()
+    one, other = _as_double(expected), _as_double(got)
+    same = (one == other) | (one.isnan() & other.isnan())
+    error = torch.where(same, 0.0, (one - other).abs())
+    finite = one[one.isfinite()]
+    scale = float(finite.abs().max()) if finite.numel() else 0.0
+    largest = float(error.nan_to_num(nan=float("inf"), posinf=float("inf")).max())
+    relative = largest / scale if scale else (float("inf") if largest else 0.0)
+    return Comparison(False, largest <= tolerance.allowed(expected.dtype, scale), largest, relative)
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Tell whether two tensors of one shape and dtype hold the same bits."""
+    if one.numel() == 0:
+        return True
+    return torch.equal(_bits(one), _bits(other))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    if tensor.dtype == torch.bool or not (tensor.is_floating_point() or tensor.is_complex()):
+        return tensor
+    return tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _as_double(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor.to(torch.complex128)) if tensor.is_complex() else tensor.double()
+
+
+def are_near(expected: Any, got: Any) -> bool:
+    """Tell whether two results are the same up to what other kernels for another shape may make of them."""
+    ones, others = list(tensors_in(expected)), list(tensors_in(got))
+    return len(ones) == len(others) and all(map(_is_near, ones, others))
+
+
+def _is_near(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape:
+        return False
+    if one.numel() == 0:
+        return True
+    left, right = _as_double(one), _as_double(other)
+    allowed = _LOOSE_MEAN[one.element_size() >= 4] * left.abs().mean()
+    return bool((left - right).abs().mean() <= allowed) or same_bits(one, other)
+
+
+def has_numbers(result: Any) -> bool:
+    """Tell whether a result holds anything but NaN, so that comparing it can tell something."""
+    tensors: Sequence[Tensor] = [tensor for tensor in tensors_in(result) if tensor.numel()]
+    return any(not (tensor.is_floating_point() and bool(tensor.isnan().all())) for tensor in tensors)

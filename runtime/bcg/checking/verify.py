@@ -1,0 +1,266 @@
+"""`verify`: replays a runner's buckets with other inputs than the capture's, and compares with eager."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import torch
+
+from bcg.checking.compare import APART, Comparison, Tolerance, are_near, compare, has_numbers
+from bcg.checking.plan import Trial, batch_of, plan_trials, poisoned_padding, shuffled_rounds
+from bcg.checking.state import Change, ModelState, Snapshot, changes
+from bcg.device import find_device
+from bcg.errors import ReplayError
+from bcg.inputs import Batch
+from bcg.runner import GraphRunner
+from bcg.structure import map_tensors
+from bcg.target import first_line
+
+Verdict: TypeAlias = Literal["match", "mismatch", "inconclusive"]
+
+CHECK_SEED = 1000
+"""Seed of values, splits and order; the inputs of captures have another."""
+
+
+@dataclass
+class Reference:
+    """What eager made of a trial.
+
+    Attributes:
+        output: On the padded inputs, cut to the real rows.
+        after: The state afterwards; None where forwards change none.
+    """
+
+    batch: Batch
+    padding: dict[str, torch.Tensor] | None
+    output: Any
+    after: Snapshot | None
+
+
+@dataclass
+class BucketVerdict:
+    """What was found about one bucket.
+
+    Attributes:
+        tokens: The bucket.
+        comparison: The worst of its comparisons of replay with eager.
+        num_replays: Replays that were compared.
+        num_launches: Segments that they launched.
+        failed: Trials that did not match.
+        errors: What replays raised, first lines.
+        leaks: Trials in which padding reached real rows.
+        state_changes: State that replay left otherwise than eager did.
+        doubts: Why nothing can be told.
+    """
+
+    tokens: int
+    comparison: Comparison = field(default_factory=Comparison)
+    num_replays: int = 0
+    num_launches: int = 0
+    failed: list[Trial] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    leaks: list[Trial] = field(default_factory=list)
+    state_changes: list[Change] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> Verdict:
+        """Match only if everything matched and something was replayed."""
+        if self.failed or self.errors or self.leaks or self.state_changes:
+            return "mismatch"
+        return "inconclusive" if self.doubts or not self.num_launches else "match"
+
+
+@dataclass
+class Verification:
+    """What `verify` found.
+
+    Attributes:
+        buckets: Verdicts, ascending.
+        spread: Largest relative difference between two eager runs of the same batch; 0 where they agree bitwise.
+        eager_ms: Wall time of the eager runs.
+        replay_ms: Wall time of the replays and comparisons.
+    """
+
+    buckets: list[BucketVerdict]
+    spread: float = 0.0
+    eager_ms: float = 0.0
+    replay_ms: float = 0.0
+
+    @property
+    def verdict(self) -> Verdict:
+        """Mismatch if one bucket mismatches; match only if all match."""
+        verdicts = [bucket.verdict for bucket in self.buckets]
+        if "mismatch" in verdicts:
+            return "mismatch"
+        return "match" if verdicts and set(verdicts) == {"match"} else "inconclusive"
+
+    @property
+    def matches(self) -> bool:
+        """Whether every bucket matches, and something was replayed."""
+        return self.verdict == "match"
+
+
+def verify(
+    runner: GraphRunner,
+    *,
+    num_rounds: int = 2,
+    tolerance: Tolerance | None = None,
+    seed: int = CHECK_SEED,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> Verification:
+    """Replay every captured bucket with other values, sizes and request splits, and compare with eager.
+
+    Sizes are b, b-1 and one above the bucket below; padding is poisoned; memory that nobody uses is filled with NaN
+    before every replay; the order is shuffled over all buckets in every round. State that the forward changes in
+    place is restored before every run, and left as it was found.
+
+    Args:
+        runner: After its `capture`.
+        num_rounds: How often every trial is replayed.
+        tolerance: What counts as a match where bits differ; by default that of the dtype.
+        seed: Of values, splits and order.
+        on_step: Told what happens next.
+
+    Raises:
+        ReplayError: Nothing was captured.
+        ModelError: The eager forward failed.
+    """
+    if not runner.graphs:
+        raise ReplayError("no bucket was captured", hint="call capture() with the token counts to serve")
+    return _Verifier(runner, tolerance or Tolerance(), seed, on_step).run(num_rounds)
+
+
+class _Verifier:
+    """One run of `verify`."""
+
+    def __init__(self, runner: GraphRunner, tolerance: Tolerance, seed: int, on_step: Callable[[str], None]) -> None:
+        self._runner = runner
+        self._tolerance = tolerance
+        self._seed = seed
+        self._on_step = on_step
+        self._device = find_device(runner.target.device)
+        self._state = ModelState(runner.target.module)
+        self._base = self._state.save()
+        self._changes_state = False
+        self._verdicts = {tokens: BucketVerdict(tokens) for tokens in sorted(runner.graphs)}
+        self._references: dict[Trial, Reference] = {}
+        self._spread = 0.0
+
+    def run(self, num_rounds: int) -> Verification:
+        trials = plan_trials(list(self._verdicts), packs_requests=self._runner.target.packs_requests, seed=self._seed)
+        started = time.perf_counter()
+        try:
+            self._find_state(trials[0])
+            for trial in trials:
+                self._on_step(f"eager, {trial.num_tokens} tokens")
+                self._run_eager(trial)
+            self._device.synchronize()
+            eager_done = time.perf_counter()
+            for _, trial in shuffled_rounds(trials, num_rounds, self._seed):
+                self._on_step(f"replaying {trial.num_tokens} tokens")
+                self._replay(trial)
+            self._device.synchronize()
+        finally:
+            self._state.restore(self._base)
+        return Verification(
+            list(self._verdicts.values()),
+            spread=self._spread,
+            eager_ms=(eager_done - started) * 1e3,
+            replay_ms=(time.perf_counter() - eager_done) * 1e3,
+        )
+
+    def _find_state(self, trial: Trial) -> None:
+        """Run the forward once to see whether it changes any state: where it doesn't, none is saved again."""
+        self._runner.eager(batch_of(trial, self._runner.target))
+        self._changes_state = bool(changes(self._base, self._state.save()))
+
+    def _run_eager(self, trial: Trial) -> None:
+        runner, verdict = self._runner, self._verdicts[trial.tokens]
+        batch, padding = batch_of(trial, runner.target), poisoned_padding(trial, runner.target)
+        self._state.restore(self._base)
+        output = _kept(runner.eager_padded(batch, padding))
+        after = self._state.save() if self._changes_state else None
+        self._references[trial] = Reference(batch, padding, output, after)
+        if not has_numbers(output):
+            verdict.doubts.append(f"eager itself gives nothing but NaN at {trial.num_tokens} tokens")
+        self._state.restore(self._base)
+        if padding is None:
+            again = compare(output, runner.eager_padded(batch), self._tolerance)
+            self._spread = max(self._spread, again.max_rel_error)
+        elif self._padding_leaks(batch, output):
+            verdict.leaks.append(trial)
+
+    def _padding_leaks(self, batch: Batch, output: Any) -> bool:
+        """Compare real rows beside poisoned padding with the batch alone, and in doubt with zeros as padding."""
+        alone = self._runner.eager(batch)
+        comparison = compare(alone, output, self._tolerance)
+        if comparison.within or self._is_within_spread(comparison):
+            return False
+        self._state.restore(self._base)
+        beside_zeros = self._runner.eager_padded(batch)
+        return not (compare(beside_zeros, output, self._tolerance).within and are_near(alone, output))
+
+    def _replay(self, trial: Trial) -> None:
+        runner, verdict, reference = self._runner, self._verdicts[trial.tokens], self._references[trial]
+        graph = runner.graphs[trial.tokens]
+        num_before = graph.num_replays
+        self._state.restore(self._base)
+        assert runner.pool is not None
+        self._device.poison(runner.pool)
+        try:
+            output = runner.replay(reference.batch, reference.padding)
+        except Exception as error:
+            if _is_sticky(error):
+                raise
+            verdict.failed.append(trial)
+            verdict.errors.append(first_line(error))
+            verdict.comparison = verdict.comparison.joined(APART)
+            return
+        verdict.num_replays += graph.num_replays - num_before
+        verdict.num_launches += (graph.num_replays - num_before) * graph.num_segments
+        self._judge(trial, verdict, compare(reference.output, output, self._tolerance))
+        if reference.after is not None:
+            self._compare_state(verdict, reference.after, self._state.save())
+
+    def _judge(self, trial: Trial, verdict: BucketVerdict, comparison: Comparison) -> None:
+        verdict.comparison = verdict.comparison.joined(comparison)
+        if comparison.within:
+            return
+        if self._is_within_spread(comparison):
+            verdict.doubts.append(
+                f"eager differs from itself by {self._spread:.1e} of the scale, replay from eager by "
+                f"{comparison.max_rel_error:.1e}"
+            )
+            return
+        verdict.failed.append(trial)
+
+    def _is_within_spread(self, comparison: Comparison) -> bool:
+        return self._spread > 0 and comparison.max_rel_error <= 4 * self._spread
+
+    def _compare_state(self, verdict: BucketVerdict, eager: Snapshot, replayed: Snapshot) -> None:
+        known = {change.path for change in verdict.state_changes}
+        for change in changes(eager, replayed):
+            if change.path in known:
+                continue
+            if change.is_tensor and compare(change.before, change.after, self._tolerance).within:
+                continue
+            verdict.state_changes.append(change)
+
+
+def _kept(output: Any) -> Any:
+    return map_tensors(torch.clone, output)
+
+
+def _is_sticky(error: Exception) -> bool:
+    """Tell whether the device is lost to this process, as after an illegal access."""
+    text = str(error)
+    return any(sign in text for sign in ("illegal memory access", "device-side assert", "unspecified launch failure"))
+
+
+def worst_trial(trials: Sequence[Trial]) -> Trial | None:
+    """Return the smallest failed trial: the cheapest one to look into."""
+    return min(trials, key=lambda trial: (trial.tokens, trial.num_tokens), default=None)

@@ -1,0 +1,196 @@
+"""`verify` tells a right replay from a wrong one, on both devices; every fault here is planted."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bcg import Batch, GraphRunner, ReplayError, Target, current_forward_context, eager_on_graph, load_target
+from bcg.checking import Tolerance, verify
+from bcg.models.build import build_target
+
+BUCKETS = (4, 8, 16)
+
+
+def make_inputs(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, Tensor]:
+    return {"x": torch.rand((num_tokens, 4), device=device, generator=generator)}
+
+
+def target_of(module: nn.Module, device: str) -> Target:
+    place = torch.device(device, 0) if device == "cuda" else torch.device(device)
+    return build_target(
+        "test",
+        module.to(place),
+        source="factory",
+        weights="user",
+        seed=None,
+        device=place,
+        attention_break=False,
+        break_globs=(),
+        make_inputs=make_inputs,
+    )
+
+
+def verified(module: nn.Module, device: str, **options: Any) -> Any:
+    runner = GraphRunner(target_of(module, device))
+    runner.capture(BUCKETS)
+    return verify(runner, **options)
+
+
+class Healthy(nn.Module):
+    """Reads the live context, but in a break."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.add_lengths(x * 2) + 1
+
+    @eager_on_graph
+    def add_lengths(self, x: Tensor) -> Tensor:
+        context = current_forward_context()
+        assert context is not None
+        result = x.clone()
+        for start, end in zip(context.offsets(), context.offsets()[1:], strict=False):
+            result[start:end] += end - start
+        return result
+
+
+class Baked(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        context = current_forward_context()
+        return x * (context.max_length if context else 1)
+
+
+class Leaking(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(dim=0)
+
+
+class Counting(nn.Module):
+    num_calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.num_calls += 1
+        return x + 1
+
+
+class InPlace(nn.Module):
+    """Advances a buffer on the device: in replay as in eager."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("num_calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.num_calls += 1
+        return x + self.num_calls
+
+
+class Random(nn.Module):
+    """Draws from where no seed reaches."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.noise(x)
+
+    @eager_on_graph
+    def noise(self, x: Tensor) -> Tensor:
+        return x + int.from_bytes(os.urandom(2)) / 2**16
+
+
+class Raising(nn.Module):
+    """Its break returns a number that segments have frozen in them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        result, _ = self.longest(x * 2)
+        return result + 1
+
+    @eager_on_graph
+    def longest(self, x: Tensor) -> Any:
+        context = current_forward_context()
+        return x.clone(), context.max_length if context else 0
+
+
+def test_a_healthy_module_matches_bitwise(device: str) -> None:
+    found = verified(Healthy(), device)
+    assert found.verdict == "match" and found.matches
+    assert [bucket.tokens for bucket in found.buckets] == [4, 8, 16]
+    assert all(bucket.comparison.bitwise for bucket in found.buckets)
+    assert [bucket.num_replays for bucket in found.buckets] == [6, 6, 6]
+    assert [bucket.num_launches for bucket in found.buckets] == [12, 12, 12]
+
+
+@pytest.mark.parametrize("model", ["qwen3-tiny", "qwen3-moe-tiny", "nemotron-h-tiny", "deepseek-v3-tiny"])
+def test_presets_match_bitwise(model: str) -> None:
+    runner = GraphRunner(load_target(model))
+    runner.capture((4, 16))
+    found = verify(runner, num_rounds=1)
+    assert found.verdict == "match"
+    assert all(bucket.comparison.bitwise for bucket in found.buckets)
+
+
+def test_a_baked_number_is_a_mismatch_in_every_bucket(device: str) -> None:
+    found = verified(Baked(), device)
+    assert [bucket.verdict for bucket in found.buckets] == ["mismatch"] * 3
+    assert not found.buckets[0].leaks
+
+
+def test_padding_that_reaches_real_rows_is_a_mismatch(device: str) -> None:
+    found = verified(Leaking(), device)
+    assert found.verdict == "mismatch"
+    assert all(bucket.leaks and not bucket.failed for bucket in found.buckets)
+    assert all(trial.num_padding > 0 for bucket in found.buckets for trial in bucket.leaks)
+
+
+def test_a_counter_that_stands_still_is_a_mismatch(device: str) -> None:
+    module = Counting()
+    found = verified(module, device)
+    assert found.verdict == "mismatch"
+    assert [change.path for change in found.buckets[0].state_changes] == ["num_calls"]
+
+
+def test_state_on_the_device_is_restored_and_compared(device: str) -> None:
+    module = InPlace()
+    runner = GraphRunner(target_of(module, device))
+    runner.capture(BUCKETS)
+    before = module.num_calls.clone()
+    assert verify(runner).verdict == "match"
+    assert torch.equal(module.num_calls, before)
+
+
+def test_eager_that_differs_from_itself_is_inconclusive(device: str) -> None:
+    found = verified(Random(), device)
+    assert found.spread > 0
+    assert {bucket.verdict for bucket in found.buckets} <= {"inconclusive", "match"}
+    assert found.verdict == "inconclusive"
+
+
+def test_a_replay_that_raises_is_a_mismatch_with_its_words(device: str) -> None:
+    found = verified(Raising(), device)
+    assert found.verdict == "mismatch"
+    assert "break Raising.longest[1] returned" in found.buckets[0].errors[0]
+
+
+def test_only_breaks_launch_nothing_and_prove_nothing(device: str) -> None:
+    runner = GraphRunner(target_of(Healthy(), device), everything_eager=True)
+    runner.capture(BUCKETS)
+    assert verify(runner).verdict == "inconclusive"
+
+
+def test_nothing_captured_is_an_error(device: str) -> None:
+    with pytest.raises(ReplayError, match="^no bucket was captured$"):
+        verify(GraphRunner(target_of(Healthy(), device)))
+
+
+def test_a_tolerance_may_be_wider(device: str) -> None:
+    assert verified(Baked(), device, tolerance=Tolerance(atol=1e6)).verdict == "match"
+
+
+def test_several_requests_are_refused_where_requests_mix(device: str) -> None:
+    runner = GraphRunner(target_of(Leaking(), device))
+    runner.capture((8,))
+    batch = Batch(make_inputs(6, runner.target.device, torch.Generator(device)), (2, 4))
+    for run in (runner.replay, runner.eager, runner.eager_padded):
+        with pytest.raises(ReplayError, match="^test takes one request at a time, got a batch of 2$"):
+            run(batch)
