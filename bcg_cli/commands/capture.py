@@ -48,10 +48,9 @@ def capture(
     if json is not None and json != STDOUT:
         check_output_path(json)
     place = resolve_device(device)
-    buckets = buckets or default_buckets(place.type)
     globs = list(break_globs or ())
     options: dict[str, OptionValue] = {
-        "tokens": list(buckets),
+        "tokens": list(buckets or ()),
         "device": device.value,
         "break": [*globs],
         "attention_break": attention_break,
@@ -73,6 +72,9 @@ def capture(
             attention_break=attention_break,
             break_globs=globs,
         )
+        if buckets is None:
+            buckets = default_buckets(place.type, target.max_tokens)
+            options["tokens"] = list(buckets)
         runner = GraphRunner(target)
         report = capture_report(runner, _capture_buckets(runner, buckets, steps), options)
     _deliver(report, json)

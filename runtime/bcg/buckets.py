@@ -17,16 +17,21 @@ DEFAULT_BUCKETS_GPU = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _HINT = "give token counts separated by commas, such as --tokens 16,32,64"
 
 
-def default_buckets(device_type: str) -> tuple[int, ...]:
+def default_buckets(device_type: str, max_tokens: int | None = None) -> tuple[int, ...]:
     """Returns the buckets for a device when the user names none.
 
     Args:
         device_type: As in `torch.device.type`; ``"cpu"`` is the host device.
+        max_tokens: The most that the model takes.
 
     Returns:
-        Ascending token counts: few and small on the host, nine up to 4096 on a GPU.
+        Ascending token counts: few and small on the host, nine up to 4096 on a GPU; those that the model takes, or
+        its own limit where it takes none of them.
     """
-    return DEFAULT_BUCKETS_HOST if device_type == "cpu" else DEFAULT_BUCKETS_GPU
+    buckets = DEFAULT_BUCKETS_HOST if device_type == "cpu" else DEFAULT_BUCKETS_GPU
+    if max_tokens is None:
+        return buckets
+    return tuple(bucket for bucket in buckets if bucket <= max_tokens) or (max_tokens,)
 
 
 def engine_ladder() -> tuple[int, ...]:

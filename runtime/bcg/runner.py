@@ -16,7 +16,7 @@ from bcg.capture import BreakableCUDAGraphCapture
 from bcg.closure import explains, module_tensors
 from bcg.context import ForwardContext, forward_context
 from bcg.device.base import Pool
-from bcg.errors import BcgError, CaptureError, ReplayError
+from bcg.errors import BcgError, CaptureError, ReplayError, UsageError
 from bcg.graph import BreakableCUDAGraph
 from bcg.inputs import Batch, StaticInputs
 from bcg.structure import map_tensors, unowned_alias
@@ -119,6 +119,12 @@ class GraphRunner:
         ordered = sorted(set(buckets), reverse=True)
         if not ordered:
             raise CaptureError("there is no bucket to capture")
+        limit = self.target.max_tokens
+        if limit is not None and ordered[0] > limit:
+            raise UsageError(
+                f"{self.target.name} has positions for {limit} tokens, asked for a bucket of {ordered[0]}",
+                hint=f"give --tokens up to {limit}",
+            )
         self.reset()
         gc.collect()
         self._inputs = StaticInputs(self.target.input_specs, ordered[0], self.target.device)

@@ -33,6 +33,7 @@ class Target:
         output_token_dims: Token dimension of each output tensor, in the order of
             `bcg.structure.tensors_in`; None for one without.
         packs_requests: Whether several requests can share a batch: rows of one never reach another.
+        max_tokens: The most positions that the model has; None where nothing says so.
         forward_options: Keyword arguments that every call passes beside the inputs.
         warnings: What the user should know about this model.
         surroundings: Makes a context manager that every forward runs in, such as automatic breaks.
@@ -48,6 +49,7 @@ class Target:
     output_token_dims: tuple[int | None, ...] = ()
     packs_requests: bool = True
     forward_options: Mapping[str, Any] = field(default_factory=dict)
+    max_tokens: int | None = None
     warnings: list[ReportWarning] = field(default_factory=list)
     surroundings: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
 
@@ -89,7 +91,15 @@ def make_batch(target: Target, request_lengths: tuple[int, ...], generator: torc
         target: Whose inputs.
         request_lengths: Tokens of each request.
         generator: Lives on the target's device.
+
+    Raises:
+        ModelError: A request is longer than the positions that the model has.
     """
+    if target.max_tokens is not None and max(request_lengths) > target.max_tokens:
+        raise ModelError(
+            f"{target.name} has positions for {target.max_tokens} tokens, asked for {max(request_lengths)}",
+            hint=f"give --tokens up to {target.max_tokens}",
+        )
     inputs = target.make_inputs(sum(request_lengths), target.device, generator)
     positions = inputs.get("position_ids")
     if positions is not None and len(request_lengths) > 1:

@@ -16,6 +16,7 @@ from bcg import (
     GraphRunner,
     ReplayError,
     Target,
+    UsageError,
     current_capture,
     current_forward_context,
     eager_on_graph,
@@ -317,3 +318,10 @@ def test_the_module_tree_explains_an_ordinary_model(device: str) -> None:
         expected = module.inner(batch.inputs["x"]) + 1
         assert torch.equal(runner.replay(batch), expected)
     del churn
+
+
+def test_a_bucket_beyond_the_models_positions_is_refused(device: str) -> None:
+    target = target_of(Weighted(), device)
+    target.max_tokens = 8
+    with pytest.raises(UsageError, match="^test has positions for 8 tokens, asked for a bucket of 16$"):
+        GraphRunner(target).capture([8, 16])

@@ -72,3 +72,9 @@ def test_the_engines_ladder_reaches_its_own_maximum() -> None:
     assert len(ladder) == 49
     assert (ladder[0], ladder[-1]) == (4, 4096)
     assert check_buckets(ladder) == ladder
+
+
+def test_default_buckets_keep_within_what_the_model_takes() -> None:
+    assert default_buckets("cuda", 512) == (16, 32, 64, 128, 256, 512)
+    assert default_buckets("cpu", 3) == (3,)
+    assert default_buckets("cpu", 10**6) == default_buckets("cpu")

@@ -52,6 +52,7 @@ def build_target(
         device=device,
         info=model_info(name, module, source=source, weights=weights, seed=seed),
         forward_options={"use_cache": False} if "use_cache" in _parameters(module) else {},
+        max_tokens=max_tokens(module),
     )
     with quiet():
         facts = describe_outputs(target)
@@ -115,14 +116,9 @@ def default_inputs(name: str, module: nn.Module) -> MakeInputs:
             hint="let the factory return (module, make_inputs)",
         )
     takes_positions = "position_ids" in _parameters(module)
-    first, limit = _learned_positions(module)
+    first, _ = _learned_positions(module)
 
     def make_inputs(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        if limit is not None and num_tokens > limit:
-            raise ModelError(
-                f"{name} has positions for {limit} tokens, asked for {num_tokens}",
-                hint=f"give --tokens up to {limit}",
-            )
         inputs = {"input_ids": torch.randint(vocabulary, (1, num_tokens), device=device, generator=generator)}
         if takes_positions:
             inputs["position_ids"] = torch.arange(first, first + num_tokens, device=device).unsqueeze(0)
@@ -139,6 +135,16 @@ def _vocabulary_size(module: nn.Module) -> int | None:
     if isinstance(size, int) and size > 0:
         return size
     return next((child.num_embeddings for child in module.modules() if isinstance(child, nn.Embedding)), None)
+
+
+def max_tokens(module: nn.Module) -> int | None:
+    """Return the most positions that the module has, learned or by its configuration; None where nothing says so."""
+    config = getattr(module, "config", None)
+    if config is not None and hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    configured = getattr(config, "max_position_embeddings", None)
+    limits = [limit for limit in (_learned_positions(module)[1], configured) if isinstance(limit, int) and limit > 0]
+    return min(limits, default=None)
 
 
 def _learned_positions(module: nn.Module) -> tuple[int, int | None]:
