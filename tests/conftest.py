@@ -13,6 +13,10 @@ import pytest
 GPU_TESTS = Path(__file__).parent / "gpu"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz-examples", type=int, metavar="N", help="how many random programs, drawn anew")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(GPU_TESTS):

@@ -27,8 +27,8 @@ _pool_uses: weakref.WeakValueDictionary[Any, PoolUse] = weakref.WeakValueDiction
 class BreakableCUDAGraphCapture:
     """Context manager that captures its body into `graph`.
 
-    The body runs once. Each segment is replayed right after it was recorded (kernels don't run while a stream
-    is captured), so breaks see real data and the body's results are real when the block ends. Work is recorded
+    The body runs once. On a GPU each segment is replayed right after it was recorded (kernels don't run while a
+    stream is captured), so breaks see real data and the body's results are real when the block ends. Work is recorded
     on one capture stream, which is current inside the block and ordered after and before the caller's stream.
 
     If the body, a break or the capture itself fails, everything is undone: stream, capture state, generators
@@ -197,7 +197,8 @@ class BreakableCUDAGraphCapture:
         if recording is not None:
             segment = Segment(recording, tape)
             self._steps.append(segment)
-            segment.run(self.graph.device.current_stream())
+            if not self._recorder.runs_while_recording:
+                segment.run(self.graph.device.current_stream())
 
     def _abort(self) -> None:
         self._tape.end_segment()

@@ -84,7 +84,14 @@ class Recording(Protocol):
 
 
 class Recorder(Protocol):
-    """Records the segments of one capture, one after another, into one pool."""
+    """Records the segments of one capture, one after another, into one pool.
+
+    Attributes:
+        runs_while_recording: Whether operations have their effect while they are recorded. Where they have none,
+            the capture launches each segment once it was recorded.
+    """
+
+    runs_while_recording: bool
 
     def on_stream(self) -> AbstractContextManager[None]:
         """Make the stream of the capture current, ordered after and before the caller's."""

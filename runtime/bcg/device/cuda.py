@@ -181,6 +181,8 @@ class CudaRecorder:
     would synchronize the device and empty the allocator's cache each time.
     """
 
+    runs_while_recording = False
+
     def __init__(
         self,
         index: int,

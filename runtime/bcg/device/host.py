@@ -66,7 +66,8 @@ class HostPool:
             default=None,
         )
         if address is None:
-            block = torch.empty(size, dtype=torch.uint8)
+            with torch.inference_mode(False):
+                block = torch.empty(size, dtype=torch.uint8)
             address = block.data_ptr()
             self._blocks[address] = block
         self._free.discard(address)
@@ -119,6 +120,8 @@ class HostRecording:
 
 class HostRecorder:
     """Records the segments of one capture as calls."""
+
+    runs_while_recording = True
 
     def __init__(self, pool: HostPool) -> None:
         self._pool = pool
