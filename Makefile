@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix test-gpu clean
+.PHONY: help demo test check fix test-gpu fuzz clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -26,6 +26,9 @@ fix: .venv/installed-dev ## apply the linter's fixes and the format
 
 test-gpu: ## run the GPU tests with the machine's own python, torch and GPU
 	PYTHONPATH=runtime:. $(PYTHON) -m pytest -m gpu $(ARGS)
+
+fuzz: .venv/installed-dev ## compare ten thousand new random programs with eager
+	$(BIN)/python -m pytest tests/fuzz --fuzz-examples 10000 --timeout 0 $(ARGS)
 
 clean: ## remove .venv and what tools left behind
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

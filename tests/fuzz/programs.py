@@ -9,7 +9,7 @@ every bit.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -57,20 +57,13 @@ class Explicit:
 
 
 @dataclass(frozen=True)
-class Keep:
-    """The body keeps one of its tensors for its caller, besides the result."""
-
-    a: int
-
-
-@dataclass(frozen=True)
 class Forget:
     """The body lets go of one of its tensors: its block may be used again at once."""
 
     a: int
 
 
-Step = Op | Break | Explicit | Keep | Forget
+Step = Op | Break | Explicit | Forget
 
 
 @dataclass(frozen=True)
@@ -89,10 +82,10 @@ class Machine:
 
     statics: Statics
     values: list[Tensor]
-    kept: list[Tensor] = field(default_factory=list)
 
     def pick(self, index: int) -> Tensor:
-        return self.values[index % len(self.values)]
+        """The last tensor is number 0."""
+        return self.values[-1 - index % len(self.values)]
 
     def add(self, tensor: Tensor) -> None:
         if tensor.numel() > MAX_ELEMENTS:
@@ -101,10 +94,10 @@ class Machine:
 
 
 def run(program: tuple[Step, ...], statics: Statics) -> list[Tensor]:
-    """Run a program; return its last tensor, the kept ones, and no others."""
-    machine = Machine(statics, [statics.x, statics.ids])
+    """Run a program; return every tensor that it has not let go of."""
+    machine = Machine(statics, [statics.ids, statics.x])
     _run_steps(program, machine)
-    return [machine.values[-1], *machine.kept]
+    return machine.values
 
 
 def _run_steps(steps: tuple[Step, ...], machine: Machine) -> None:
@@ -117,8 +110,6 @@ def _run_steps(steps: tuple[Step, ...], machine: Machine) -> None:
                 _run_break(step, machine)
             case Explicit():
                 break_graph()
-            case Keep():
-                machine.kept.append(machine.pick(step.a))
             case Forget():
                 if len(machine.values) > 2:
                     del machine.values[2 + step.a % (len(machine.values) - 2)]
@@ -222,6 +213,7 @@ WAYS_TO_RETURN: dict[str, Callable[[list[Tensor], list[Tensor]], Any]] = {
     "view of argument": lambda given, made: given[0].reshape(-1)[:3],
     "transposed argument": lambda given, made: given[0].t() if given[0].dim() <= 2 else given[0].transpose(0, 1),
     "two views": lambda given, made: _two_views(made[-1] + 0),
+    "whole and part": lambda given, made: _whole_and_part(made[-1] + 0),
     "same twice": lambda given, made: [made[-1] + 0] * 2,
     "tuple": lambda given, made: (made[-1] + 0, made[0] * 2),
     "argument and result": lambda given, made: [given[-1], made[-1] + 1],
@@ -232,9 +224,13 @@ WAYS_TO_RETURN: dict[str, Callable[[list[Tensor], list[Tensor]], Any]] = {
     "expanded": lambda given, made: _spread(made[-1] + 0, made[0], 0),
     "empty": lambda given, made: (made[-1] + 0).reshape(-1)[:0],
     "part": lambda given, made: (made[-1] + 0).reshape(-1)[1:],
-    "scalar": lambda given, made: made[-1].double().sum(),
+    "scalar": lambda given, made: _aligned(made[-1]).double().sum(),
     "all": lambda given, made: tuple(made),
 }
+
+
+def _whole_and_part(whole: Tensor) -> dict[str, Tensor]:
+    return {"whole": whole, "part": whole.reshape(-1)[1:]}
 
 
 def _two_views(whole: Tensor) -> tuple[Tensor, Tensor]:
@@ -249,9 +245,19 @@ def _reals(tensor: Tensor) -> Tensor:
     return tensor if tensor.is_floating_point() else tensor.float()
 
 
+def _aligned(tensor: Tensor) -> Tensor:
+    """Fresh memory: on a GPU the order of a sum depends on where the first element lies."""
+    return _reals(tensor).clone(memory_format=torch.contiguous_format)
+
+
+def _eighths(tensor: Tensor) -> Tensor:
+    """Numbers whose products sum up exactly in any order: a matrix library may take another kernel in a graph."""
+    return (torch.nan_to_num(tensor) * 8).round().clamp(-64, 64) / 8
+
+
 def _rows(tensor: Tensor) -> Tensor:
     """A two-dimensional float32 tensor of at least one row and `WIDTH` columns, from any tensor."""
-    flat = tensor.float().reshape(-1)
+    flat = tensor.float().clone().reshape(-1)
     num_rows = max(len(flat) // WIDTH, 1)
     if len(flat) < WIDTH:
         flat = F.pad(flat, (0, WIDTH - len(flat)))
@@ -297,12 +303,13 @@ def _add_out(a: Tensor, b: Tensor, number: float) -> None:
 
 
 def _index_add(a: Tensor, b: Tensor, number: float) -> None:
-    if a.dim() and a.numel():
+    if a.dim() and a.numel() and a.is_floating_point():
         a.index_add_(0, torch.zeros(1, dtype=torch.int64, device=a.device), _same_shape(a[:1], b).to(a.dtype))
 
 
 def _masked_fill(a: Tensor, b: Tensor, number: float) -> None:
-    a[_same_shape(a, b) > 0] = 1
+    if a.dim():
+        a[_same_shape(a, b) > 0] = 1
 
 
 def _write_state(machine: Machine, a: Tensor, b: Tensor, number: float) -> list[Tensor]:
@@ -330,7 +337,7 @@ def _take(a: Tensor, b: Tensor, number: float) -> Tensor:
 
 
 def _softmax(a: Tensor, b: Tensor, number: float) -> Tensor:
-    return _reals(a).softmax(-1) if a.dim() else _reals(a)
+    return _aligned(a).softmax(-1) if a.dim() else a
 
 
 def _spread(a: Tensor, b: Tensor, number: float) -> Tensor:
@@ -354,14 +361,14 @@ OPERATIONS: dict[str, Callable[[Machine, Tensor, Tensor, float], list[Tensor]]] 
     "add": _new(lambda a, b, number: _reals(a) + _same_shape(a, b)),
     "times": _new(lambda a, b, number: _reals(a) * _same_shape(a, b)),
     "where": _new(lambda a, b, number: torch.where(a > 0, _reals(a), _reals(_same_shape(a, b)))),
-    "linear": lambda machine, a, b, number: [_rows(a) @ machine.statics.weight],
+    "linear": lambda machine, a, b, number: [_eighths(_rows(a)) @ machine.statics.weight],
     "embed": lambda machine, a, b, number: [F.embedding(machine.statics.ids.abs() % WIDTH, machine.statics.weight)],
-    "outer": _new(lambda a, b, number: _rows(a) @ _rows(b).t()),
-    "sum": _new(lambda a, b, number: _reals(a).sum(-1) if a.dim() else a),
+    "outer": _new(lambda a, b, number: _eighths(_rows(a)) @ _eighths(_rows(b)).t()),
+    "sum": _new(lambda a, b, number: _aligned(a).sum(-1) if a.dim() else a),
     "mean": _new(lambda a, b, number: _rows(a).mean(0)),
     "softmax": _new(_softmax),
     "norm": _new(lambda a, b, number: F.layer_norm(_rows(a), (WIDTH,))),
-    "cumsum": _new(lambda a, b, number: _reals(a).reshape(-1).cumsum(0)),
+    "cumsum": _new(lambda a, b, number: _aligned(a).reshape(-1).cumsum(0)),
     "sort": lambda machine, a, b, number: list(_reals(a).reshape(-1).sort(stable=True)),
     "argmax": _new(lambda a, b, number: _rows(a).argmax(-1)),
     "transpose": _new(lambda a, b, number: a.transpose(0, -1) if a.dim() else a),

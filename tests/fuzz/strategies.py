@@ -5,12 +5,13 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from tests.fuzz.harness import Scenario
-from tests.fuzz.programs import OPERATIONS, WAYS_TO_GIVE, WAYS_TO_RETURN, Break, Explicit, Forget, Keep, Op, Step
+from tests.fuzz.programs import OPERATIONS, WAYS_TO_GIVE, WAYS_TO_RETURN, Break, Explicit, Forget, Op, Step
 
-_operand = st.integers(0, 31)
-_operation = st.builds(
-    Op, st.sampled_from(sorted(OPERATIONS)), _operand, _operand, st.sampled_from([-1.5, -1.0, 0.0, 0.5, 2.0])
-)
+_operand = st.one_of(st.integers(0, 3), st.integers(0, 31))
+_number = st.sampled_from([-1.5, -1.0, 0.0, 0.5, 2.0])
+_names = sorted(OPERATIONS)
+_writes = [name for name in _names if name.endswith("_")]
+_operation = st.builds(Op, st.one_of(st.sampled_from(_names), st.sampled_from(_writes)), _operand, _operand, _number)
 
 
 def _breaks(inside: st.SearchStrategy[Step]) -> st.SearchStrategy[Break]:
@@ -33,7 +34,6 @@ _step: st.SearchStrategy[Step] = st.one_of(
     _break,
     _break,
     st.builds(Explicit),
-    st.builds(Keep, _operand),
     st.builds(Forget, _operand),
 )
 
@@ -43,5 +43,6 @@ scenarios: st.SearchStrategy[Scenario] = st.builds(
     buckets=st.sampled_from([(3,), (5, 2), (4, 3, 1), (8, 5, 2)]),
     holds_outputs=st.booleans(),
     inference=st.booleans(),
+    taped=st.booleans(),
     seed=st.integers(0, 1000),
 )

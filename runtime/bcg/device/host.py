@@ -150,7 +150,7 @@ class HostRecorder:
         return torch.empty(0, dtype=dtype).set_(storage, 0, size, stride)
 
     def execute(self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        given = {storage_key(t): t.data_ptr() for t in tensors_in((args, kwargs))}
+        given = {storage_key(t): t.untyped_storage().data_ptr() for t in tensors_in((args, kwargs))}
         frozen_args, frozen_kwargs = map_tensors(self._freeze, (tuple(args), kwargs))
         result = function(*args, **kwargs)
         self._refuse_moved_storage(function, args, kwargs, given)
@@ -183,7 +183,7 @@ class HostRecorder:
         function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], given: dict[int, int]
     ) -> None:
         for tensor in tensors_in((args, kwargs)):
-            if given.get(storage_key(tensor)) != tensor.data_ptr() and tensor.numel() > 0:
+            if given.get(storage_key(tensor)) != tensor.untyped_storage().data_ptr():
                 raise CaptureError(
                     f"{function} gave a tensor other memory inside a segment; a graph replays on fixed addresses",
                     hint="allocate the tensor with its final shape before it is written",

@@ -1,0 +1,67 @@
+"""What random programs found, each as small as it gets."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bcg import BreakableCUDAGraph, BreakableCUDAGraphCapture, eager_on_graph
+from bcg.device.host import HostPool
+
+
+def test_a_capture_writes_in_place_once(device: str) -> None:
+    """The host device ran what it recorded, and then replayed it: a cache was written twice at capture."""
+    state = torch.ones(4, device=device)
+    seen: list[list[float]] = []
+
+    @eager_on_graph
+    def look(t: Tensor) -> None:
+        seen.append(t.tolist())
+
+    graph = BreakableCUDAGraph(device)
+    with BreakableCUDAGraphCapture(graph):
+        state.mul_(2)
+        look(state)
+        state.mul_(3)
+    assert seen == [[2.0] * 4]
+    assert state.tolist() == [6.0] * 4
+    graph.replay()
+    assert state.tolist() == [36.0] * 4
+
+
+def test_a_capture_draws_random_numbers_once() -> None:
+    """As above: the host's generator had moved twice as far as in eager."""
+    torch.manual_seed(3)
+    expected = [torch.rand(4).tolist() for _ in range(3)]
+    torch.manual_seed(3)
+    graph = BreakableCUDAGraph("cpu")
+    with BreakableCUDAGraphCapture(graph):
+        drawn = torch.rand(4)
+    assert drawn.tolist() == expected[0]
+    for numbers in expected[1:]:
+        graph.replay()
+        assert drawn.tolist() == numbers
+
+
+def test_free_blocks_can_be_poisoned_after_a_capture_in_inference_mode() -> None:
+    """They were inference tensors, which nobody may write outside inference mode."""
+    graph = BreakableCUDAGraph("cpu")
+    with torch.inference_mode(), BreakableCUDAGraphCapture(graph):
+        torch.ones(4) + 1
+    assert isinstance(graph.pool, HostPool)
+    blocks = graph.pool.free_blocks()
+    assert blocks
+    for block in blocks:
+        block.fill_(255)
+
+
+def test_one_operation_may_take_several_parts_of_one_tensor(device: str) -> None:
+    """The host device took the second part for the first one, moved to other memory."""
+    x = torch.arange(4.0, device=device)
+    graph = BreakableCUDAGraph(device)
+    with BreakableCUDAGraphCapture(graph):
+        y = torch.cat([x[2:], x[:2], x[:0]])
+    assert y.tolist() == [2.0, 3.0, 0.0, 1.0]
+    x.add_(1)
+    graph.replay()
+    assert y.tolist() == [3.0, 4.0, 1.0, 2.0]
