@@ -1,0 +1,38 @@
+"use strict";
+(() => {
+  const root = document.documentElement;
+  const figures = JSON.parse(document.getElementById("figures").textContent);
+  const system = window.matchMedia("(prefers-color-scheme: dark)");
+  const button = document.querySelector("button.theme");
+
+  const value = (name) => getComputedStyle(root).getPropertyValue(name).trim();
+
+  const dressed = (layout) => {
+    const axis = { gridcolor: value("--grid"), linecolor: value("--line"), zerolinecolor: value("--line"), automargin: true };
+    const full = {
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", autosize: true,
+      font: { color: value("--muted"), family: getComputedStyle(document.body).fontFamily, size: 12 },
+      margin: { l: 8, r: 12, t: 10, b: 8 }, bargap: 0.25,
+      hoverlabel: { bgcolor: value("--card"), bordercolor: value("--line"), font: { color: value("--ink") } },
+      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { color: value("--ink") } },
+      ...layout,
+    };
+    for (const name of Object.keys(layout)) {
+      if (/^[xy]axis\d*$/.test(name)) full[name] = { ...axis, ...layout[name] };
+    }
+    return full;
+  };
+
+  const draw = () => {
+    button.textContent = root.dataset.theme === "dark" ? "Light" : "Dark";
+    for (const [id, figure] of Object.entries(figures)) {
+      Plotly.react(id, figure.data, dressed(figure.layout), { responsive: true, displaylogo: false, displayModeBar: false });
+    }
+    root.dataset.drawn = String(Object.keys(figures).length);
+  };
+
+  const follow = () => { root.dataset.theme = system.matches ? "dark" : "light"; draw(); };
+  system.addEventListener("change", follow);
+  button.addEventListener("click", () => { root.dataset.theme = root.dataset.theme === "dark" ? "light" : "dark"; draw(); });
+  follow();
+})();

@@ -1,0 +1,20 @@
+"""Which view belongs to which kind of report."""
+
+from __future__ import annotations
+
+from rich.console import RenderableType
+
+from bcg.report import ProfileReport, Report
+from bcg_cli.views.html import capture_page, profile_page
+from bcg_cli.views.profile_table import profile_view
+from bcg_cli.views.table import capture_view
+
+
+def terminal_view(report: Report) -> RenderableType:
+    """Returns a report as its command shows it."""
+    return profile_view(report) if isinstance(report, ProfileReport) else capture_view(report)
+
+
+def html_page(report: Report) -> str:
+    """Returns a report as one self-contained HTML page."""
+    return profile_page(report) if isinstance(report, ProfileReport) else capture_page(report)
