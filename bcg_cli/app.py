@@ -15,6 +15,7 @@ from typer.main import get_command
 
 from bcg_cli import console
 from bcg_cli.commands.capture import capture
+from bcg_cli.commands.report import report
 
 INTERRUPTED = 130
 
@@ -40,6 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(capture)
+app.command()(report)
 
 
 def _show_version(wanted: bool) -> None:

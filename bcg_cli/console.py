@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
@@ -20,6 +20,7 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.segment import Segment
 from rich.text import Text
 
 from bcg.errors import ModelError
@@ -39,7 +40,22 @@ def data(renderable: RenderableType) -> None:
     console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = max(console.width, Measurement.get(console, console.options, renderable).minimum)
-    console.print(renderable)
+    console.print(_Harmless(renderable))
+
+
+class _Harmless:
+    """A renderable without the control characters that names in a model or a report may hold."""
+
+    def __init__(self, renderable: RenderableType) -> None:
+        self._renderable = renderable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self._renderable, options):
+            if segment.control or segment.text.isprintable() or segment.text == "\n":
+                yield segment
+            else:
+                text = "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in segment.text)
+                yield Segment(text, segment.style)
 
 
 def raw_data(content: bytes) -> None:

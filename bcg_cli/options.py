@@ -69,4 +69,8 @@ JsonOption = Annotated[
     Path | None,
     typer.Option("--json", metavar="FILE", help="Write the report there; - writes it, and nothing else, to stdout."),
 ]
+HtmlOption = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="FILE", help="Write the report there as one page that opens without a network."),
+]
 TracebackOption = Annotated[bool, typer.Option("--traceback", help="Show the traceback of an error.")]

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bcg.buckets import default_buckets, parse_buckets
 from bcg.errors import BcgError, CheckFailure
-from bcg.report import CaptureReport, OptionValue, check_output_path, encode_report, write_report
+from bcg.report import CaptureReport, OptionValue
 from bcg_cli import console
+from bcg_cli.delivery import check_outputs, deliver
 from bcg_cli.device import resolve_device
 from bcg_cli.options import (
     DEFAULT_MODEL,
-    STDOUT,
     AttentionBreakOption,
     BreakOption,
     Device,
     DeviceOption,
     DtypeOption,
     ExpectBreaksOption,
+    HtmlOption,
     JsonOption,
     ModelArgument,
     SeedOption,
@@ -41,12 +41,12 @@ def capture(
     seed: SeedOption = 0,
     expect_breaks: ExpectBreaksOption = None,
     json: JsonOption = None,
+    html: HtmlOption = None,
     traceback: TracebackOption = False,
 ) -> None:
     """Capture a model per token count, and show segments, breaks, time and memory."""
     buckets = None if tokens is None else parse_buckets(tokens)
-    if json is not None and json != STDOUT:
-        check_output_path(json)
+    check_outputs(json, html)
     place = resolve_device(device)
     globs = list(break_globs or ())
     options: dict[str, OptionValue] = {
@@ -77,7 +77,7 @@ def capture(
             options["tokens"] = list(buckets)
         runner = GraphRunner(target)
         report = capture_report(runner, _capture_buckets(runner, buckets, steps), options)
-    _deliver(report, json)
+    deliver(report, json, html)
     _judge(report, expect_breaks)
 
 
@@ -90,18 +90,6 @@ def _capture_buckets(runner: GraphRunner, buckets: Sequence[int], steps: console
         steps.advance(f"capturing {pending[0]} tokens" if pending else "measuring")
 
     return runner.capture(buckets, on_bucket=show_next)
-
-
-def _deliver(report: CaptureReport, json: Path | None) -> None:
-    if json == STDOUT:
-        console.raw_data(encode_report(report))
-        return
-    from bcg_cli.views.table import capture_view
-
-    console.data(capture_view(report))
-    if json is not None:
-        write_report(report, json)
-        console.note(f"report written to {json}")
 
 
 def _judge(report: CaptureReport, expect_breaks: int | None) -> None:

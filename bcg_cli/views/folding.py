@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bcg.report import BreakRow, SegmentRow
+
 MAX_PERIOD = 128
 """Longest block of steps that is looked for."""
 
@@ -74,6 +76,13 @@ class _Run:
     @property
     def num_saved(self) -> int:
         return self.period * (self.repeats - 1)
+
+
+def step_of(key: str, row: SegmentRow | BreakRow) -> Step:
+    """Returns the step that a row of a report describes."""
+    if isinstance(row, SegmentRow):
+        return Step(key, f"{row.num_operations} {row.num_kernels}", tuple(row.modules))
+    return Step(key, f"{row.name} {row.source}", (row.module,))
 
 
 def fold_map(steps: Sequence[Step]) -> list[Step | Fold]:

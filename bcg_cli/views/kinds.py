@@ -5,7 +5,8 @@ from __future__ import annotations
 from rich.console import RenderableType
 
 from bcg.report import ProfileReport, Report
-from bcg_cli.views.html import capture_page, profile_page
+from bcg_cli.views.html import capture_page
+from bcg_cli.views.profile_html import profile_page
 from bcg_cli.views.profile_table import profile_view
 from bcg_cli.views.table import capture_view
 

@@ -83,7 +83,9 @@ def header(kind: str, title: str, lines: Sequence[str]) -> str:
 
 def tiles(values: Sequence[tuple[str, str]]) -> str:
     """Returns a row of figures, each with what it is."""
-    cells = "".join(f'<div class="tile"><b>{escape(value)}</b><span>{escape(what)}</span></div>' for value, what in values)
+    cells = "".join(
+        f'<div class="tile"><b>{escape(value)}</b><span>{escape(what)}</span></div>' for value, what in values
+    )
     return f'<div class="tiles">{cells}</div>'
 
 
@@ -108,7 +110,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns: S
 
     def cells(tag: str, values: Sequence[str]) -> str:
         return "".join(
-            f'<{tag}{" class=text" if index in text_columns else ""}>{value}</{tag}>' for index, value in enumerate(values)
+            f"<{tag}{' class=text' if index in text_columns else ''}>{value}</{tag}>"
+            for index, value in enumerate(values)
         )
 
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)

@@ -9,12 +9,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bcg.report import BreakRow, CaptureBucket, CaptureReport, ReportWarning, SegmentRow
-from bcg_cli.views.folding import Fold, Step, fold_map
+from bcg.report import BreakRow, CaptureBucket, CaptureReport, Environment, ModelInfo, ReportWarning, SegmentRow
+from bcg_cli.views.folding import Fold, Step, fold_map, step_of
 
 MEBIBYTE = 2**20
 
-_RULED = Box("    \n    \n ── \n    \n    \n ── \n    \n    \n")
+RULED = Box("    \n    \n ── \n    \n    \n ── \n    \n    \n")
 _ORIGIN = {"random": "random", "safetensors": "from safetensors", "user": "as the factory made them"}
 _STATUS_STYLE = {"captured": "green", "out of memory": "yellow", "failed": "red"}
 
@@ -25,11 +25,16 @@ def capture_view(report: CaptureReport) -> RenderableType:
     Args:
         report: The report; nothing else is read.
     """
-    parts: list[RenderableType] = [_header(report), Text(), _bucket_table(report), *_notes(report)]
+    parts: list[RenderableType] = [
+        header_text(report.model, report.environment),
+        Text(),
+        _bucket_table(report),
+        *_notes(report),
+    ]
     if report.map:
         parts += [Text(), *_map(report)]
     for warning in report.warnings:
-        parts += [Text(), _warning(warning)]
+        parts += [Text(), warning_text(warning)]
     return Group(*parts)
 
 
@@ -63,8 +68,8 @@ def format_count(count: int) -> str:
     return f"{count:,}"
 
 
-def _header(report: CaptureReport) -> Text:
-    model, environment = report.model, report.environment
+def header_text(model: ModelInfo, environment: Environment) -> Text:
+    """Returns the model in one line, and what it was run on in another."""
     seed = "" if model.seed is None else f", seed {model.seed}"
     versions = [
         f"driver {environment.driver}" if environment.driver else "",
@@ -87,7 +92,7 @@ def _header(report: CaptureReport) -> Text:
 
 def _bucket_table(report: CaptureReport) -> Table:
     totals = report.totals
-    table = Table(box=_RULED, show_edge=False, padding=0, show_footer=True, header_style="bold", footer_style="")
+    table = Table(box=RULED, show_edge=False, padding=0, show_footer=True, header_style="bold", footer_style="")
     for header, footer in (
         ("tokens", "total"),
         ("segments", ""),
@@ -142,7 +147,7 @@ def _map(report: CaptureReport) -> Iterator[RenderableType]:
     segments = {f"segment:{row.index}": row for row in report.segments}
     breaks = {f"break:{row.index}": row for row in report.breaks}
     rows: dict[str, SegmentRow | BreakRow] = {**segments, **breaks}
-    steps = [_step(key, rows[key]) for key in report.map]
+    steps = [step_of(key, rows[key]) for key in report.map]
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
@@ -155,12 +160,6 @@ def _map(report: CaptureReport) -> Iterator[RenderableType]:
     counts = f"{_plural(len(segments), 'segment')} and {_plural(len(breaks), 'break')}"
     yield Text(f"Map of {report.map_tokens} tokens: {counts} in order", "bold")
     yield table
-
-
-def _step(key: str, row: SegmentRow | BreakRow) -> Step:
-    if isinstance(row, SegmentRow):
-        return Step(key, f"{row.num_operations} {row.num_kernels}", tuple(row.modules))
-    return Step(key, f"{row.name} {row.source}", (row.module,))
 
 
 def _map_cells(step: Step, row: SegmentRow | BreakRow) -> tuple[Text, Text, Text]:
@@ -182,7 +181,8 @@ def _plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def _warning(warning: ReportWarning) -> Text:
+def warning_text(warning: ReportWarning) -> Text:
+    """Returns a warning with its cause and remedy."""
     return Text.assemble(
         ("warning: ", "bold yellow"),
         warning.message,

@@ -13,8 +13,16 @@ from bcg.report import (
     CaptureTotals,
     Environment,
     ModelInfo,
+    ModeName,
+    ModeRow,
+    ModeSummary,
+    ProfileBucket,
+    ProfileReport,
+    ProfileTotals,
     ReportWarning,
     SegmentRow,
+    Timeline,
+    TimelineStep,
 )
 
 MEBIBYTE = 2**20
@@ -122,3 +130,112 @@ def _modules(index: int, num_layers: int) -> list[str]:
     if index == num_layers:
         return [*before, "norm"]
     return [*before, f"layers.{index}.input_layernorm", f"layers.{index}.self_attn.k_norm"]
+
+
+TOKENS = (16, 64, 256, 1024, 4096)
+STEP_MS: dict[ModeName, tuple[float, ...]] = {
+    "eager": (50.0, 50.2, 50.9, 88.0, 340.0),
+    "full": (11.0, 11.4, 16.9, 81.0, 331.0),
+    "breakable": (11.1, 11.5, 17.1, 81.9, 333.0),
+    "compiled": (7.5, 7.9, 14.8, 76.0, 312.0),
+    "fused": (7.3, 7.6, 14.4, 74.8, 309.0),
+}
+STARTUP_S: dict[ModeName, float] = {"eager": 0.4, "full": 1.6, "breakable": 1.9, "compiled": 170.0, "fused": 14.2}
+
+
+def profile_report(**changes: Any) -> ProfileReport:
+    """Makes the report of five modes at five token counts on a GPU; `piecewise` fell back."""
+    captured = gpu_report(num_layers=36)
+    report = ProfileReport(
+        environment=captured.environment,
+        model=msgspec.structs.replace(captured.model, name="qwen3-8b", num_parameters=8_190_735_360),
+        options={"tokens": list(TOKENS), "modes": [*STEP_MS, "piecewise"], "rounds": 20},
+        buckets=[
+            ProfileBucket(tokens=tokens, modes=[*(_mode_row(mode, index) for mode in STEP_MS), _fallen()])
+            for index, tokens in enumerate(TOKENS)
+        ],
+        modes=[*(_mode_summary(mode) for mode in STEP_MS), ModeSummary(mode="piecewise", **_FALLEN)],
+        totals=ProfileTotals(
+            num_rounds=20, steps_per_round=10, rounds="interleaved", fastest={str(tokens): "fused" for tokens in TOKENS}
+        ),
+        timelines=[Timeline(mode="breakable", tokens=16, steps=_timeline_steps(captured))],
+        map_tokens=4096,
+        map=captured.map,
+        segments=captured.segments,
+        breaks=captured.breaks,
+        warnings=[warning()],
+    )
+    return msgspec.structs.replace(report, **changes)
+
+
+_FALLEN: dict[str, Any] = {"status": "fell back", "reason": "the compiler skipped 5 of 5 graphs: mutated inputs"}
+
+
+def _fallen() -> ModeRow:
+    return ModeRow(mode="piecewise", **_FALLEN)
+
+
+def _mode_row(mode: ModeName, index: int) -> ModeRow:
+    p50_ms, eager_ms = STEP_MS[mode][index], STEP_MS["eager"][index]
+    broken = mode in ("breakable", "fused")
+    return ModeRow(
+        mode=mode,
+        status="measured",
+        p50_ms=p50_ms,
+        p95_ms=p50_ms * 1.03,
+        round_ms=[p50_ms * (1 + 0.004 * (number % 5 - 2)) for number in range(20)],
+        tokens_per_s=TOKENS[index] / p50_ms * 1e3,
+        host_us=49_000.0 if mode == "eager" else 1_900.0 if broken else 120.0,
+        segments_ms=0.9 * p50_ms if broken else None,
+        breaks_ms=0.1 * p50_ms if broken else None,
+        busy_share=0.2 if mode == "eager" else 0.97,
+        graph_launches=0 if mode == "eager" else 37 if broken else 1,
+        kernel_launches=1100 if mode == "eager" else 36 if broken else 0,
+        compile_s=STARTUP_S[mode] / len(TOKENS) if mode in ("compiled", "fused") else 0.0,
+        pool_bytes=0 if mode == "eager" else 300 * MEBIBYTE // (len(TOKENS) - index),
+        driver_bytes=0 if mode == "eager" else 12 * MEBIBYTE,
+        transient_bytes=TOKENS[index] * 75_000 if mode == "eager" else None,
+        bitwise=mode in ("eager", "full", "breakable"),
+        max_abs_error=0.0,
+        relative_error=0.0 if mode in ("eager", "full", "breakable") else 0.006,
+        speedup_vs_eager=eager_ms / p50_ms,
+        speedup_vs_full=STEP_MS["full"][index] / p50_ms,
+        speedup_vs_compiled=STEP_MS["compiled"][index] / p50_ms,
+    )
+
+
+def _mode_summary(mode: ModeName) -> ModeSummary:
+    compiles = mode in ("compiled", "fused")
+    return ModeSummary(
+        mode=mode,
+        status="measured",
+        startup_s=STARTUP_S[mode],
+        compile_s=0.8 * STARTUP_S[mode] if compiles else 0.0,
+        warmup_s=0.1 * STARTUP_S[mode],
+        capture_s=0.1 * STARTUP_S[mode],
+        pool_bytes=0 if mode == "eager" else 685 * MEBIBYTE,
+        driver_bytes=0 if mode == "eager" else 60 * MEBIBYTE,
+        memory_bytes=0 if mode == "eager" else 745 * MEBIBYTE,
+        peak_bytes=17_000 * MEBIBYTE,
+        num_graph_launches=0 if mode == "eager" else 37_000,
+    )
+
+
+def _timeline_steps(captured: CaptureReport) -> list[TimelineStep]:
+    steps, host_us, device_us = [], 0.0, 12.0
+    for key in captured.map:
+        kind, _, index = key.partition(":")
+        host, device = (4.5, 270.0) if kind == "segment" else (30.0, 38.0)
+        steps.append(
+            TimelineStep(
+                kind="segment" if kind == "segment" else "break",
+                index=int(index),
+                name="sdpa_attention_forward layers.0.self_attn" if kind == "break" else "embed_tokens … norm",
+                host_start_us=host_us,
+                host_us=host,
+                device_start_us=device_us,
+                device_us=device,
+            )
+        )
+        host_us, device_us = host_us + host + 0.5, device_us + device + 2.0
+    return steps

@@ -14,7 +14,7 @@
       font: { color: value("--muted"), family: getComputedStyle(document.body).fontFamily, size: 12 },
       margin: { l: 8, r: 12, t: 10, b: 8 }, bargap: 0.25,
       hoverlabel: { bgcolor: value("--card"), bordercolor: value("--line"), font: { color: value("--ink") } },
-      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { color: value("--ink") } },
+      legend: { orientation: "h", traceorder: "normal", x: 0, y: 1.02, yanchor: "bottom", font: { color: value("--ink") } },
       ...layout,
     };
     for (const name of Object.keys(layout)) {

@@ -24,6 +24,7 @@ from bcg.report.file import (
     encode_report,
     read_report,
     write_report,
+    write_whole,
 )
 from bcg.report.findings import AutomaticBreak, BreakSize, BucketFitRow, Card
 from bcg.report.profile import (
@@ -75,4 +76,5 @@ __all__ = [
     "encode_report",
     "read_report",
     "write_report",
+    "write_whole",
 ]

@@ -14,6 +14,7 @@ from bcg.report.common import (
     OptionValue,
     ReportWarning,
     SegmentRow,
+    check_map,
 )
 from bcg.report.findings import AutomaticBreak, BucketFitRow, Card
 
@@ -85,6 +86,9 @@ class CaptureReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind",
     automatic_breaks: list[AutomaticBreak] = []
     cards: list[Card] = []
     workload: list[BucketFitRow] = []
+
+    def __post_init__(self) -> None:
+        check_map(self.map, self.segments, self.breaks)
 
     @property
     def on_host(self) -> bool:

@@ -97,6 +97,18 @@ class BreakRow(msgspec.Struct, frozen=True, kw_only=True):
     source_line: str | None = None
 
 
+def check_map(steps: list[str], segments: list[SegmentRow], breaks: list[BreakRow]) -> None:
+    """Refuse a map that names a row which is not there.
+
+    Raises:
+        ValueError: Such a name; a decoder turns it into an error of the schema.
+    """
+    known = {f"segment:{row.index}" for row in segments} | {f"break:{row.index}" for row in breaks}
+    unknown = next((step for step in steps if step not in known), None)
+    if unknown is not None:
+        raise ValueError(f"`map` names {unknown[:60]}, which is not among its segments and breaks")
+
+
 class ReportWarning(msgspec.Struct, frozen=True, kw_only=True):
     """Something that the reader should know, with why and what to do."""
 

@@ -115,7 +115,9 @@ def _quantities(report: Report) -> dict[tuple[str, str], _Quantity]:
     return {(what, quantity): value for what, quantity, value in pairs}
 
 
-def _only_in(which: str, these: dict[tuple[str, str], _Quantity], others: dict[tuple[str, str], _Quantity]) -> Iterator[str]:
+def _only_in(
+    which: str, these: dict[tuple[str, str], _Quantity], others: dict[tuple[str, str], _Quantity]
+) -> Iterator[str]:
     for what, quantity in these:
         if (what, quantity) not in others:
             yield f"{what}: {quantity} is only in the {which} report"
@@ -155,8 +157,11 @@ def _costs(mode: ModeSummary) -> Iterator[tuple[str, str, _Quantity]]:
 
 def _change(what: str, quantity: str, old: _Quantity, new: _Quantity, gate: float) -> Change:
     change = _ratio(old.value, new.value)
-    widths = (old.half_width, new.half_width)
-    uncertainty = None if widths[0] is None or widths[1] is None else math.hypot(*widths) * (1 + max(change, -1.0))
+    old_width, new_width = old.half_width, new.half_width
+    if old_width is None or new_width is None:
+        uncertainty = None
+    else:
+        uncertainty = math.hypot(old_width, new_width) * max(1 + change, 0.0)
     return Change(
         what=what,
         quantity=quantity,

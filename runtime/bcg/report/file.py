@@ -84,7 +84,16 @@ def read_report(path: str | Path) -> Report:
 
 
 def write_report(report: Report, path: str | Path) -> None:
-    """Writes a report file whole: beside its place first, then renamed onto it.
+    """Writes a report file whole, see `write_whole`.
+
+    Raises:
+        ReportError: It can't be written.
+    """
+    write_whole(encode_report(report), path)
+
+
+def write_whole(content: bytes, path: str | Path) -> None:
+    """Writes a file whole: beside its place first, then renamed onto it.
 
     A file that is already there stays as it was until the new one is complete.
 
@@ -96,7 +105,7 @@ def write_report(report: Report, path: str | Path) -> None:
     try:
         try:
             with open(beside, "wb") as file:
-                file.write(encode_report(report))
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(beside, target)

@@ -14,6 +14,7 @@ from bcg.report.common import (
     OptionValue,
     ReportWarning,
     SegmentRow,
+    check_map,
 )
 
 ModeName: TypeAlias = Literal["eager", "full", "breakable", "compiled", "piecewise", "fused"]
@@ -186,6 +187,9 @@ class ProfileReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind",
     segments: list[SegmentRow] = []
     breaks: list[BreakRow] = []
     warnings: list[ReportWarning] = []
+
+    def __post_init__(self) -> None:
+        check_map(self.map, self.segments, self.breaks)
 
     @property
     def on_host(self) -> bool:

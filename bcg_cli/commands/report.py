@@ -1,0 +1,62 @@
+"""``bcg report``: a saved report shown again, as a page, or against an older one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bcg.errors import CheckFailure, UsageError
+from bcg.report import read_report
+from bcg.report.compare import compare_reports
+from bcg_cli import console
+from bcg_cli.delivery import check_outputs, deliver
+from bcg_cli.options import HtmlOption, TracebackOption
+
+DEFAULT_RESOLUTION = 0.05
+
+
+def report(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A report that a command wrote with --json.")],
+    html: HtmlOption = None,
+    against: Annotated[
+        Path | None, typer.Option("--against", metavar="OLD", help="Compare with this older report of the same kind.")
+    ] = None,
+    gate: Annotated[
+        float | None,
+        typer.Option("--gate", metavar="PCT", help="With --against: exit with 3 if anything regressed by more."),
+    ] = None,
+    traceback: TracebackOption = False,
+) -> None:
+    """Show a saved report again, make a page of it, or compare it with an older one."""
+    check_outputs(None, html)
+    if gate is not None and against is None:
+        raise UsageError("--gate needs --against", hint="give the older report to compare with")
+    if html is not None and against is not None:
+        raise UsageError("--html makes the page of one report; a comparison has none", hint="leave out --against")
+    if gate is not None and not 0 <= gate <= 1000:
+        raise UsageError(f"--gate is a percentage from 0 to 1000, got {gate:g}")
+    saved = read_report(file)
+    if against is None:
+        deliver(saved, None, html)
+    else:
+        _compare(file, against, gate)
+
+
+def _compare(file: Path, against: Path, gate: float | None) -> None:
+    from bcg_cli.views.comparison import comparison_view
+
+    resolution = DEFAULT_RESOLUTION if gate is None else gate / 100
+    comparison = compare_reports(read_report(against), read_report(file), gate=resolution)
+    console.data(comparison_view(comparison, str(against), str(file)))
+    if gate is None:
+        return
+    worse = [change for change in comparison.changes if change.is_regression(gate / 100)]
+    if worse:
+        worst = max(worse, key=lambda change: change.change)
+        raise CheckFailure(
+            f"{len(worse)} of {len(comparison.changes)} rows regressed by more than {gate:g} %, most of all "
+            f"{worst.what}: {worst.quantity} {worst.old:.4g} before, {worst.new:.4g} now",
+            hint="rows that say UNCLEAR need more --rounds to tell",
+        )

@@ -1,0 +1,53 @@
+"""Two reports against each other, as text for the terminal."""
+
+from __future__ import annotations
+
+import math
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from bcg.report.compare import Change, Comparison
+from bcg_cli.views.table import RULED, format_mebibytes
+
+_STYLES = {"FASTER": "green", "SMALLER": "green", "SLOWER": "red", "LARGER": "red", "UNCLEAR": "yellow"}
+
+
+def comparison_view(comparison: Comparison, old: str, new: str) -> RenderableType:
+    """Returns a table of all changes.
+
+    Args:
+        comparison: What was found.
+        old: What to call the old report.
+        new: What to call the new one.
+    """
+    table = Table(box=RULED, show_edge=False, padding=0, header_style="bold")
+    for index, column in enumerate(("what", "quantity", "old", "new", "change", "±")):
+        table.add_column(column, justify="left" if index < 2 else "right", overflow="fold")
+    table.add_column("verdict", overflow="fold")
+    for change in comparison.changes:
+        table.add_row(
+            change.what,
+            change.quantity.replace("bytes", "MiB"),
+            _value(change, change.old),
+            _value(change, change.new),
+            _percent(change.change, "+.1%"),
+            _percent(change.uncertainty, ".1%"),
+            Text(change.verdict, _STYLES.get(change.verdict, "")),
+        )
+    remarks = [Text(f"not the same: {difference}", "yellow") for difference in comparison.differences]
+    missing = [Text(line, "yellow") for line in comparison.missing]
+    return Group(Text(f"{new} against {old}", "bold"), Text(), table, *remarks, *missing)
+
+
+def _value(change: Change, value: float) -> str:
+    if change.quantity.endswith("bytes"):
+        return format_mebibytes(int(value))
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
+
+
+def _percent(value: float | None, form: str) -> str:
+    if value is None:
+        return "–"
+    return "new" if math.isinf(value) else format(value, form)

@@ -1,0 +1,252 @@
+"""A capture report as an HTML page, and the parts that pages of other kinds share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from bcg.report import (
+    BreakRow,
+    CaptureBucket,
+    CaptureReport,
+    Environment,
+    ModelInfo,
+    OptionValue,
+    ReportWarning,
+    SegmentRow,
+)
+from bcg_cli.views import figures
+from bcg_cli.views.folding import Fold, fold_map, step_of
+from bcg_cli.views.page import Figure, fold, header, page, pair, plot_box, section, table, tiles
+from bcg_cli.views.table import format_count, format_mebibytes, format_size
+
+SHOWN_KERNELS = 40
+
+
+def capture_page(report: CaptureReport) -> str:
+    """Returns all that a capture report holds as one page.
+
+    Args:
+        report: The report; nothing else is read.
+    """
+    plots: dict[str, Figure] = {}
+    body = [header("capture report", report.model.name, about_lines(report.model, report.environment))]
+    body.append(tiles(_facts(report)))
+    if report.totals.num_captured:
+        plots = {"memory": figures.capture_memory(report.buckets), "time": figures.capture_time(report.buckets)}
+        body.append(
+            pair(
+                section("Memory", "What each token count added: one pool serves them all.", plot_box("memory")),
+                section("Start-up", "Warm-up and capture of each token count.", plot_box("time")),
+            )
+        )
+    body.append(section("Token counts", "Largest first, as they were captured.", _bucket_table(report)))
+    body.append(map_section(report.map_tokens, report.map, report.segments, report.breaks))
+    body += [_automatic_section(report)] if report.automatic_breaks else []
+    body += [_card_section(report)] if report.cards else []
+    body += [_workload_section(report)] if report.workload else []
+    body += warning_sections(report.warnings)
+    body.append(options_section(report.options))
+    body.append(footer(report.environment, on_host=report.on_host))
+    return page(f"{report.model.name}: bcg capture", body, plots)
+
+
+def about_lines(model: ModelInfo, environment: Environment) -> list[str]:
+    """Returns the model and the device in words."""
+    seed = "" if model.seed is None else f", seed {model.seed}"
+    return [
+        f"{model.architecture}, {format_count(model.num_parameters)} {model.dtype} parameters "
+        f"({format_size(model.weight_bytes)}), {model.weights} weights{seed}",
+        environment.device,
+    ]
+
+
+def map_section(tokens: int, steps: Sequence[str], segments: Sequence[SegmentRow], breaks: Sequence[BreakRow]) -> str:
+    """Returns the segment map: a strip of all steps, and a table in which equal layers are folded."""
+    if not steps:
+        return ""
+    rows: dict[str, SegmentRow | BreakRow] = {
+        **{f"segment:{row.index}": row for row in segments},
+        **{f"break:{row.index}": row for row in breaks},
+    }
+    strip = "".join(_block(key, rows[key]) for key in steps)
+    lines = []
+    for step in fold_map([step_of(key, rows[key]) for key in steps]):
+        if isinstance(step, Fold):
+            lines.append([f'<span class="muted">… {step.num_steps} steps</span>', "", escape(str(step))])
+        else:
+            lines.append(_map_cells(step.key, rows[step.key]))
+    legend = '<p class="legend"><span class="segment">■ segment</span><span class="break-name">■ break</span></p>'
+    content = f'<div class="strip">{strip}</div>{legend}' + table(
+        ["step", "holds", "where"], lines, text_columns=(0, 1, 2)
+    )
+    details = "".join(_kernel_details(row) for row in _distinct(segments))
+    title = f"{_plural(len(segments), 'segment')} and {_plural(len(breaks), 'break')}"
+    return section(title, f"The steps of {tokens:,} tokens in the order of replay.", content + details)
+
+
+def warning_sections(warnings: Sequence[ReportWarning]) -> list[str]:
+    """Returns a card for each warning, with its cause and remedy."""
+    return [
+        section(
+            warning.message,
+            "",
+            f"<dl><dt>cause</dt><dd>{escape(warning.cause)}</dd><dt>remedy</dt><dd>{escape(warning.remedy)}</dd></dl>",
+            style="warning",
+        )
+        for warning in warnings
+    ]
+
+
+def options_section(options: dict[str, OptionValue]) -> str:
+    """Returns the options of the run, closed at first."""
+    rows = [
+        [escape(name.replace("_", " ")), f"<code>{escape(_option(value))}</code>"] for name, value in options.items()
+    ]
+    return section("This run", "", fold("options", table(["option", "value"], rows, text_columns=(0, 1))))
+
+
+def footer(environment: Environment, *, on_host: bool) -> str:
+    """Returns the versions, and on the host device what its times are worth."""
+    versions = [
+        f"driver {environment.driver}" if environment.driver else "",
+        f"CUDA {environment.cuda}" if environment.cuda else "",
+        f"torch {environment.torch}",
+        f"transformers {environment.transformers}",
+        f"Python {environment.python}",
+        f"bcg {environment.bcg}",
+    ]
+    host = "Measured on the host device: its times say nothing about a GPU. " if on_host else ""
+    return f"<footer>{host}{escape(', '.join(filter(None, versions)))}</footer>"
+
+
+def _facts(report: CaptureReport) -> list[tuple[str, str]]:
+    totals = report.totals
+    facts = [
+        (f"{totals.num_captured} of {len(report.buckets)}", "token counts captured"),
+        (f"{totals.capture_ms:,.0f} ms", "to capture them"),
+        (format_size(totals.pool_bytes), "pool for all of them"),
+        (format_size(totals.driver_bytes), "in the driver"),
+    ]
+    if totals.eager_peak_bytes is not None:
+        facts.append((format_size(totals.eager_peak_bytes), "eager's transient peak"))
+    return facts
+
+
+def _bucket_table(report: CaptureReport) -> str:
+    work = "operations" if report.on_host else "kernels"
+    head = [
+        *("tokens", "segments", "breaks", work, "warm-up ms", "capture ms"),
+        *("pool Δ MiB", "driver Δ MiB", "boundary MiB", "eager's peak MiB", "status"),
+    ]
+    return table(head, [_bucket_cells(bucket) for bucket in report.buckets], text_columns=(10,))
+
+
+def _bucket_cells(bucket: CaptureBucket) -> list[str]:
+    peak = format_mebibytes(bucket.eager_peak_bytes)
+    if bucket.status != "captured":
+        reason = f": {bucket.error}" if bucket.error else ""
+        return [f"{bucket.tokens:,}", *["–"] * 8, peak, f'<span class="warn">{escape(bucket.status + reason)}</span>']
+    return [
+        f"{bucket.tokens:,}",
+        str(bucket.num_segments),
+        str(bucket.num_breaks),
+        f"{bucket.num_kernels:,}",
+        f"{bucket.warmup_ms:.1f}",
+        f"{bucket.capture_ms:.1f}",
+        *(format_mebibytes(size) for size in (bucket.pool_bytes, bucket.driver_bytes, bucket.boundary_bytes)),
+        peak,
+        '<span class="good">captured</span>',
+    ]
+
+
+def _block(key: str, row: SegmentRow | BreakRow) -> str:
+    name = key.replace(":", " ")
+    if isinstance(row, BreakRow):
+        return f'<i class="break" title="{escape(f"{name}: {row.name} {row.module}")}"></i>'
+    work = max(1, row.num_operations if row.num_kernels is None else row.num_kernels)
+    return f'<i style="flex:{work} 1 {min(60.0, 4 + 0.5 * work):.0f}px" title="{escape(f"{name}: {_work(row)}")}"></i>'
+
+
+def _map_cells(key: str, row: SegmentRow | BreakRow) -> list[str]:
+    name = escape(key.replace(":", " "))
+    if isinstance(row, BreakRow):
+        where = f"<code>{escape(row.module)}</code> {escape(row.name)}"
+        return [f'<span class="break-name">{name}</span>', escape(row.source), where]
+    modules = row.modules if len(row.modules) < 3 else [row.modules[0], "…", row.modules[-1]]
+    return [f'<span class="segment">{name}</span>', _work(row), f"<code>{escape(', '.join(modules))}</code>"]
+
+
+def _work(row: SegmentRow) -> str:
+    if row.num_kernels is None:
+        return _plural(row.num_operations, "operation")
+    return _plural(row.num_kernels, "kernel")
+
+
+def _distinct(segments: Sequence[SegmentRow]) -> list[SegmentRow]:
+    """Returns one segment of each set of equal ones: those that run the same kernels."""
+    seen: dict[tuple[tuple[str, int], ...], SegmentRow] = {}
+    for row in segments:
+        seen.setdefault(tuple(row.kernels.items()), row)
+    return [row for row in seen.values() if row.kernels]
+
+
+def _kernel_details(row: SegmentRow) -> str:
+    ordered = sorted(row.kernels.items(), key=lambda item: -item[1])
+    rows = [[str(count), f"<code>{escape(name[:300])}</code>"] for name, count in ordered[:SHOWN_KERNELS]]
+    if len(ordered) > SHOWN_KERNELS:
+        rows.append(["", f"… and {len(ordered) - SHOWN_KERNELS} more"])
+    externals = f"reads {_plural(row.num_externals, 'external tensor')} ({format_size(row.external_bytes)})"
+    return fold(f"segment {row.index}: {_work(row)}, {externals}", table(["", "kernel"], rows, text_columns=(1,)))
+
+
+def _automatic_section(report: CaptureReport) -> str:
+    rows = [
+        [escape(row.size), f"<code>{escape(row.module)}</code>", escape(row.name), f"<code>{escape(row.option)}</code>"]
+        for row in report.automatic_breaks
+    ]
+    content = table(["size", "module", "name", "explicit"], rows, text_columns=(0, 1, 2, 3))
+    return section("Automatic breaks", "Nobody asked for these; replays with other inputs showed them right.", content)
+
+
+def _card_section(report: CaptureReport) -> str:
+    rows = [
+        [
+            f"<b>{escape(card.hazard)}</b>",
+            escape(card.title),
+            f"<code>{escape(card.module)}</code>",
+            f"<code>{escape(card.source_line)}</code>",
+            escape(card.remedy),
+        ]
+        for card in report.cards
+    ]
+    content = table(["hazard", "what", "module", "line", "remedy"], rows, text_columns=(0, 1, 2, 3, 4))
+    return section("Findings", "No obstacle to the capture, but a replay may be wrong.", content)
+
+
+def _workload_section(report: CaptureReport) -> str:
+    rows = [
+        [
+            escape(row.name),
+            f"{len(row.buckets)}",
+            f"{row.replayed_steps:,} of {row.num_steps:,}",
+            f"{row.real_tokens:,}",
+            f"{row.padded_tokens:,}",
+            format_mebibytes(row.memory_bytes),
+        ]
+        for row in report.workload
+    ]
+    head = ["list", "token counts", "steps replayed", "real tokens", "padding", "MiB"]
+    return section("Workload", "What a list of token counts does to the observed workload.", table(head, rows))
+
+
+def _option(value: OptionValue) -> str:
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "default" if value is None else str(value)
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

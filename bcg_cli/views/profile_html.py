@@ -1,0 +1,186 @@
+"""A profile report as an HTML page."""
+
+from __future__ import annotations
+
+from html import escape
+
+from bcg.report import ModeRow, ModeSummary, ProfileReport
+from bcg_cli.views import figures
+from bcg_cli.views.html import about_lines, footer, map_section, options_section, warning_sections
+from bcg_cli.views.page import Figure, header, page, pair, plot_box, section, table, tiles
+from bcg_cli.views.table import format_mebibytes, format_size
+
+MODE_WORDS = {
+    "eager": "operations launched one by one",
+    "full": "one graph, no breaks",
+    "breakable": "graph segments with eager attention between",
+    "compiled": 'torch.compile(mode="reduce-overhead")',
+    "piecewise": "compiled, attention as the partition point",
+    "fused": "breakable capture over compiled layers",
+}
+
+
+def profile_page(report: ProfileReport) -> str:
+    """Returns all that a profile report holds as one page.
+
+    Args:
+        report: The report; nothing else is read.
+    """
+    plots: dict[str, Figure] = {}
+    body = [header("profile", report.model.name, about_lines(report.model, report.environment)), tiles(_facts(report))]
+    body += warning_sections(report.warnings)
+    if report.totals.fastest:
+        plots |= _plots(report)
+        body += _plot_sections(report, plots)
+    body.append(section("Modes", _how(report), _mode_table(report)))
+    body.append(section("Token counts", "Medians of all steps; green is the fastest.", _row_table(report)))
+    for number, replay in enumerate(report.timelines):
+        plots[f"timeline-{number}"] = figures.timeline(replay)
+        title = f"One replay of {replay.mode} at {replay.tokens:,} tokens"
+        about = f"{len(replay.steps)} steps. Hover for names; drag to zoom, double-click to see all again."
+        body.append(section(title, about, plot_box(f"timeline-{number}", style="low")))
+    body.append(map_section(report.map_tokens, report.map, report.segments, report.breaks))
+    body.append(options_section(report.options))
+    body.append(footer(report.environment, on_host=report.on_host))
+    return page(f"{report.model.name}: bcg profile", body, plots)
+
+
+def _plots(report: ProfileReport) -> dict[str, Figure]:
+    plots = {
+        "latency": figures.latency(report.buckets),
+        "speedup": figures.speedup(report.buckets),
+        "against": figures.startup_against_latency(report.modes, report.buckets),
+        "startup": figures.startup_parts(report.modes),
+        "memory": figures.mode_memory(report.buckets),
+        "share": figures.segment_share(report.buckets),
+    }
+    return {name: figure for name, figure in plots.items() if figure["data"]}
+
+
+def _plot_sections(report: ProfileReport, plots: dict[str, Figure]) -> list[str]:
+    smallest = min(bucket.tokens for bucket in report.buckets)
+    sections = {
+        "latency": ("Latency", "Median step of each mode; the bar reaches to the 95th percentile."),
+        "speedup": ("Speed-up", "Eager's median over each mode's."),
+        "against": ("Start-up against latency", f"At {smallest:,} tokens: low and left is good."),
+        "startup": ("Start-up", "From the loaded model until every token count can be replayed."),
+        "memory": (
+            "Memory per token count",
+            "Growth of pool (solid) and driver (pale), and what eager takes for a moment.",
+        ),
+        "share": ("Segments and breaks", "How the time of one replay divides into segments (solid) and breaks (pale)."),
+    }
+    cards = [section(*sections[name], plot_box(name)) for name in sections if name in plots]
+    return [pair(*cards[start : start + 2]) for start in range(0, len(cards), 2)]
+
+
+def _facts(report: ProfileReport) -> list[tuple[str, str]]:
+    facts = []
+    for bucket in sorted(report.buckets, key=lambda bucket: bucket.tokens)[:: max(1, len(report.buckets) - 1)]:
+        name = report.totals.fastest.get(str(bucket.tokens))
+        row = next((row for row in bucket.modes if row.mode == name), None)
+        if row is None or row.p50_ms is None:
+            continue
+        gain = f", {row.speedup_vs_eager:.2f}× eager" if row.speedup_vs_eager and row.mode != "eager" else ""
+        facts.append((f"{row.p50_ms:.3g} ms", f"{row.mode} at {bucket.tokens:,} tokens{gain}"))
+    for mode in report.modes:
+        if mode.status == "measured" and mode.mode in ("breakable", "fused"):
+            facts.append((f"{mode.startup_s:.3g} s", f"start-up of {mode.mode}"))
+            facts.append((format_size(mode.memory_bytes), f"pool and driver of {mode.mode}"))
+    return facts
+
+
+def _how(report: ProfileReport) -> str:
+    totals = report.totals
+    return (
+        f"{totals.num_rounds} {totals.rounds} rounds of {totals.steps_per_round} steps, each mode in a process of its "
+        "own, its first replays checked against eager."
+    )
+
+
+def _mode_table(report: ProfileReport) -> str:
+    head = [
+        "mode",
+        "status",
+        "start-up s",
+        "compile",
+        "warm-up",
+        "capture",
+        "pool MiB",
+        "driver MiB",
+        "peak MiB",
+        "graphs",
+        "skips",
+        "",
+    ]
+    return table(head, [_mode_cells(mode) for mode in report.modes], text_columns=(0, 1, 11))
+
+
+def _mode_cells(mode: ModeSummary) -> list[str]:
+    reason = "; ".join(filter(None, [mode.reason, *mode.notes])) or MODE_WORDS[mode.mode]
+    about = f'<span class="muted">{escape(reason)}</span>'
+    if mode.status != "measured":
+        return [_name(mode.mode), _status(mode.status), *["–"] * 9, about]
+    return [
+        _name(mode.mode),
+        _status(mode.status),
+        f"{mode.startup_s:.2f}",
+        f"{mode.compile_s:.2f}",
+        f"{mode.warmup_s:.2f}",
+        f"{mode.capture_s:.2f}",
+        format_mebibytes(mode.pool_bytes),
+        format_mebibytes(mode.driver_bytes),
+        format_mebibytes(mode.peak_bytes),
+        f"{mode.num_graph_launches:,}",
+        f"{mode.num_skips:,}",
+        about,
+    ]
+
+
+def _row_table(report: ProfileReport) -> str:
+    head = [
+        *("tokens", "mode", "p50 ms", "p95 ms", "tokens/s", "host µs", "in segments ms", "in breaks ms", "busy"),
+        *("launches", "× eager", "× full", "× compiled", "× piecewise", "error", ""),
+    ]
+    rows = []
+    for bucket in sorted(report.buckets, key=lambda bucket: bucket.tokens):
+        fastest = report.totals.fastest.get(str(bucket.tokens))
+        for index, row in enumerate(bucket.modes):
+            tokens = f"<b>{bucket.tokens:,}</b>" if index == 0 else ""
+            rows.append([tokens, *_row_cells(row, best=row.mode == fastest)])
+    return table(head, rows, text_columns=(0, 1, 15))
+
+
+def _row_cells(row: ModeRow, *, best: bool) -> list[str]:
+    if row.p50_ms is None or row.p95_ms is None:
+        return [_name(row.mode), _status(row.status), *["–"] * 12, escape(row.reason or "")]
+    p50 = f"{row.p50_ms:.3f}"
+    speedups = (row.speedup_vs_eager, row.speedup_vs_full, row.speedup_vs_compiled, row.speedup_vs_piecewise)
+    return [
+        _name(row.mode),
+        f'<span class="best">{p50}</span>' if best else p50,
+        f"{row.p95_ms:.3f}",
+        _number(row.tokens_per_s, ",.0f"),
+        _number(row.host_us, ",.0f"),
+        _number(row.segments_ms, ".3f"),
+        _number(row.breaks_ms, ".3f"),
+        _number(row.busy_share, ".0%"),
+        _number(row.graph_launches, ",.0f"),
+        *(_number(speedup, ".2f") for speedup in speedups),
+        "bitwise" if row.bitwise else _number(row.relative_error, ".1e"),
+        "",
+    ]
+
+
+def _name(mode: str) -> str:
+    color = figures.MODE_COLORS[mode]  # type: ignore[index]
+    return f'<span class="dot" style="background:{color}"></span>{escape(mode)}'
+
+
+def _status(status: str) -> str:
+    style = {"measured": "good", "wrong": "bad", "failed": "bad"}.get(status, "warn")
+    return f'<span class="{style}">{escape(status)}</span>'
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)

@@ -1,0 +1,104 @@
+"""A profile report as text for the terminal: times per token count and mode, start-up and memory per mode, notes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from bcg.report import ModeRow, ModeStatus, ModeSummary, ProfileReport
+from bcg_cli.views.table import RULED, format_mebibytes, header_text, warning_text
+
+_STYLES: dict[ModeStatus, str] = {"measured": "green", "wrong": "red", "failed": "red"}
+
+
+def profile_view(report: ProfileReport) -> RenderableType:
+    """Returns all that ``bcg profile`` shows.
+
+    Args:
+        report: The report; nothing else is read.
+    """
+    parts: list[RenderableType] = [header_text(report.model, report.environment), Text(), _time_table(report)]
+    parts += [Text(), _mode_table(report), *_notes(report)]
+    for warning in report.warnings:
+        parts += [Text(), warning_text(warning)]
+    return Group(*parts)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=RULED, show_edge=False, padding=0, header_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold", vertical="bottom")
+    return table
+
+
+def _time_table(report: ProfileReport) -> Table:
+    table = _table(
+        "mode", "tokens", "p50\nms", "p95\nms", "tokens\n/s", "host\nµs", "GPU\nbusy", "graphs", "×\neager", "error"
+    )
+    for bucket in sorted(report.buckets, key=lambda bucket: bucket.tokens):
+        fastest = report.totals.fastest.get(str(bucket.tokens))
+        for row in bucket.modes:
+            if row.p50_ms is None or row.p95_ms is None:
+                table.add_row(row.mode, str(bucket.tokens), Text(row.status, _STYLES.get(row.status, "yellow")))
+            else:
+                style = "bold green" if row.mode == fastest else ""
+                table.add_row(Text(row.mode, style), str(bucket.tokens), *_times(row, style))
+        table.add_section()
+    return table
+
+
+def _times(row: ModeRow, style: str) -> list[Text | str]:
+    return [
+        Text(_number(row.p50_ms, ".3f"), style),
+        _number(row.p95_ms, ".3f"),
+        _number(row.tokens_per_s, ",.0f"),
+        _number(row.host_us, ",.0f"),
+        _number(row.busy_share, ".0%"),
+        _number(row.graph_launches, ".0f"),
+        _number(row.speedup_vs_eager, ".2f"),
+        "0" if row.bitwise else _number(row.relative_error, ".0e"),
+    ]
+
+
+def _mode_table(report: ProfileReport) -> Table:
+    table = _table(
+        "mode", "start-up\ns", "compile\ns", "warm-up\ns", "capture\ns", "pool\nMiB", "driver\nMiB", "peak\nMiB"
+    )
+    table.add_column("status", overflow="fold")
+    for mode in report.modes:
+        status = Text(mode.status, _STYLES.get(mode.status, "yellow"))
+        table.add_row(mode.mode, *_costs(mode), status)
+    return table
+
+
+def _costs(mode: ModeSummary) -> list[str]:
+    if mode.status != "measured":
+        return ["–"] * 7
+    seconds = (mode.startup_s, mode.compile_s, mode.warmup_s, mode.capture_s)
+    sizes = (mode.pool_bytes, mode.driver_bytes, mode.peak_bytes)
+    return [*(f"{value:.2f}" for value in seconds), *(format_mebibytes(size) for size in sizes)]
+
+
+def _notes(report: ProfileReport) -> Iterator[Text]:
+    totals = report.totals
+    yield Text(
+        f"{totals.num_rounds} {totals.rounds} rounds of {totals.steps_per_round} steps; each mode in its own process, "
+        "checked against eager.",
+        "dim",
+    )
+    if report.on_host:
+        yield Text("Measured on the host device: its times say nothing about a GPU.", "dim")
+    for mode in report.modes:
+        for reason in filter(None, [mode.reason, *mode.notes]):
+            yield Text(f"{mode.mode}: {reason}", "yellow")
+    for bucket in report.buckets:
+        for row in bucket.modes:
+            if row.reason and row.reason not in {mode.reason for mode in report.modes}:
+                yield Text(f"{row.mode}, {bucket.tokens} tokens: {row.reason}", "yellow")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
