@@ -18,7 +18,7 @@ def test_help_imports_no_torch() -> None:
     code = """if True:
         import sys
         from bcg_cli.app import main
-        for words in (["--help"], ["capture", "--help"], ["capture", "--tokens", "0"]):
+        for words in (["--help"], ["capture", "--help"], ["capture", "--tokens", "0"], ["report", "none.json"]):
             main(words)
         print(sorted({"torch", "transformers", "numpy"} & set(sys.modules)))
     """
@@ -41,8 +41,9 @@ def test_the_surface_is_frozen() -> None:
     assert surface == {
         "capture": [
             *("model", "--tokens", "--device", "--break", "--attention-break", "--no-attention-break"),
-            *("--dtype", "--seed", "--expect-breaks", "--json", "--traceback"),
-        ]
+            *("--dtype", "--seed", "--expect-breaks", "--json", "--html", "--traceback"),
+        ],
+        "report": ["file", "--html", "--against", "--gate", "--traceback"],
     }
 
 

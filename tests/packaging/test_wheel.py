@@ -32,7 +32,7 @@ def test_top_level_names(wheel: Path) -> None:
     assert len(names) == 3
 
 
-def test_every_module_and_the_type_markers_are_in_it(wheel: Path) -> None:
+def test_every_module_asset_and_type_marker_is_in_it(wheel: Path) -> None:
     with ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
     sources = {
@@ -40,7 +40,8 @@ def test_every_module_and_the_type_markers_are_in_it(wheel: Path) -> None:
         for root, package in ((ROOT, "bcg_cli"), (ROOT / "runtime", "bcg"))
         for path in (root / package).rglob("*.py")
     }
-    assert packed == {*sources, "bcg/py.typed", "bcg_cli/py.typed"}
+    assets = {f"bcg_cli/views/assets/{name}" for name in ("page.css", "page.js")}
+    assert packed == {*sources, *assets, "bcg/py.typed", "bcg_cli/py.typed"}
 
 
 def test_metadata(wheel: Path) -> None:

@@ -161,7 +161,8 @@ def _change(what: str, quantity: str, old: _Quantity, new: _Quantity, gate: floa
     if old_width is None or new_width is None:
         uncertainty = None
     else:
-        uncertainty = math.hypot(old_width, new_width) * max(1 + change, 0.0)
+        width = math.hypot(old_width, new_width)
+        uncertainty = width * (1 + change) if width else 0.0
     return Change(
         what=what,
         quantity=quantity,
