@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -15,6 +16,7 @@ from bcg.buckets import pick_bucket
 from bcg.capture import BreakableCUDAGraphCapture
 from bcg.closure import explains, module_tensors
 from bcg.context import ForwardContext, forward_context
+from bcg.device import find_device
 from bcg.device.base import Pool
 from bcg.errors import BcgError, CaptureError, ReplayError, UsageError
 from bcg.graph import BreakableCUDAGraph
@@ -34,7 +36,7 @@ class BucketCapture:
         tokens: The bucket.
         status: ``captured``, or ``out of memory``: then the smaller buckets are still tried.
         warmup_ms: Wall time of the eager runs before the capture.
-        capture_ms: Wall time of the captured forward, its replays of the new segments included.
+        capture_ms: Wall time of the captured forward; the device's work in it is not waited for.
         pool_bytes: Growth of the graph pool.
         driver_bytes: Growth of device memory outside the caching allocator: the instantiated graphs.
         eager_peak_bytes: Most bytes that the same forward allocates at once when it runs eagerly.
@@ -126,14 +128,15 @@ class GraphRunner:
                 hint=f"give --tokens up to {limit}",
             )
         self.reset()
-        gc.collect()
         self._inputs = StaticInputs(self.target.input_specs, ordered[0], self.target.device)
         results = []
-        for tokens in ordered:
-            result = self._capture_bucket(tokens)
-            results.append(result)
-            if on_bucket is not None:
-                on_bucket(result)
+        with _frozen_garbage():
+            for tokens in ordered:
+                result = self._capture_bucket(tokens)
+                results.append(result)
+                if on_bucket is not None:
+                    on_bucket(result)
+        find_device(self.target.device).empty_cache()
         return results
 
     def replay(self, batch: Batch, padding: Mapping[str, torch.Tensor] | None = None) -> Any:
@@ -248,12 +251,13 @@ class GraphRunner:
         with forward_context(ForwardContext((tokens,))), device.capture_stream():
             for _ in range(self._num_warmups):
                 peak_bytes, _ = device.peak_bytes(lambda: self.target(views))
+            if not self._graphs:
+                device.empty_cache()  # what the largest warm-up used is what the pool will need
             before = device.memory(self._pool)
             warmed_up = time.perf_counter()
             known = None if self._needs_tape else self._known_externals()
             with torch.inference_mode(), BreakableCUDAGraphCapture(graph, self._pool, known_externals=known):
                 output = self._forward(views)
-            device.synchronize()
             captured = time.perf_counter()
         after = device.memory(self._pool)
         if not self._graphs:
@@ -287,3 +291,14 @@ class GraphRunner:
             return tensor if dim is None else tensor.narrow(dim, 0, num_tokens)
 
         return map_tensors(cut, output)
+
+
+@contextlib.contextmanager
+def _frozen_garbage() -> Iterator[None]:
+    """Spare the collector the model: a full collection walks every module and takes longer than a capture."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

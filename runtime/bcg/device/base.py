@@ -152,7 +152,14 @@ class Device(Protocol):
         """Wait until all work on the device is done."""
 
     def memory(self, pool: Pool) -> MemoryReading:
-        """Synchronize, empty the allocator's cache, and read the memory."""
+        """Read the memory as the allocator and the driver count it now.
+
+        Both figures leave the allocator's cache out, so neither a synchronization nor an empty cache is needed
+        before a reading.
+        """
+
+    def empty_cache(self) -> None:
+        """Give the memory that the allocator caches, outside graph pools, back to the device."""
 
     def poison(self, pool: Pool) -> None:
         """Fill memory that nobody uses with NaN: the pool's free blocks, and blocks of the normal allocator.

@@ -321,9 +321,11 @@ class CudaDevice:
     def synchronize(self) -> None:
         torch.cuda.synchronize(self._index)
 
+    def empty_cache(self) -> None:
+        with torch.cuda.device(self._index):
+            torch.cuda.empty_cache()
+
     def memory(self, pool: Pool) -> MemoryReading:
-        self.synchronize()
-        torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(self._index)
         return MemoryReading(
             pool_bytes=pool.reserved_bytes(),

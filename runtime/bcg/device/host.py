@@ -235,6 +235,9 @@ class HostDevice:
     def synchronize(self) -> None:
         return None
 
+    def empty_cache(self) -> None:
+        return None
+
     def memory(self, pool: Pool) -> MemoryReading:
         return MemoryReading(pool_bytes=pool.reserved_bytes(), driver_bytes=0)
 

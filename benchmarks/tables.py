@@ -1,0 +1,101 @@
+"""The README's tables, made from the recorded reports under `docs/measurements/`.
+
+    python benchmarks/tables.py          # rewrites README.md between its markers
+    python benchmarks/tables.py --check  # exits with 1 if README.md is not what the reports say
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; NAME is a function of this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+MEASUREMENTS = ROOT / "docs" / "measurements"
+MARKED = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
+MIB = 2**20
+
+
+def reports(kind: str) -> list[dict[str, Any]]:
+    """The recorded reports of a kind, the smallest model first."""
+    loaded = [json.loads(path.read_text()) for path in sorted(MEASUREMENTS.glob("*.json"))]
+    return sorted(
+        (report for report in loaded if report.get("kind") == kind),
+        key=lambda report: report["model"]["num_parameters"],
+    )
+
+
+def markdown(header: str, rows: Iterable[Iterable[object]]) -> str:
+    columns = header.split("|")
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    lines += [f"| {' | '.join(str(cell) for cell in row)} |" for row in rows]
+    return "\n".join(lines)
+
+
+def captures() -> str:
+    rows = []
+    for report in reports("capture"):
+        largest, totals = report["buckets"][0], report["totals"]
+        rows.append(
+            (
+                report["model"]["name"],
+                f"{totals['num_captured']} to {largest['tokens']}",
+                f"{largest['num_segments']} / {largest['num_breaks']}",
+                f"{largest['num_kernels']:,}",
+                f"{totals['capture_ms'] / 1e3:.2f} s",
+                f"{totals['pool_bytes'] / MIB:.0f} MiB",
+                f"{totals['eager_peak_bytes'] / MIB:.0f} MiB",
+                f"{totals['driver_bytes'] / MIB:.0f} MiB",
+            )
+        )
+    return markdown("model|buckets|segments / breaks|kernels|captured in|pool|eager's peak|driver", rows)
+
+
+def rival() -> str:
+    rows = []
+    for result in json.loads((MEASUREMENTS / "benchmark-capture.json").read_text())["results"]:
+        replays = result["replays"]
+        ratios = [row["ratio"] for row in replays]
+        equal = all(row["bitwise_equal_to_each_other_and_eager"] for row in replays)
+        for name, unit in (("capture_s", "s"), ("whole_s", "s"), ("memory_mib", "MiB")):
+            ours, theirs = result["medians"]["ours"][name], result["medians"]["theirs"][name]
+            what = {"capture_s": "captures alone", "whole_s": "with warm-ups", "memory_mib": "memory"}[name]
+            rows.append(
+                (result["model"], what, f"{ours:.2f} {unit}", f"{theirs:.2f} {unit}", f"{result['ratios'][name]:.2f}")
+            )
+        words = "bitwise equal" if equal else "not equal"
+        span = f"{min(ratios):.3f} to {max(ratios):.3f}"
+        rows.append((result["model"], f"replay, {len(replays)} sizes", words, words, span))
+    return markdown("model|what|bcg|breakable-cuda-graphs 0.1.0|ratio", rows)
+
+
+def rewritten(text: str) -> str:
+    def table(match: re.Match[str]) -> str:
+        name = match.group(1)
+        return f"<!-- table: {name} -->\n{TABLES[name]()}\n<!-- end -->"
+
+    return MARKED.sub(table, text)
+
+
+TABLES = {"captures": captures, "rival": rival}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    readme = ROOT / "README.md"
+    wanted = rewritten(readme.read_text())
+    if options.check:
+        sys.exit(wanted != readme.read_text())
+    readme.write_text(wanted)
+
+
+if __name__ == "__main__":
+    main()
