@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,12 +17,13 @@ from bcg.capture import BreakableCUDAGraphCapture
 from bcg.closure import explains, module_tensors
 from bcg.context import ForwardContext, forward_context
 from bcg.device import find_device
-from bcg.device.base import Pool
+from bcg.device.base import Device, Pool
 from bcg.errors import BcgError, CaptureError, ReplayError, UsageError
 from bcg.graph import BreakableCUDAGraph
 from bcg.inputs import Batch, StaticInputs
 from bcg.structure import map_tensors, unowned_alias
 from bcg.target import Target, first_line, make_batch
+from bcg.warmup import cut_to, distinct_prefixes
 
 INPUT_SEED = 0
 """Seed of the inputs that a bucket is captured with; replay must not depend on their values."""
@@ -63,7 +64,8 @@ class GraphRunner:
     Args:
         target: What is captured and replayed.
         num_warmups: Eager runs of each bucket before its capture, on the capture stream: libraries, compilers
-            and autotuners must have met the very shape (hazards L10, L11).
+            and autotuners must have met the very shape (hazards L10, L11). After the first bucket one run of each
+            kind of layer is enough, see `bcg.warmup`.
         tape: Let the tape follow the first capture, and the later ones too where that finds externals outside the
             module tree (see `bcg.closure`). Without it only the module tree and the static inputs are held: for
             compiled code, which doesn't run as such under a dispatch mode.
@@ -87,6 +89,7 @@ class GraphRunner:
         self._inputs: StaticInputs | None = None
         self._pool: Pool | None = None
         self._needs_tape = tape
+        self._prefixes: dict[torch.nn.ModuleList, int] = {}
 
     @property
     def graphs(self) -> dict[int, BreakableCUDAGraph]:
@@ -129,6 +132,7 @@ class GraphRunner:
             )
         self.reset()
         self._inputs = StaticInputs(self.target.input_specs, ordered[0], self.target.device)
+        self._prefixes = distinct_prefixes(self.target.module) if self._num_warmups else {}
         results = []
         with _frozen_garbage():
             for tokens in ordered:
@@ -247,10 +251,8 @@ class GraphRunner:
         self._inputs.load(batch.inputs, tokens, tokens)
         views = self._inputs.views(tokens)
         started = time.perf_counter()
-        peak_bytes = None
         with forward_context(ForwardContext((tokens,))), device.capture_stream():
-            for _ in range(self._num_warmups):
-                peak_bytes, _ = device.peak_bytes(lambda: self.target(views))
+            peak_bytes = self._warm_up(device, views)
             if not self._graphs:
                 device.empty_cache()  # what the largest warm-up used is what the pool will need
             before = device.memory(self._pool)
@@ -273,6 +275,21 @@ class GraphRunner:
             driver_bytes=after.driver_bytes - before.driver_bytes,
             eager_peak_bytes=peak_bytes,
         )
+
+    def _warm_up(self, device: Device, views: Mapping[str, torch.Tensor]) -> int | None:
+        """Run the target eagerly; return the most bytes that it allocated at once."""
+        if self._graphs and self._prefixes:
+            try:
+                with cut_to(self._prefixes):
+                    return device.peak_bytes(lambda: self.target(views))[0]
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:  # noqa: BLE001  a model that does not run on fewer layers is warmed up whole
+                self._prefixes = {}
+        peak_bytes = None
+        for _ in range(self._num_warmups):
+            peak_bytes, _ = device.peak_bytes(lambda: self.target(views))
+        return peak_bytes
 
     def _known_externals(self) -> list[torch.Tensor]:
         assert self._inputs is not None

@@ -1,0 +1,87 @@
+"""Shorter warm-ups: each kind of layer once.
+
+A warm-up lets libraries, autotuners and compilers meet the shapes of a bucket before they are captured (hazards
+L10, L11). Equal layers launch equal kernels, so after the first bucket, which is warmed up whole, it is enough to
+run the layers at the start of each layer list up to the first of the last kind: one of the 36 layers of Qwen3-8B,
+eight of the 52 of NemotronH-8B. Positions in the list stay what they are, as code that looks up a layer's type by
+its position expects.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Hashable, Iterator
+
+from torch import Tensor, nn
+
+
+def distinct_prefixes(root: nn.Module) -> dict[nn.ModuleList, int]:
+    """Return, for each list of layers in `root`, the length of its shortest prefix that has every kind of layer.
+
+    Two layers are of one kind when their submodules have the same classes, parameter shapes and settings. Lists
+    inside a layer, such as experts, are left alone.
+    """
+    prefixes: dict[nn.ModuleList, int] = {}
+    for layers in _outermost_lists(root):
+        kinds = _kinds(layers)
+        prefix = max((kinds.index(kind) for kind in set(kinds)), default=0) + 1
+        if prefix < len(layers):
+            prefixes[layers] = prefix
+    return prefixes
+
+
+def _outermost_lists(module: nn.Module) -> Iterator[nn.ModuleList]:
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield child
+        else:
+            yield from _outermost_lists(child)
+
+
+@contextlib.contextmanager
+def cut_to(prefixes: dict[nn.ModuleList, int]) -> Iterator[None]:
+    """Inside the block, each list of layers has only its prefix."""
+    whole = {layers: layers._modules for layers in prefixes}
+    for layers, length in prefixes.items():
+        layers._modules = dict(list(whole[layers].items())[:length])
+    try:
+        yield
+    finally:
+        for layers, modules in whole.items():
+            layers._modules = modules
+
+
+def _kinds(layers: nn.ModuleList) -> list[Hashable]:
+    """Describe each layer; a number that is a layer's own position in all layers tells nothing about its kind."""
+    settings = [dict(_settings(layer)) for layer in layers]
+    names = {name for found in settings for name in found}
+    positions = {
+        name
+        for name in names
+        if all(found[name] == index for index, found in enumerate(settings) if name in found)
+        and not any(isinstance(found.get(name), bool) for found in settings)
+    }
+    return [
+        (_structure(layer), tuple(item for item in found.items() if item[0] not in positions))
+        for layer, found in zip(layers, settings, strict=True)
+    ]
+
+
+def _structure(layer: nn.Module) -> Hashable:
+    return tuple(
+        (path, type(part), *((name, held.shape, held.dtype) for name, held in _tensors(part)))
+        for path, part in layer.named_modules()
+    )
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+        if tensor is not None:
+            yield name, tensor
+
+
+def _settings(layer: nn.Module) -> Iterator[tuple[tuple[str, str], str | bool | int | float]]:
+    for path, part in layer.named_modules():
+        for name, value in vars(part).items():
+            if isinstance(value, (str, bool, int, float)):
+                yield (path, name), value
