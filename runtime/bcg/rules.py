@@ -58,11 +58,16 @@ def break_modules(root: nn.Module, globs: Sequence[str]) -> dict[str, tuple[str,
                 f"--break {glob!r} matches no module, neither by path nor by class name",
                 hint=_near_names(glob, named),
             )
-    modules = dict(named)
     for path in dict.fromkeys(path for paths in matched.values() for path in paths):
-        module = modules[path]
-        _wrap(module, _own_forward(module), BreakLabel(type(module).__name__, path, "rule"))
+        break_module(root, path, "rule")
     return matched
+
+
+def break_module(root: nn.Module, path: str, source: str) -> None:
+    """Make the module at `path` a break; a module that is one already stays as it is."""
+    module = root.get_submodule(path)
+    if not hasattr(vars(module).get("forward"), "_bcg_break"):
+        _wrap(module, _own_forward(module), BreakLabel(type(module).__name__, path, source))
 
 
 def _near_names(glob: str, named: list[tuple[str, nn.Module]]) -> str:
@@ -103,6 +108,7 @@ def _wrap(module: nn.Module, run: Callable[..., Any], label: BreakLabel) -> None
     broken.__name__ = broken.__qualname__ = label.name
     broken.__signature__ = inspect.signature(module.forward)  # type: ignore[attr-defined]
     broken._torchdynamo_disable = True  # type: ignore[attr-defined]
+    broken._bcg_break = True  # type: ignore[attr-defined]
     module.forward = broken
 
 

@@ -131,6 +131,11 @@ class Tape:
         """Path of the innermost module whose forward is running."""
         return self._modules.path
 
+    @property
+    def module_paths(self) -> tuple[str, ...]:
+        """Paths of the modules whose forwards are running, from the innermost outwards; the root is left out."""
+        return self._modules.paths
+
     def is_on_device(self, tensor: Tensor) -> bool:
         return tensor.device.type == self.device_type
 
@@ -184,6 +189,8 @@ class Tape:
         kwargs: dict[str, Any],
         given: list[Tensor],
     ) -> None:
+        if self.device_type != "cpu" and _copies_from_host(function, args, kwargs, self.device_type):
+            self.refuse(str(function), "it copies from pageable host memory to the device")
         if not any(self.is_on_device(tensor) for tensor in given):
             return
         reason = traits.reads_host
@@ -211,7 +218,7 @@ class Tape:
         return self._segment is not None
 
     def _operation(self, name: str) -> Operation:
-        frame = _users_frame(sys._getframe(2))
+        frame = users_frame(sys._getframe(2))
         file, line = (frame.f_code.co_filename, frame.f_lineno) if frame is not None else ("", 0)
         operation = Operation(name, self._modules.path, file, line)
         return self._interned.setdefault(operation, operation)
@@ -324,16 +331,30 @@ def _copies_to_host(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     return any(device.type == "cpu" for device in devices)
 
 
+def _copies_from_host(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], device_type: str) -> bool:
+    if function._schema.name not in _COPYING:
+        return False
+    source = args[1] if function._schema.name == "aten::copy_" else args[0]
+    if not isinstance(source, Tensor) or source.device.type != "cpu" or source.is_pinned():
+        return False
+    if function._schema.name == "aten::copy_":
+        return bool(args[0].device.type == device_type)
+    devices = [value for value in (*args[1:], *kwargs.values()) if isinstance(value, torch.device)]
+    return any(device.type == device_type for device in devices)
+
+
 _LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
 @functools.cache
-def _is_users(file: str) -> bool:
+def is_users(file: str) -> bool:
+    """Tell whether a file is neither torch's nor bcg's."""
     return not file.startswith((*_LIBRARIES, "<frozen"))
 
 
-def _users_frame(frame: FrameType | None) -> FrameType | None:
-    while frame is not None and not _is_users(frame.f_code.co_filename):
+def users_frame(frame: FrameType | None) -> FrameType | None:
+    """Return the innermost frame from `frame` outwards that is neither torch's nor bcg's."""
+    while frame is not None and not is_users(frame.f_code.co_filename):
         frame = frame.f_back
     return frame
 
@@ -349,6 +370,10 @@ class _ModulePath:
     @property
     def path(self) -> str:
         return self._stack[-1] if self._stack else ""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return tuple(reversed(self._stack[1:]))
 
     @contextlib.contextmanager
     def followed(self) -> Iterator[None]:

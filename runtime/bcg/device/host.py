@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bcg.device.asking import pretend_capturing
 from bcg.device.base import CHURN_SIZES, POISON_BYTE, MemoryReading, Pool, SegmentContents
 from bcg.errors import CaptureError, UsageError
 from bcg.structure import map_tensors, storage_bytes, storage_key, tensors_in, unowned_alias
@@ -136,12 +137,15 @@ class HostRecorder:
 
     def begin(self) -> None:
         self._calls = []
+        pretend_capturing(True)
 
     def end(self) -> HostRecording | None:
+        pretend_capturing(False)
         calls, self._calls = self._calls, []
         return HostRecording(calls) if calls else None
 
     def abort(self) -> None:
+        pretend_capturing(False)
         self._calls = []
 
     def allocate(self, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -36,7 +36,7 @@ def load_target(
         dtype: ``float32``, ``float16`` or ``bfloat16``; by default the model's own.
         seed: Of random weights.
         attention_break: Whether attention and recurrent mixers are breaks.
-        break_globs: Further modules to break at, by path or class name.
+        break_globs: Further modules to break at, by path or class name, and functions as ``package.module:function``.
 
     Raises:
         UsageError: If `model`, `dtype` or a glob names nothing.

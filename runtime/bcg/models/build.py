@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from bcg.attention import attention_modules, install_attention_break
 from bcg.errors import ModelError
+from bcg.functions import find_function, functions_broken
 from bcg.inputs import MakeInputs, describe_inputs
 from bcg.probe import describe_outputs
 from bcg.report import ModelInfo, ModelSource, ReportWarning, Weights
@@ -43,7 +45,8 @@ def build_target(
     make = make_inputs or default_inputs(name, module)
     found_interface = attention_break and install_attention_break(module)
     mixers = break_mixers(module) if attention_break else ()
-    globs = break_modules(module, break_globs)
+    globs = break_modules(module, [glob for glob in break_globs if ":" not in glob])
+    functions = [find_function(glob) for glob in break_globs if ":" in glob]
     target = Target(
         name=name,
         module=module,
@@ -53,13 +56,18 @@ def build_target(
         info=model_info(name, module, source=source, weights=weights, seed=seed),
         forward_options={"use_cache": False} if "use_cache" in _parameters(module) else {},
         max_tokens=max_tokens(module),
+        surroundings=functools.partial(functions_broken, functions, "rule"),
     )
     with quiet():
         facts = describe_outputs(target)
     attention = attention_modules(module) if found_interface else ()
     target.output_token_dims = facts.token_dims
     target.packs_requests = facts.separates_requests is True
-    target.break_rules = BreakRules(attention=attention, mixers=mixers, globs=globs)
+    target.break_rules = BreakRules(
+        attention=attention,
+        mixers=mixers,
+        globs=globs | {function.path: (function.path,) for function in functions},
+    )
     if attention_break:
         target.warnings.extend(_warnings(target, facts.separates_requests))
     return target

@@ -1,0 +1,83 @@
+"""What a capture found besides its graphs, as text: cards, automatic breaks, bucket lists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from bcg.report import AutomaticBreak, BucketFitRow, Card
+
+_NO_BREAK = "none: only the root module is around it"
+
+
+def card_view(card: Card) -> RenderableType:
+    """Returns a diagnosis card.
+
+    Args:
+        card: The card; nothing else is read.
+    """
+    where = f"in {card.module}" if card.module else "outside any submodule"
+    times = f" ({card.occurrences} places)" if card.occurrences > 1 else ""
+    head = Text.assemble((f"{card.hazard} ", "bold red"), (card.title, "bold"), times)
+    table = Table.grid(padding=(0, 1, 0, 2))
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column(overflow="fold")
+    rows = (
+        ("operation", card.operation),
+        ("module", where),
+        ("line", card.source_line),
+        ("driver", card.driver_text),
+        ("cause", card.cause),
+        ("remedy", card.remedy),
+        ("break", card.break_option or (_NO_BREAK if card.operation else "")),
+    )
+    for name, value in rows:
+        if value:
+            table.add_row(name, Text(value))
+    return Group(head, table)
+
+
+def automatic_breaks_view(breaks: Sequence[AutomaticBreak]) -> RenderableType:
+    """Returns which breaks were added, why, and what makes them explicit."""
+    parts: list[RenderableType] = [Text("Automatic breaks, verified by replays with other inputs", "bold")]
+    for item in breaks:
+        place = f" in {item.module}" if item.module and item.module != item.name else ""
+        name = f"{item.module} ({item.name})" if item.size == "module" else f"{item.name}{place}"
+        parts.append(Text.assemble((item.size, "yellow"), " ", name))
+        table = Table.grid(padding=(0, 1, 0, 2))
+        table.add_column(no_wrap=True, style="dim")
+        table.add_column(overflow="fold")
+        table.add_row("why", Text(f"{item.card.hazard}: {item.card.operation} at {item.card.source_line}: {item.card.title}"))
+        if item.option:
+            table.add_row("explicit", Text(item.option))
+        table.add_row("or", Text(item.decorator))
+        parts.append(table)
+    return Group(*parts)
+
+
+def workload_view(rows: Sequence[BucketFitRow]) -> RenderableType:
+    """Returns what bucket lists do to the workload that the first one was chosen for."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for header in ("buckets", "list", "used", "padded tokens", "of real", "steps replayed", "memory"):
+        table.add_column(header, justify="left" if header == "buckets" else "right", overflow="fold")
+    table.add_row(*(Text(word, "bold") for word in ("buckets", "count", "used", "padded", "of real", "replayed", "memory")))
+    for row in rows:
+        table.add_row(*_fit_cells(row))
+    return Group(Text(f"Workload of {rows[0].num_steps:,} steps", "bold"), table, *_chosen(rows))
+
+
+def _fit_cells(row: BucketFitRow) -> Iterator[str]:
+    yield row.name
+    yield str(len(row.buckets))
+    yield str(row.used_buckets)
+    yield f"{row.padded_tokens:,}"
+    yield f"{row.padded_tokens / row.real_tokens:.1%}" if row.real_tokens else "–"
+    yield f"{row.replayed_steps / row.num_steps:.1%}"
+    yield "–" if row.memory_bytes is None else f"{row.memory_bytes / 2**20:.0f} MiB"
+
+
+def _chosen(rows: Sequence[BucketFitRow]) -> Iterator[Text]:
+    yield Text(f"--tokens {','.join(str(tokens) for tokens in rows[0].buckets)}", "dim")

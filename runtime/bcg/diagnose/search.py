@@ -1,0 +1,283 @@
+"""Automatic breaks: the smallest ones that help, each shown to be right by replays with other inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from bcg.checking import Verification, verify
+from bcg.context import ForwardContext, forward_context
+from bcg.diagnose.cards import card_of, cards_of
+from bcg.diagnose.remedies import Remedies, Remedy, remedies_for
+from bcg.diagnose.survey import Finding, Survey, changed_state, frozen_numbers, host_state, survey
+from bcg.errors import BcgError, CaptureError
+from bcg.report import AutomaticBreak, Card
+from bcg.runner import GraphRunner
+from bcg.target import Target, make_batch
+
+_SURVEY_SEEDS = (101, 102)
+_SIZES = ("pin", "operation", "function", "module")
+MAX_ROUNDS = 200
+"""Surveys before the search is given up: far more than any model needed."""
+
+
+class UncapturableError(CaptureError):
+    """A forward can't be captured as it is, and no break below the root helps.
+
+    Attributes:
+        cards: What was found, one card a cause.
+    """
+
+    def __init__(self, message: str, cards: Sequence[Card], *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, hazard=cards[0].hazard if cards else None)
+        self.cards = list(cards)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What the passes before a capture found.
+
+    Attributes:
+        automatic_breaks: Breaks and pins that are in effect now, each with its reason.
+        cards: What is no obstacle but may make a replay wrong.
+        num_trials: Captures that were tried and replayed.
+    """
+
+    automatic_breaks: list[AutomaticBreak] = field(default_factory=list)
+    cards: list[Card] = field(default_factory=list)
+    num_trials: int = 0
+
+
+def diagnose(target: Target, buckets: Sequence[int]) -> list[Card]:
+    """Survey a target at its smallest and largest bucket; change nothing.
+
+    Returns:
+        A card for everything that can't be captured or would be frozen.
+    """
+    findings, cards = _survey_all(target, _ends(buckets))
+    return cards_of(findings) + cards
+
+
+def break_where_needed(
+    target: Target, buckets: Sequence[int], on_step: Callable[[str], None] = lambda _: None
+) -> Diagnosis:
+    """Find what can't be captured, and put breaks around it, the smallest that replay right.
+
+    A survey of the eager forward finds the places; each gets its smallest remedy (a pin, a break the size of an
+    operation, a function, a module, a parent module). The target is then captured at its smallest and largest bucket
+    and replayed with other inputs; if that fails, the places get their next size. Breaks are left in effect on the
+    target.
+
+    Args:
+        target: What is to be captured.
+        buckets: Token counts that will be captured.
+        on_step: Told what happens next.
+
+    Raises:
+        UncapturableError: No break below the root helps.
+    """
+    sizes = _ends(buckets)
+    search = _Search(target)
+    for _ in range(MAX_ROUNDS):
+        on_step("looking for what can't be captured")
+        findings, cards = _survey_all(target, sizes)
+        if search.add(findings):
+            continue
+        if not search.remedies.chosen:
+            return Diagnosis(cards=cards)
+        on_step("trying automatic breaks")
+        reason = search.trial(sizes)
+        if reason is None:
+            return Diagnosis(search.rows(), cards, search.num_trials)
+        search.escalate(reason)
+    raise search.given_up("the search for automatic breaks does not end")
+
+
+def _ends(buckets: Sequence[int]) -> list[int]:
+    return sorted({min(buckets), max(buckets)})
+
+
+class _Search:
+    """The state of one search: for each site its remedies, and which of them is tried now."""
+
+    def __init__(self, target: Target) -> None:
+        self.remedies = Remedies(target)
+        self.num_trials = 0
+        self._target = target
+        self._findings: dict[tuple[str, str, str], Finding] = {}
+        self._levels: dict[tuple[str, str, str], int] = {}
+
+    def add(self, findings: Sequence[Finding]) -> bool:
+        """Give new findings their first remedy, and those that were not helped their next; tell if any was there."""
+        for finding in findings:
+            if self._is_covered(finding):
+                continue
+            if finding.site in self._findings:
+                self._levels[finding.site] += 1
+            else:
+                self._findings[finding.site], self._levels[finding.site] = finding, 0
+            self._check(finding.site)
+            self._choose()
+        return bool(findings)
+
+    def _is_covered(self, finding: Finding) -> bool:
+        """Whether a remedy that an earlier finding of the same survey got also helps with this one."""
+        if finding.site in self._findings:
+            return False
+        return any(remedy in self.remedies.chosen for remedy in remedies_for(finding))
+
+    def _check(self, site: tuple[str, str, str]) -> None:
+        if self._levels[site] >= len(remedies_for(self._findings[site])):
+            raise self.given_up("only the root module is around it", self._findings[site])
+
+    def _remedy(self, site: tuple[str, str, str]) -> Remedy:
+        return remedies_for(self._findings[site])[self._levels[site]]
+
+    def _choose(self) -> None:
+        self.remedies.choose(list(dict.fromkeys(self._remedy(site) for site in self._findings)))
+
+    def trial(self, sizes: Sequence[int]) -> str | None:
+        """Capture and replay with other inputs; return why it isn't right, or None."""
+        self.num_trials += 1
+        runner = GraphRunner(self._target)
+        try:
+            runner.capture(sizes)
+            return _disagreement(verify(runner, num_rounds=1))
+        except BcgError as error:
+            return error.message
+        finally:
+            runner.reset()
+
+    def escalate(self, reason: str) -> None:
+        """Give the sites with the smallest remedies their next one."""
+        open_sites = [
+            site
+            for site, finding in self._findings.items()
+            if self._levels[site] + 1 < len(remedies_for(finding))
+        ]
+        if not open_sites:
+            raise self.given_up(reason)
+        smallest = min(_SIZES.index(self._remedy(site).size) for site in open_sites)
+        for site in open_sites:
+            if _SIZES.index(self._remedy(site).size) == smallest:
+                self._levels[site] += 1
+        self._choose()
+
+    def given_up(self, reason: str, finding: Finding | None = None) -> UncapturableError:
+        findings = [finding] if finding is not None else list(self._findings.values())
+        first = findings[0]
+        return UncapturableError(
+            f"{self._target.name} can't be captured: {first.operation} at {first.source}: {first.reason}, and no "
+            f"automatic break helps: {reason}",
+            cards_of(findings),
+            hint="change the code as the card says, or name a larger --break",
+        )
+
+    def rows(self) -> list[AutomaticBreak]:
+        """Describe the remedies that are in effect and not inside another one."""
+        modules = {remedy.name for remedy in self.remedies.chosen if remedy.size == "module"}
+        rows = {}
+        for site, finding in self._findings.items():
+            remedy = self._remedy(site)
+            if remedy in rows or self._is_inside(remedy, finding, modules):
+                continue
+            rows[remedy] = _row(remedy, finding, self._target)
+        return list(rows.values())
+
+    @staticmethod
+    def _is_inside(remedy: Remedy, finding: Finding, modules: set[str]) -> bool:
+        own = remedy.name if remedy.size == "module" else None
+        return any(path in modules and path != own for path in _outside(finding, own))
+
+
+def _disagreement(found: Verification) -> str | None:
+    """Return how replays differ from eager on the same padded inputs, or None.
+
+    Leaking padding and changed state are the model's own doing: no break was chosen for them.
+    """
+    for bucket in found.buckets:
+        if bucket.errors:
+            return bucket.errors[0]
+        if bucket.failed:
+            return f"replays of {bucket.failed[0].num_tokens} tokens differ from eager"
+    return None
+
+
+def _outside(finding: Finding, own: str | None) -> tuple[str, ...]:
+    """Return the modules around a finding, from the one outside `own` on."""
+    if own is None or own not in finding.modules:
+        return finding.modules
+    return finding.modules[finding.modules.index(own) + 1 :]
+
+
+def _row(remedy: Remedy, finding: Finding, target: Target) -> AutomaticBreak:
+    card = card_of(finding)
+    if remedy.size == "module":
+        name = type(target.module.get_submodule(remedy.name)).__name__
+        return AutomaticBreak(
+            size="module",
+            name=name,
+            module=remedy.name,
+            option=f"--break '{remedy.name}'",
+            decorator=f"@eager_on_graph on {name}.forward",
+            card=card,
+        )
+    around = finding.functions[0].path if finding.functions else ""
+    if remedy.function is not None:
+        name, around = remedy.function.name, remedy.function.path
+        option = f"--break '{around}'"
+    else:
+        name = remedy.name
+        option = f"--break '{around or finding.module}'" if around or finding.module else ""
+    decorator = f"@eager_on_graph on {around}" if around else "@eager_on_graph on a function around this line"
+    if remedy.size == "pin":
+        option, decorator = "", "none needed: make the value once, as a buffer of the module"
+    return AutomaticBreak(
+        size=remedy.size, name=name, module=finding.module, option=option, decorator=decorator, card=card
+    )
+
+
+def _survey_all(target: Target, sizes: Sequence[int]) -> tuple[list[Finding], list[Card]]:
+    """Survey every size twice with other values; what Python froze counts only where the host reads nothing."""
+    findings: dict[tuple[str, str, str], Finding] = {}
+    frozen: list[Finding] = []
+    state_cards: list[Card] = []
+    for tokens in sizes:
+        surveys = []
+        for seed in _SURVEY_SEEDS:
+            found, changed = _survey_once(target, tokens, seed)
+            surveys.append(found)
+            for finding in found.findings:
+                findings.setdefault(finding.site, finding)
+        if changed and not state_cards:
+            state_cards.append(_state_card(changed))
+        difference = frozen_numbers(*surveys)
+        if difference is not None:
+            frozen.append(difference)
+    return list(findings.values()) or frozen[:1], state_cards
+
+
+def _survey_once(target: Target, tokens: int, seed: int) -> tuple[Survey, list[str]]:
+    generator = torch.Generator(target.device).manual_seed(seed)
+    batch = make_batch(target, (tokens,), generator)
+    with forward_context(ForwardContext((tokens,))):
+        target(batch.inputs)
+        before = host_state(target.module)
+        found = survey(lambda: target(batch.inputs), target.device, notes_numbers=True)
+    return found, changed_state(before, host_state(target.module))
+
+
+def _state_card(changed: list[str]) -> Card:
+    from bcg.hazards import HAZARDS
+
+    hazard = HAZARDS["S12"]
+    shown = ", ".join(changed[:4]) + (f" and {len(changed) - 4} more" if len(changed) > 4 else "")
+    return Card(
+        hazard="S12",
+        title=f"the forward changes {shown}",
+        cause=hazard.cause,
+        module=changed[0].rpartition(".")[0],
+        remedy=hazard.remedy,
+    )

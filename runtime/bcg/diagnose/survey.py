@@ -1,0 +1,256 @@
+"""A survey: one eager forward under the tape that finds what a capture would stumble over, or freeze.
+
+Nothing is recorded and nothing can be poisoned: the tape's refusals are noted instead of raised, breaks run as
+they would, and everything else runs as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bcg.breaks import BreakLabel, running_breaks
+from bcg.device import find_device
+from bcg.device.asking import pretend_capturing, telling_the_truth
+from bcg.device.base import Device
+from bcg.functions import FunctionReference, functions_around
+from bcg.tape import SegmentTape, Tape, users_frame
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something in a forward that a graph can't hold, or would freeze.
+
+    Attributes:
+        hazard: Row of the catalogue.
+        operation: Name of the operation.
+        reason: Why, in a few words.
+        modules: Paths of the modules around it, the innermost first, the root left out.
+        source: ``file:line`` of the innermost line that is neither torch's nor bcg's.
+        functions: Functions between it and the innermost module's forward, the innermost first.
+    """
+
+    hazard: str
+    operation: str
+    reason: str
+    modules: tuple[str, ...]
+    source: str
+    functions: tuple[FunctionReference, ...] = ()
+
+    @property
+    def module(self) -> str:
+        """Path of the innermost module; empty for the root."""
+        return self.modules[0] if self.modules else ""
+
+    @property
+    def site(self) -> tuple[str, str, str]:
+        """What tells it from other findings."""
+        return (self.operation, self.source, self.module)
+
+
+@dataclass(frozen=True)
+class SurveyedBreak:
+    """A break that the surveyed forward has: its label, and the tensors of its result that need a boundary."""
+
+    label: BreakLabel
+    boundaries: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """The Python numbers that one operation was given."""
+
+    operation: str
+    values: tuple[Any, ...]
+    finding: Callable[[str, str], Finding]
+
+
+class Survey:
+    """Follows one forward and notes what is found.
+
+    Args:
+        device: The device that would capture.
+        notes_numbers: Keep the Python numbers that operations are given, for `frozen_numbers`.
+
+    Attributes:
+        findings: In program order, one a line of code and module.
+        segments: What each would-be segment reads and does.
+        breaks: The breaks between them.
+    """
+
+    def __init__(self, device: Device, *, notes_numbers: bool = False) -> None:
+        self.findings: list[Finding] = []
+        self.segments: list[SegmentTape] = []
+        self.breaks: list[SurveyedBreak] = []
+        self.numbers: list[_Numbers] | None = [] if notes_numbers else None
+        self._tape = _SurveyTape(device, self)
+        self._seen: set[tuple[str, str]] = set()
+
+    @contextlib.contextmanager
+    def following(self) -> Iterator[None]:
+        """Follow the forward that runs in the block."""
+        with running_breaks(self), self._tape.watching(), contextlib.ExitStack() as stack:
+            stack.callback(pretend_capturing, False)
+            pretend_capturing(True)
+            self._tape.begin_segment()
+            yield
+            self._end_segment()
+
+    def run_break(
+        self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], label: BreakLabel
+    ) -> Any:
+        """Run a break of the forward, unseen."""
+        if label.module is None:
+            label = BreakLabel(label.name, self._tape.module_path, label.source)
+        self._end_segment()
+        with self._tape.looking_away(), telling_the_truth():
+            result = function(*args, **kwargs)
+        self.breaks.append(SurveyedBreak(label, ()))
+        self._tape.begin_segment()
+        return result
+
+    def note(self, hazard: str, operation: str, reason: str) -> None:
+        """Note a finding at the line of the user's code that is running."""
+        finding = self.finding_here(hazard, operation, reason)
+        if (finding.source, finding.module) not in self._seen:
+            self._seen.add((finding.source, finding.module))
+            self.findings.append(finding)
+
+    def finding_here(self, hazard: str, operation: str, reason: str) -> Finding:
+        frame = users_frame(sys._getframe(1))
+        source = f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else ""
+        return Finding(
+            hazard, operation, reason, self._tape.module_paths, source, tuple(functions_around(sys._getframe(1)))
+        )
+
+    def _end_segment(self) -> None:
+        segment = self._tape.end_segment()
+        if segment.operations:
+            self.segments.append(segment)
+
+
+class _Bystander:
+    """Executes operations and records nothing."""
+
+    num_side_streams = 0
+
+    def on_stream(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def begin(self) -> None:
+        return None
+
+    def execute(self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        return function(*args, **kwargs)
+
+    def end(self) -> None:
+        return None
+
+    def abort(self) -> None:
+        return None
+
+    def allocate(self, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:
+        raise NotImplementedError("a survey makes no boundaries")
+
+
+class _SurveyTape(Tape):
+    """Notes what the tape of a capture would refuse, and what only a survey looks for."""
+
+    def __init__(self, device: Device, survey: Survey) -> None:
+        super().__init__(device, _Bystander())
+        self._survey = survey
+
+    def refuse(self, name: str, reason: str) -> None:
+        hazard = "L2" if "pin_memory" in name else "L1"
+        self._survey.note(hazard, name, reason)
+
+    def run(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.is_recording:
+            if kwargs.get("generator") is not None:
+                self._survey.note("L8", str(function), "it draws from a generator that the graph does not know")
+            if kwargs.get("pin_memory") or function._schema.name == "aten::_pin_memory":
+                self._survey.note("L2", str(function), "it allocates pinned host memory")
+            if self._survey.numbers is not None:
+                self._note_numbers(function, args, kwargs)
+        return super().run(function, args, kwargs)
+
+    def _note_numbers(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        assert self._survey.numbers is not None
+        values = tuple(_numbers_in((args, tuple(kwargs.values()))))
+        name = str(function)
+        frame = users_frame(sys._getframe(1))
+        source = f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else ""
+        modules = self.module_paths
+        self._survey.numbers.append(
+            _Numbers(name, values, lambda hazard, reason: Finding(hazard, name, reason, modules, source))
+        )
+
+
+def _numbers_in(value: Any) -> Iterator[Any]:
+    if isinstance(value, (bool, int, float, complex)):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _numbers_in(item)
+
+
+def survey(forward: Callable[[], Any], device: torch.device, *, notes_numbers: bool = False) -> Survey:
+    """Run `forward` once, eagerly, and return what was found on the way."""
+    found = Survey(find_device(device), notes_numbers=notes_numbers)
+    with found.following():
+        forward()
+    return found
+
+
+def frozen_numbers(first: Survey, second: Survey) -> Finding | None:
+    """Compare two surveys of the same shapes with other values: the first thing that Python decided differently.
+
+    Returns:
+        A finding of S1 where another operation ran, of S2 where an operation was given another number; None if
+        Python did the same in both.
+    """
+    assert first.numbers is not None and second.numbers is not None
+    for one, other in zip(first.numbers, second.numbers, strict=False):
+        if one.operation != other.operation:
+            return one.finding("S1", f"other inputs take another branch: {other.operation}")
+        if one.values != other.values and not _same(one.values, other.values):
+            return one.finding("S2", f"its numbers are {_show(one.values)}, with other inputs {_show(other.values)}")
+    if len(first.numbers) != len(second.numbers) and first.numbers:
+        shorter = min(first.numbers, second.numbers, key=len)
+        if shorter:
+            return shorter[-1].finding("S1", "other inputs take another branch after it")
+    return None
+
+
+def _same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    return repr(one) == repr(other)
+
+
+def _show(values: tuple[Any, ...]) -> str:
+    return ", ".join(f"{value:.6g}" if isinstance(value, float) else str(value) for value in values[:6])
+
+
+def host_state(root: nn.Module) -> dict[str, Any]:
+    """Return the plain Python state of a module tree: numbers, strings, and how long lists and dicts are."""
+    state: dict[str, Any] = {}
+    for path, module in root.named_modules():
+        for name, value in vars(module).items():
+            if name.startswith("_") or name == "training":
+                continue
+            if value is None or isinstance(value, (bool, int, float, str)):
+                state[f"{path}.{name}".lstrip(".")] = value
+            elif isinstance(value, (list, dict, set)):
+                state[f"{path}.{name}".lstrip(".")] = len(value)
+    return state
+
+
+def changed_state(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Return the names whose state differs, or is new."""
+    return [name for name, value in after.items() if name not in before or repr(before[name]) != repr(value)]
