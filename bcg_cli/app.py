@@ -88,8 +88,11 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _explain(error: Exception) -> int:
     from bcg.errors import BcgError
+    from bcg_cli.views.findings import card_view
 
     if isinstance(error, BcgError):
+        for card in getattr(error, "cards", ()):
+            console.show(card_view(card))
         console.error(error.message, error.hint)
         return error.exit_code
     if isinstance(error, _ParseError):

@@ -70,6 +70,11 @@ def talk(message: str) -> None:
     _stderr().print(message, soft_wrap=True)
 
 
+def show(renderable: RenderableType) -> None:
+    """Shows something of several lines on stderr."""
+    _stderr().print(renderable)
+
+
 def note(message: str) -> None:
     """Says one line on stderr that is no error."""
     _say("note", "cyan", message)

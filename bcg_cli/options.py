@@ -48,12 +48,36 @@ BreakOption = Annotated[
     typer.Option(
         "--break",
         metavar="GLOB",
-        help="Break at modules whose path or class name matches, such as '*.mlp.experts'. Repeatable.",
+        help="Break at modules whose path or class name matches, such as '*.mlp.experts', or at a function, "
+        "package.module:function. Repeatable.",
     ),
 ]
 AttentionBreakOption = Annotated[
     bool,
     typer.Option("--attention-break/--no-attention-break", help="Break at attention, or capture it too."),
+]
+AutoBreakOption = Annotated[
+    bool,
+    typer.Option(
+        "--auto-break/--no-auto-break",
+        help="Break where the model can't be captured, verified by replays; or fail and say why.",
+    ),
+]
+FewestBreaksOption = Annotated[
+    bool,
+    typer.Option("--fewest-breaks", help="Leave out the attention break where replays show that it isn't needed."),
+]
+WorkloadOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--workload",
+        metavar="FILE",
+        help="Choose the buckets for observed token counts: one a line, or JSON lines with `tokens`.",
+    ),
+]
+NumBucketsOption = Annotated[
+    int | None,
+    typer.Option("--buckets", metavar="N", min=1, help="How many buckets to choose for the workload."),
 ]
 DtypeOption = Annotated[
     Dtype | None, typer.Option("--dtype", help="Data type of the weights.", show_default="the model's own")

@@ -5,30 +5,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bcg.buckets import default_buckets, parse_buckets
-from bcg.errors import BcgError, CheckFailure
-from bcg.report import CaptureReport, OptionValue
+from bcg.buckets import default_buckets, engine_ladder, parse_buckets
+from bcg.errors import BcgError, CheckFailure, UsageError
+from bcg.report import BucketFitRow, CaptureReport, OptionValue
+from bcg.workload import Workload, choose_buckets, fit, read_workload
 from bcg_cli import console
 from bcg_cli.delivery import check_outputs, deliver
 from bcg_cli.device import resolve_device
 from bcg_cli.options import (
     DEFAULT_MODEL,
     AttentionBreakOption,
+    AutoBreakOption,
     BreakOption,
     Device,
     DeviceOption,
     DtypeOption,
     ExpectBreaksOption,
     HtmlOption,
+    FewestBreaksOption,
     JsonOption,
     ModelArgument,
+    NumBucketsOption,
     SeedOption,
     TokensOption,
     TracebackOption,
+    WorkloadOption,
 )
 
 if TYPE_CHECKING:
     from bcg.runner import BucketCapture, GraphRunner
+    from bcg.target import Target
 
 
 def capture(
@@ -37,6 +43,10 @@ def capture(
     device: DeviceOption = Device.auto,
     break_globs: BreakOption = None,
     attention_break: AttentionBreakOption = True,
+    auto_break: AutoBreakOption = True,
+    fewest_breaks: FewestBreaksOption = False,
+    workload: WorkloadOption = None,
+    num_buckets: NumBucketsOption = None,
     dtype: DtypeOption = None,
     seed: SeedOption = 0,
     expect_breaks: ExpectBreaksOption = None,
@@ -45,40 +55,79 @@ def capture(
     traceback: TracebackOption = False,
 ) -> None:
     """Capture a model per token count, and show segments, breaks, time and memory."""
+    if fewest_breaks and not auto_break:
+        raise UsageError("--fewest-breaks needs --auto-break: it tries which breaks are needed")
+    if tokens is not None and workload is not None:
+        raise UsageError("--tokens and --workload both say which buckets", hint="give one of them")
+    if num_buckets is not None and workload is None:
+        raise UsageError("--buckets chooses buckets for a workload, and there is none", hint="give --workload FILE")
+    observed = None if workload is None else read_workload(workload)
     buckets = None if tokens is None else parse_buckets(tokens)
     check_outputs(json, html)
     place = resolve_device(device)
+    fits: list[BucketFitRow] = []
+    if observed is not None:
+        buckets = choose_buckets(observed, num_buckets or len(default_buckets(place.type)))
+        fits = [_fit_row("chosen", observed, buckets), _fit_row("engines' ladder", observed, engine_ladder())]
     globs = list(break_globs or ())
     options: dict[str, OptionValue] = {
         "tokens": list(buckets or ()),
         "device": device.value,
         "break": [*globs],
         "attention_break": attention_break,
+        "auto_break": auto_break,
+        "fewest_breaks": fewest_breaks,
+        "workload": None if workload is None else str(workload),
         "dtype": None if dtype is None else dtype.value,
         "seed": seed,
         "expect_breaks": expect_breaks,
     }
     with console.users_code(), console.steps() as steps:
         steps.begin(f"making {model}")
+        from bcg.diagnose import Diagnosis, failures_explained, load_with_breaks
         from bcg.models import load_target
         from bcg.runner import GraphRunner
         from bcg.summary import capture_report
 
-        target = load_target(
-            model,
-            device=place,
-            dtype=None if dtype is None else dtype.value,
-            seed=seed,
-            attention_break=attention_break,
-            break_globs=globs,
-        )
-        if buckets is None:
-            buckets = default_buckets(place.type, target.max_tokens)
-            options["tokens"] = list(buckets)
+        def load(with_attention_break: bool) -> Target:
+            return load_target(
+                model,
+                device=place,
+                dtype=None if dtype is None else dtype.value,
+                seed=seed,
+                attention_break=with_attention_break,
+                break_globs=globs,
+            )
+
+        def buckets_for(target: Target) -> Sequence[int]:
+            return buckets or default_buckets(place.type, target.max_tokens)
+
+        if auto_break:
+            target, diagnosis = load_with_breaks(load, buckets_for, attention_break, fewest_breaks, steps.begin)
+        else:
+            target, diagnosis = load(attention_break), Diagnosis()
+        options["tokens"] = list(buckets_for(target))
         runner = GraphRunner(target)
         report = capture_report(runner, _capture_buckets(runner, buckets, steps), options)
     deliver(report, json, html)
+        with failures_explained(target, buckets_for(target)):
+            results = _capture_buckets(runner, buckets_for(target), steps)
+        report = capture_report(runner, results, options, diagnosis, fits)
+    _deliver(report, json)
     _judge(report, expect_breaks)
+
+
+def _fit_row(name: str, workload: Workload, buckets: Sequence[int]) -> BucketFitRow:
+    found = fit(workload, buckets)
+    return BucketFitRow(
+        name=name,
+        buckets=list(found.buckets),
+        padded_tokens=found.padded_tokens,
+        real_tokens=found.real_tokens,
+        replayed_steps=found.replayed_steps,
+        num_steps=found.num_steps,
+        used_buckets=found.used_buckets,
+    )
 
 
 def _capture_buckets(runner: GraphRunner, buckets: Sequence[int], steps: console.Steps) -> list[BucketCapture]:

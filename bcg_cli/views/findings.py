@@ -50,7 +50,9 @@ def automatic_breaks_view(breaks: Sequence[AutomaticBreak]) -> RenderableType:
         table = Table.grid(padding=(0, 1, 0, 2))
         table.add_column(no_wrap=True, style="dim")
         table.add_column(overflow="fold")
-        table.add_row("why", Text(f"{item.card.hazard}: {item.card.operation} at {item.card.source_line}: {item.card.title}"))
+        table.add_row(
+            "why", Text(f"{item.card.hazard}: {item.card.operation} at {item.card.source_line}: {item.card.title}")
+        )
         if item.option:
             table.add_row("explicit", Text(item.option))
         table.add_row("or", Text(item.decorator))
@@ -63,7 +65,9 @@ def workload_view(rows: Sequence[BucketFitRow]) -> RenderableType:
     table = Table.grid(padding=(0, 2, 0, 0))
     for header in ("buckets", "list", "used", "padded tokens", "of real", "steps replayed", "memory"):
         table.add_column(header, justify="left" if header == "buckets" else "right", overflow="fold")
-    table.add_row(*(Text(word, "bold") for word in ("buckets", "count", "used", "padded", "of real", "replayed", "memory")))
+    table.add_row(
+        *(Text(word, "bold") for word in ("buckets", "count", "used", "padded", "of real", "replayed", "memory"))
+    )
     for row in rows:
         table.add_row(*_fit_cells(row))
     return Group(Text(f"Workload of {rows[0].num_steps:,} steps", "bold"), table, *_chosen(rows))

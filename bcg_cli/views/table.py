@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bcg.report import BreakRow, CaptureBucket, CaptureReport, Environment, ModelInfo, ReportWarning, SegmentRow
+from bcg_cli.views.findings import automatic_breaks_view, card_view, workload_view
 from bcg_cli.views.folding import Fold, Step, fold_map, step_of
 
 MEBIBYTE = 2**20
@@ -33,8 +34,14 @@ def capture_view(report: CaptureReport) -> RenderableType:
     ]
     if report.map:
         parts += [Text(), *_map(report)]
+    if report.automatic_breaks:
+        parts += [Text(), automatic_breaks_view(report.automatic_breaks)]
+    if report.workload:
+        parts += [Text(), workload_view(report.workload)]
     for warning in report.warnings:
         parts += [Text(), warning_text(warning)]
+    for card in report.cards:
+        parts += [Text(), card_view(card)]
     return Group(*parts)
 
 

@@ -9,9 +9,11 @@ from importlib import metadata
 from typing import Any
 
 import bcg
+from bcg.diagnose import Diagnosis
 from bcg.graph import Break, BreakableCUDAGraph, Segment
 from bcg.report import (
     BreakRow,
+    BucketFitRow,
     CaptureBucket,
     CaptureReport,
     CaptureTotals,
@@ -23,7 +25,11 @@ from bcg.runner import BucketCapture, GraphRunner
 
 
 def capture_report(
-    runner: GraphRunner, results: Sequence[BucketCapture], options: Mapping[str, OptionValue]
+    runner: GraphRunner,
+    results: Sequence[BucketCapture],
+    options: Mapping[str, OptionValue],
+    diagnosis: Diagnosis | None = None,
+    workload: Sequence[BucketFitRow] = (),
 ) -> CaptureReport:
     """Describe what `runner` captured: a row a bucket, and the map of the largest captured one.
 
@@ -31,6 +37,8 @@ def capture_report(
         runner: After its `capture`.
         results: What `capture` returned.
         options: The options of the run, for the record.
+        diagnosis: What was found before the capture.
+        workload: What the buckets do to the workload that they were chosen for.
     """
     graphs = runner.graphs
     captured = [result for result in results if result.status == "captured"]
@@ -54,6 +62,9 @@ def capture_report(
         segments=[_segment_row(*numbered) for numbered in enumerate(graph.segments)] if graph else [],
         breaks=[_break_row(*numbered) for numbered in enumerate(graph.breaks)] if graph else [],
         warnings=list(runner.target.warnings),
+        automatic_breaks=list(diagnosis.automatic_breaks) if diagnosis else [],
+        cards=list(diagnosis.cards) if diagnosis else [],
+        workload=list(workload),
     )
 
 

@@ -41,6 +41,7 @@ def test_the_surface_is_frozen() -> None:
     assert surface == {
         "capture": [
             *("model", "--tokens", "--device", "--break", "--attention-break", "--no-attention-break"),
+            *("--auto-break", "--no-auto-break", "--fewest-breaks", "--workload", "--buckets"),
             *("--dtype", "--seed", "--expect-breaks", "--json", "--html", "--traceback"),
         ],
         "report": ["file", "--html", "--against", "--gate", "--traceback"],

@@ -13,13 +13,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bcg.breaks import BreakLabel, call_break, current_capture, is_following
-from bcg.functions import FunctionReference, functions_broken
 from bcg.diagnose.survey import Finding
 from bcg.errors import CaptureError
+from bcg.functions import FunctionReference, functions_broken
 from bcg.report import BreakSize
 from bcg.rules import break_module
-from bcg.target import Target
 from bcg.tape import users_frame
+from bcg.target import Target
 
 _FROM_HOST_DATA = {"torch.tensor", "torch.as_tensor"}
 _HOST_COPIES = {"_to_copy", "to", "copy_", "_pin_memory", "pin_memory"}

@@ -61,7 +61,11 @@ def diagnose(target: Target, buckets: Sequence[int]) -> list[Card]:
 
 
 def break_where_needed(
-    target: Target, buckets: Sequence[int], on_step: Callable[[str], None] = lambda _: None
+    target: Target,
+    buckets: Sequence[int],
+    on_step: Callable[[str], None] = lambda _: None,
+    *,
+    always_try: bool = False,
 ) -> Diagnosis:
     """Find what can't be captured, and put breaks around it, the smallest that replay right.
 
@@ -74,6 +78,7 @@ def break_where_needed(
         target: What is to be captured.
         buckets: Token counts that will be captured.
         on_step: Told what happens next.
+        always_try: Capture and replay even where the survey finds nothing.
 
     Raises:
         UncapturableError: No break below the root helps.
@@ -85,7 +90,7 @@ def break_where_needed(
         findings, cards = _survey_all(target, sizes)
         if search.add(findings):
             continue
-        if not search.remedies.chosen:
+        if not search.remedies.chosen and not always_try:
             return Diagnosis(cards=cards)
         on_step("trying automatic breaks")
         reason = search.trial(sizes)
@@ -93,6 +98,38 @@ def break_where_needed(
             return Diagnosis(search.rows(), cards, search.num_trials)
         search.escalate(reason)
     raise search.given_up("the search for automatic breaks does not end")
+
+
+def load_with_breaks(
+    load: Callable[[bool], Target],
+    buckets_for: Callable[[Target], Sequence[int]],
+    attention_break: bool,
+    fewest_breaks: bool,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> tuple[Target, Diagnosis]:
+    """Load a target and put breaks where it needs them.
+
+    Args:
+        load: Makes the target, with or without the attention break.
+        buckets_for: Token counts that will be captured.
+        attention_break: Whether attention is a break.
+        fewest_breaks: Leave the attention break out where captures without it replay right and keep requests apart.
+        on_step: Told what happens next.
+
+    Raises:
+        UncapturableError: No break below the root helps.
+    """
+    if fewest_breaks and attention_break:
+        target = load(False)
+        try:
+            diagnosis = break_where_needed(target, buckets_for(target), on_step, always_try=True)
+        except UncapturableError:
+            pass
+        else:
+            return target, diagnosis
+        del target
+    target = load(attention_break)
+    return target, break_where_needed(target, buckets_for(target), on_step)
 
 
 def _ends(buckets: Sequence[int]) -> list[int]:
@@ -153,9 +190,7 @@ class _Search:
     def escalate(self, reason: str) -> None:
         """Give the sites with the smallest remedies their next one."""
         open_sites = [
-            site
-            for site, finding in self._findings.items()
-            if self._levels[site] + 1 < len(remedies_for(finding))
+            site for site, finding in self._findings.items() if self._levels[site] + 1 < len(remedies_for(finding))
         ]
         if not open_sites:
             raise self.given_up(reason)
@@ -167,10 +202,9 @@ class _Search:
 
     def given_up(self, reason: str, finding: Finding | None = None) -> UncapturableError:
         findings = [finding] if finding is not None else list(self._findings.values())
-        first = findings[0]
+        first = f": {findings[0].operation} at {findings[0].source}: {findings[0].reason}" if findings else ""
         return UncapturableError(
-            f"{self._target.name} can't be captured: {first.operation} at {first.source}: {first.reason}, and no "
-            f"automatic break helps: {reason}",
+            f"{self._target.name} can't be captured{first}, and no automatic break helps: {reason}",
             cards_of(findings),
             hint="change the code as the card says, or name a larger --break",
         )

@@ -216,7 +216,8 @@ def frozen_numbers(first: Survey, second: Survey) -> Finding | None:
         A finding of S1 where another operation ran, of S2 where an operation was given another number; None if
         Python did the same in both.
     """
-    assert first.numbers is not None and second.numbers is not None
+    assert first.numbers is not None
+    assert second.numbers is not None
     for one, other in zip(first.numbers, second.numbers, strict=False):
         if one.operation != other.operation:
             return one.finding("S1", f"other inputs take another branch: {other.operation}")

@@ -1,0 +1,126 @@
+"""``bcg capture`` with automatic breaks, and with buckets for a workload."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bcg.report import CaptureReport, read_report
+
+READS_DEEP_INSIDE = """
+import torch
+
+class Inner(torch.nn.Module):
+    def __init__(self, reads):
+        super().__init__()
+        self.reads = reads
+
+    def forward(self, x):
+        return x / (1 + x[0, 0].abs().max().item()) if self.reads else x * 2
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(10, 4)
+        self.layers = torch.nn.ModuleList(torch.nn.Sequential(Inner(index == 1)) for index in range(3))
+
+    def forward(self, input_ids):
+        x = self.embedding(input_ids)
+        for layer in self.layers:
+            x = layer(x)
+        return x
+"""
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    path = tmp_path / "model.py"
+    path.write_text(READS_DEEP_INSIDE)
+    return f"{path}:Model"
+
+
+def test_one_read_deep_inside_gives_one_break_around_the_right_module(bcg: Any, model: str, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    done = bcg("capture", model, "--device", "cpu", "--tokens", "4,8", "--expect-breaks", 1, "--json", path)
+    assert done.code == 0, done.err
+    report = read_report(path)
+    assert isinstance(report, CaptureReport)
+    (row,) = report.breaks
+    assert (row.module, row.source) == ("layers.1.0", "automatic")
+    (found,) = report.automatic_breaks
+    assert (found.size, found.module, found.option) == ("module", "layers.1.0", "--break 'layers.1.0'")
+    assert "Automatic breaks, verified by replays with other inputs" in done.out
+    assert "--break 'layers.1.0'" in done.out
+    assert "@eager_on_graph on Inner.forward" in done.out
+    explicit = bcg(
+        "capture", model, "--device", "cpu", "--tokens", "4,8", "--break", "layers.1.0", "--expect-breaks", 1
+    )
+    assert explicit.code == 0
+    assert "Automatic breaks" not in explicit.out
+
+
+def test_without_automatic_breaks_the_card_says_what_to_do(bcg: Any, model: str) -> None:
+    done = bcg("capture", model, "--device", "cpu", "--tokens", "4", "--no-auto-break")
+    assert done.code == 1
+    assert done.out == ""
+    card, error = done.err.split("error: ")
+    assert card.startswith("L1 item() reads it\n")
+    assert "operation" in card
+    assert "Tensor.item" in card
+    assert "in layers.1.0" in card
+    assert "--break 'layers.1.0'" in card
+    assert error.startswith("bucket of 4 tokens: the host reads a device value")
+
+
+def test_fewest_breaks_leaves_attention_out_where_that_is_right(bcg: Any) -> None:
+    words = ("capture", "--device", "cpu", "--tokens", "4,8", "--expect-breaks")
+    assert bcg(*words, 4).code == 0
+    assert bcg(*words, 0, "--fewest-breaks").code == 0
+    done = bcg("capture", "--fewest-breaks", "--no-auto-break")
+    assert (done.code, done.err) == (
+        2,
+        "error: --fewest-breaks needs --auto-break: it tries which breaks are needed\n",
+    )
+
+
+def test_a_function_as_a_break(bcg: Any) -> None:
+    name = "transformers.models.qwen3.modeling_qwen3:apply_rotary_pos_emb"
+    words = ("capture", "--device", "cpu", "--tokens", "4", "--no-attention-break")
+    assert bcg(*words, "--break", name, "--expect-breaks", 4).code == 0
+    for wrong in ("nowhere:f", "math:nothing", "math:pi"):
+        done = bcg(*words, "--break", wrong)
+        assert done.code == 2
+        assert f"--break {wrong!r}" in done.err
+
+
+def test_buckets_for_a_workload(bcg: Any, tmp_path: Path) -> None:
+    steps = tmp_path / "steps"
+    steps.write_text("5\n5\n6\n17\n")
+    path = tmp_path / "report.json"
+    words = ("capture", "--device", "cpu", "--workload", steps)
+    done = bcg(*words, "--buckets", 2, "--json", path)
+    assert done.code == 0, done.err
+    report = read_report(path)
+    assert isinstance(report, CaptureReport)
+    assert [bucket.tokens for bucket in report.buckets] == [17, 6]
+    chosen, ladder = report.workload
+    assert (chosen.padded_tokens, chosen.replayed_steps, chosen.num_steps) == (2, 4, 4)
+    assert (ladder.name, ladder.padded_tokens, ladder.used_buckets) == ("engines' ladder", 3 + 3 + 2 + 3, 2)
+    assert "Workload of 4 steps" in done.out
+    assert "--tokens 6,17" in done.out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--workload", "none.txt"), "cannot read workload none.txt: No such file or directory"),
+        (("--workload", "none.txt", "--tokens", "4"), "--tokens and --workload both say which buckets"),
+        (("--buckets", "4"), "--buckets chooses buckets for a workload, and there is none"),
+    ],
+)
+def test_wrong_words_about_buckets(bcg: Any, words: tuple[str, ...], message: str) -> None:
+    done = bcg("capture", *words)
+    assert done.code == 2
+    assert done.err.startswith(f"error: {message}\n")

@@ -1,0 +1,116 @@
+"""Models with one planted fault each, in the middle one of three layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from bcg.context import current_forward_context
+from bcg.models.build import build_target
+from bcg.target import Target
+
+
+class Inner(nn.Module):
+    """Applies a fault to its input."""
+
+    def __init__(self, fault: Callable[[Inner, Tensor], Tensor] | None) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.fault = fault
+        self.num_calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear(x)
+        return x if self.fault is None else self.fault(self, x)
+
+
+class Layer(nn.Module):
+    def __init__(self, fault: Callable[[Inner, Tensor], Tensor] | None) -> None:
+        super().__init__()
+        self.inner = Inner(fault)
+        self.out = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.out(self.inner(x)).tanh()
+
+
+class Model(nn.Module):
+    def __init__(self, *faults: Callable[[Inner, Tensor], Tensor] | None) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(32, 8)
+        self.layers = nn.ModuleList(Layer(fault) for fault in faults)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.embedding(input_ids)
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class ReadsInTheRoot(Model):
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return super().forward(input_ids) * (1 if input_ids[0, 0].item() % 2 else 2)
+
+
+def target_of(module: nn.Module, device: str, *, break_globs: tuple[str, ...] = ()) -> Target:
+    place = torch.device(device, 0) if device == "cuda" else torch.device(device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for parameter in module.parameters():
+            nn.init.normal_(parameter, std=0.5)
+    return build_target(
+        "planted",
+        module.to(place),
+        source="factory",
+        weights="user",
+        seed=None,
+        device=place,
+        attention_break=False,
+        break_globs=break_globs,
+    )
+
+
+def reads_a_value(inner: Inner, x: Tensor) -> Tensor:
+    return x / (1 + x[0, 0].abs().max().item())
+
+
+def takes_a_branch(inner: Inner, x: Tensor) -> Tensor:
+    return x * 2 if x[0, 0, 0] > 0 else x - 1
+
+
+def writes_by_mask(inner: Inner, x: Tensor) -> Tensor:
+    y = x.clone()
+    y[x > 0] = y[x > 0] * 2
+    return y
+
+
+def fills_by_mask(inner: Inner, x: Tensor) -> Tensor:
+    y = x.clone()
+    return y.index_put_((x > 1e9,), x.flatten()[:0])
+
+
+def scaled_by_nonzero(x: Tensor) -> Tensor:
+    """Has a result of fixed shape though its inside has none."""
+    rows = (x[..., 0] > 0).nonzero()
+    return x * (1 + rows.new_ones(()) * len(rows))
+
+
+def calls_a_function(inner: Inner, x: Tensor) -> Tensor:
+    return scaled_by_nonzero(x)
+
+
+def makes_a_constant(inner: Inner, x: Tensor) -> Tensor:
+    return x * torch.tensor([0.5, 2.0] * 4, device=x.device)
+
+
+def makes_a_live_value(inner: Inner, x: Tensor) -> Tensor:
+    context = current_forward_context()
+    assert context is not None
+    return x * torch.tensor(float(context.num_tokens), device=x.device)
+
+
+def counts_its_calls(inner: Inner, x: Tensor) -> Tensor:
+    inner.num_calls += 1
+    return x * inner.num_calls

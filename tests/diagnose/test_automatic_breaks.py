@@ -1,0 +1,119 @@
+"""Automatic breaks: a planted fault each, the smallest break that helps, and replays that show it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from bcg.checking import verify
+from bcg.diagnose import Diagnosis, UncapturableError, break_where_needed, failures_explained
+from bcg.runner import GraphRunner
+from tests.diagnose import models
+from tests.diagnose.models import Model, target_of
+
+BUCKETS = (4, 8)
+
+
+def captured(module: torch.nn.Module, device: str) -> tuple[Diagnosis, GraphRunner]:
+    target = target_of(module, device)
+    diagnosis = break_where_needed(target, BUCKETS)
+    runner = GraphRunner(target)
+    runner.capture(BUCKETS)
+    found = verify(runner, num_rounds=1)
+    assert not any(bucket.failed or bucket.errors for bucket in found.buckets)
+    assert all(bucket.num_launches for bucket in found.buckets)
+    return diagnosis, runner
+
+
+@pytest.mark.parametrize(
+    ("fault", "size", "name", "module", "operation"),
+    [
+        (models.reads_a_value, "module", "Inner", "layers.1.inner", "Tensor.item"),
+        (models.takes_a_branch, "module", "Inner", "layers.1.inner", "Tensor.__bool__"),
+        (models.fills_by_mask, "operation", "aten.index_put_.default", "layers.1.inner", "aten.index_put_.default"),
+        (models.calls_a_function, "function", "scaled_by_nonzero", "layers.1.inner", "aten.nonzero.default"),
+        (models.makes_a_constant, "pin", "torch.tensor", "layers.1.inner", "torch.tensor"),
+    ],
+)
+def test_one_fault_gives_the_smallest_break_that_replays_right(
+    device: str, fault: Callable[..., Any], size: str, name: str, module: str, operation: str
+) -> None:
+    diagnosis, runner = captured(Model(None, fault, None), device)
+    (found,) = diagnosis.automatic_breaks
+    assert (found.size, found.module, found.card.operation) == (size, module, operation)
+    assert found.name.endswith(name)
+    assert found.card.hazard == "L1"
+    assert found.card.source_line.startswith(models.__file__)
+    assert [graph.num_breaks for graph in runner.graphs.values()] == [0 if size == "pin" else 1] * 2
+    for graph in runner.graphs.values():
+        assert all(step.label.source == "automatic" and step.label.module == module for step in graph.breaks)
+
+
+def test_what_makes_an_automatic_break_explicit_makes_it(device: str) -> None:
+    for fault in (models.reads_a_value, models.calls_a_function):
+        diagnosis, _ = captured(Model(None, fault, None), device)
+        glob = diagnosis.automatic_breaks[0].option.removeprefix("--break ").strip("'")
+        target = target_of(Model(None, fault, None), device, break_globs=(glob,))
+        assert break_where_needed(target, BUCKETS).automatic_breaks == []
+        runner = GraphRunner(target)
+        runner.capture(BUCKETS)
+        (step,) = runner.graphs[8].breaks
+        assert step.label.source == "rule"
+
+
+def test_a_pin_that_is_not_constant_gives_way_to_a_larger_break(device: str) -> None:
+    diagnosis, runner = captured(Model(None, models.makes_a_live_value, None), device)
+    (found,) = diagnosis.automatic_breaks
+    assert found.size in ("function", "module")
+    assert diagnosis.num_trials == 2
+    assert runner.graphs[8].num_breaks == 1
+
+
+def test_the_same_fault_in_every_layer(device: str) -> None:
+    diagnosis, runner = captured(Model(*[models.reads_a_value] * 3), device)
+    assert [found.module for found in diagnosis.automatic_breaks] == [f"layers.{index}.inner" for index in range(3)]
+    assert diagnosis.num_trials == 1
+    assert runner.graphs[8].num_breaks == 3
+    diagnosis, runner = captured(Model(*[models.calls_a_function] * 3), device)
+    assert [found.size for found in diagnosis.automatic_breaks] == ["function"]
+    assert runner.graphs[8].num_breaks == 3
+
+
+def test_a_number_that_changes_from_run_to_run_is_not_frozen(device: str) -> None:
+    diagnosis, _ = captured(Model(None, models.counts_its_calls, None), device)
+    (found,) = diagnosis.automatic_breaks
+    assert (found.size, found.module, found.card.hazard) == ("module", "layers.1.inner", "S2")
+    assert "its numbers are" in found.card.title
+    (card,) = diagnosis.cards
+    assert (card.hazard, card.title) == ("S12", "the forward changes layers.1.inner.num_calls")
+
+
+def test_at_the_root_there_is_only_the_card(device: str) -> None:
+    with pytest.raises(UncapturableError, match="^planted can't be captured: Tensor.item at .*models.py:") as caught:
+        break_where_needed(target_of(models.ReadsInTheRoot(None), device), BUCKETS)
+    (card,) = caught.value.cards
+    assert (card.hazard, card.module, card.break_option) == ("L1", "", "")
+
+
+def test_nothing_to_break_costs_no_trial(device: str) -> None:
+    diagnosis, runner = captured(Model(None, None), device)
+    assert diagnosis == Diagnosis()
+    assert runner.graphs[8].num_breaks == 0
+
+
+def test_without_automatic_breaks_the_failure_carries_the_card(device: str) -> None:
+    target = target_of(Model(None, models.reads_a_value), device)
+    with pytest.raises(UncapturableError, match="the host reads a device value") as caught:
+        with failures_explained(target, BUCKETS):
+            GraphRunner(target).capture(BUCKETS)
+    (card,) = caught.value.cards
+    assert (card.hazard, card.module, card.break_option) == ("L1", "layers.1.inner", "--break 'layers.1.inner'")
+
+
+def test_functions_mean_what_they_meant_afterwards(device: str) -> None:
+    function = models.scaled_by_nonzero
+    captured(Model(models.calls_a_function), device)
+    assert models.scaled_by_nonzero is function
