@@ -13,6 +13,7 @@ from bcg.diagnose.cards import card_of, cards_of
 from bcg.diagnose.remedies import Remedies, Remedy, remedies_for
 from bcg.diagnose.survey import Finding, Survey, changed_state, frozen_numbers, host_state, survey
 from bcg.errors import BcgError, CaptureError
+from bcg.inputs import Batch
 from bcg.report import AutomaticBreak, Card
 from bcg.runner import GraphRunner
 from bcg.target import Target, make_batch
@@ -56,7 +57,7 @@ def diagnose(target: Target, buckets: Sequence[int]) -> list[Card]:
     Returns:
         A card for everything that can't be captured or would be frozen.
     """
-    findings, cards = _survey_all(target, _ends(buckets))
+    findings, cards = _survey_all(target, _runnable(target, _ends(buckets)))
     return cards_of(findings) + cards
 
 
@@ -83,14 +84,14 @@ def break_where_needed(
     Raises:
         UncapturableError: No break below the root helps.
     """
-    sizes = _ends(buckets)
+    sizes = _runnable(target, _ends(buckets))
     search = _Search(target)
     for _ in range(MAX_ROUNDS):
         on_step("looking for what can't be captured")
         findings, cards = _survey_all(target, sizes)
         if search.add(findings):
             continue
-        if not search.remedies.chosen and not always_try:
+        if not sizes or (not search.remedies.chosen and not always_try):
             return Diagnosis(cards=cards)
         on_step("trying automatic breaks")
         reason = search.trial(sizes)
@@ -293,9 +294,26 @@ def _survey_all(target: Target, sizes: Sequence[int]) -> tuple[list[Finding], li
     return list(findings.values()) or frozen[:1], state_cards
 
 
+def _runnable(target: Target, sizes: Sequence[int]) -> list[int]:
+    """Leave out the sizes at which the forward itself fails: the capture reports those."""
+    runnable = []
+    for tokens in sizes:
+        batch = _batch(target, tokens, _SURVEY_SEEDS[0])
+        try:
+            with forward_context(ForwardContext((tokens,))):
+                target(batch.inputs)
+        except Exception:  # noqa: BLE001 - whatever the user's code raises, the capture will meet it again
+            continue
+        runnable.append(tokens)
+    return runnable
+
+
+def _batch(target: Target, tokens: int, seed: int) -> Batch:
+    return make_batch(target, (tokens,), torch.Generator(target.device).manual_seed(seed))
+
+
 def _survey_once(target: Target, tokens: int, seed: int) -> tuple[Survey, list[str]]:
-    generator = torch.Generator(target.device).manual_seed(seed)
-    batch = make_batch(target, (tokens,), generator)
+    batch = _batch(target, tokens, seed)
     with forward_context(ForwardContext((tokens,))):
         target(batch.inputs)
         before = host_state(target.module)

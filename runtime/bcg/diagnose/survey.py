@@ -140,6 +140,7 @@ class _Bystander:
     """Executes operations and records nothing."""
 
     num_side_streams = 0
+    runs_while_recording = True
 
     def on_stream(self) -> AbstractContextManager[None]:
         return contextlib.nullcontext()
