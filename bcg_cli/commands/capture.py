@@ -21,8 +21,8 @@ from bcg_cli.options import (
     DeviceOption,
     DtypeOption,
     ExpectBreaksOption,
-    HtmlOption,
     FewestBreaksOption,
+    HtmlOption,
     JsonOption,
     ModelArgument,
     NumBucketsOption,
@@ -108,12 +108,10 @@ def capture(
             target, diagnosis = load(attention_break), Diagnosis()
         options["tokens"] = list(buckets_for(target))
         runner = GraphRunner(target)
-        report = capture_report(runner, _capture_buckets(runner, buckets, steps), options)
-    deliver(report, json, html)
         with failures_explained(target, buckets_for(target)):
             results = _capture_buckets(runner, buckets_for(target), steps)
         report = capture_report(runner, results, options, diagnosis, fits)
-    _deliver(report, json)
+    deliver(report, json, html)
     _judge(report, expect_breaks)
 
 
