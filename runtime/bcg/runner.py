@@ -21,10 +21,14 @@ from bcg.device.base import Device, Pool
 from bcg.errors import BcgError, CaptureError, ReplayError, UsageError
 from bcg.graph import BreakableCUDAGraph
 from bcg.inputs import Batch, StaticInputs
+from bcg.layout import plan_arenas
+from bcg.rehearsal import rehearse
 from bcg.structure import map_tensors, unowned_alias
 from bcg.target import Target, first_line, make_batch
 from bcg.warmup import cut_to, distinct_prefixes
 
+REHEARSED_LAYERS = 3
+"""Of each kind of layer, in the rehearsal that plans the pool: the third finds the pool as every later one does."""
 INPUT_SEED = 0
 """Seed of the inputs that a bucket is captured with; replay must not depend on their values."""
 
@@ -244,8 +248,6 @@ class GraphRunner:
         assert self._inputs is not None
         graph = BreakableCUDAGraph(self.target.device)
         device = graph.device
-        if self._pool is None:
-            self._pool = device.new_pool()
         generator = torch.Generator(self.target.device).manual_seed(INPUT_SEED)
         batch = make_batch(self.target, (tokens,), generator)
         self._inputs.load(batch.inputs, tokens, tokens)
@@ -253,6 +255,8 @@ class GraphRunner:
         started = time.perf_counter()
         with forward_context(ForwardContext((tokens,))), device.capture_stream():
             peak_bytes = self._warm_up(device, views)
+            if self._pool is None:
+                self._pool = device.new_pool(self._plan_pool(device, views))
             if not self._graphs:
                 device.empty_cache()  # what the largest warm-up used is what the pool will need
             before = device.memory(self._pool)
@@ -291,11 +295,20 @@ class GraphRunner:
             peak_bytes, _ = device.peak_bytes(lambda: self.target(views))
         return peak_bytes
 
+    def _plan_pool(self, device: Device, views: Mapping[str, torch.Tensor]) -> tuple[int, ...]:
+        """Choose the arenas of the pool by a rehearsal of a few layers of each kind, which stand for all."""
+        if not device.splits_blocks:
+            return ()
+        lengths = {layers: min(len(layers), REHEARSED_LAYERS * prefix) for layers, prefix in self._prefixes.items()}
+        with cut_to(lengths), torch.inference_mode():
+            events = rehearse(lambda: self._forward(views), self.target.device.type)
+        return plan_arenas(events)
+
     def _known_externals(self) -> list[torch.Tensor]:
         assert self._inputs is not None
         return [*module_tensors(self.target.module), *self._inputs.buffers]
 
-    def _forward(self, views: dict[str, torch.Tensor]) -> Any:
+    def _forward(self, views: Mapping[str, torch.Tensor]) -> Any:
         if self._everything_eager:
             return call_break(self.target, (views,), {}, BreakLabel(self.target.name, source="debug"))
         return self.target(views)

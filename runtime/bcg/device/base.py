@@ -127,8 +127,12 @@ class Device(Protocol):
     def needs_tape(self) -> bool:
         """Whether segments are recorded through the operations that the tape sees."""
 
-    def new_pool(self) -> Pool:
-        """Make an empty graph pool."""
+    @property
+    def splits_blocks(self) -> bool:
+        """Whether a pool serves several tensors from one large block, so that its layout can be planned."""
+
+    def new_pool(self, arenas: Sequence[int] = ()) -> Pool:
+        """Make a graph pool that begins with free blocks of these sizes, in bytes."""
 
     def as_pool(self, pool: Any) -> Pool:
         """Accept a `Pool`, or what the device's own interface calls one."""

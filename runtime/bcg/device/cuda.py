@@ -292,8 +292,16 @@ class CudaDevice:
     def needs_tape(self) -> bool:
         return False
 
-    def new_pool(self) -> CudaPool:
-        return self.as_pool(torch.cuda.graph_pool_handle())
+    @property
+    def splits_blocks(self) -> bool:
+        return True
+
+    def new_pool(self, arenas: Sequence[int] = ()) -> CudaPool:
+        pool = self.as_pool(torch.cuda.graph_pool_handle())
+        with torch.cuda.stream(capture_stream(self._index)), torch.cuda.use_mem_pool(pool, self._index):  # type: ignore[arg-type]
+            for block in [torch.empty(size, dtype=torch.uint8, device=self.torch_device) for size in arenas]:
+                del block
+        return pool
 
     def as_pool(self, pool: Any) -> CudaPool:
         """Accept a `CudaPool`, or what `torch.cuda.graph_pool_handle` or `torch.cuda.CUDAGraph.pool` returns."""

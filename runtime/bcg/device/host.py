@@ -216,7 +216,11 @@ class HostDevice:
     def needs_tape(self) -> bool:
         return True
 
-    def new_pool(self) -> HostPool:
+    @property
+    def splits_blocks(self) -> bool:
+        return False
+
+    def new_pool(self, arenas: Sequence[int] = ()) -> HostPool:
         return HostPool()
 
     def as_pool(self, pool: Any) -> HostPool:
