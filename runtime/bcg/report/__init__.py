@@ -4,6 +4,7 @@ Nothing in here measures, and nothing imports torch.
 """
 
 from bcg.report.capture import BucketStatus, CaptureBucket, CaptureReport, CaptureTotals
+from bcg.report.check import CheckBucket, CheckReport, CheckTiming, Divergence, PromptCheck, Verdict
 from bcg.report.common import (
     SCHEMA_VERSION,
     BreakRow,
@@ -54,6 +55,10 @@ __all__ = [
     "CaptureReport",
     "CaptureTotals",
     "Card",
+    "CheckBucket",
+    "CheckReport",
+    "CheckTiming",
+    "Divergence",
     "Environment",
     "ModeName",
     "ModeRow",
@@ -65,11 +70,13 @@ __all__ = [
     "ProfileBucket",
     "ProfileReport",
     "ProfileTotals",
+    "PromptCheck",
     "Report",
     "ReportWarning",
     "SegmentRow",
     "Timeline",
     "TimelineStep",
+    "Verdict",
     "Weights",
     "check_output_path",
     "decode_report",

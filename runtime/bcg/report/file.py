@@ -13,16 +13,21 @@ import msgspec
 
 from bcg.errors import ReportError, UsageError
 from bcg.report.capture import CaptureReport
+from bcg.report.check import CheckReport
 from bcg.report.common import SCHEMA_VERSION
 from bcg.report.profile import ProfileReport
 
 MAX_REPORT_BYTES = 256 * 2**20
 """A larger file is refused unread: no report of ours comes near it."""
 
-Report: TypeAlias = CaptureReport | ProfileReport
+Report: TypeAlias = CaptureReport | ProfileReport | CheckReport
 """Every kind of report; `read_report` tells them apart by ``kind``."""
 
-_KINDS: dict[str, type[Report]] = {"capture": CaptureReport, "profile": ProfileReport}
+_KINDS: dict[str, type[Report]] = {
+    "capture": CaptureReport,
+    "profile": ProfileReport,
+    "replay-check": CheckReport,
+}
 
 
 class _Header(msgspec.Struct):
