@@ -47,6 +47,7 @@ class BreakRunner(Protocol):
 class _ThreadState(threading.local):
     runner: BreakRunner | None = None
     in_break: bool = False
+    num_breaks: int = 0
 
 
 _state = _ThreadState()
@@ -72,17 +73,28 @@ def is_following() -> bool:
     return _state.runner is not None and not _state.in_break
 
 
+def count_breaks() -> int:
+    """Return how many breaks were called on this thread so far, in captures and eagerly; replays not counted."""
+    return _state.num_breaks
+
+
+def is_in_break() -> bool:
+    """Tell whether a break is running on this thread, in a capture or eagerly; not in a replay."""
+    return _state.in_break
+
+
 def call_break(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], label: BreakLabel) -> Any:
     """Call `function` as a break of the capture that is active on this thread.
 
     With no active capture, and inside another break, it is simply called.
     """
-    runner = _state.runner
-    if runner is None or _state.in_break:
+    if _state.in_break:
         return function(*args, **kwargs)
+    runner = _state.runner
+    _state.num_breaks += 1
     _state.in_break = True
     try:
-        return runner.run_break(function, args, kwargs, label)
+        return function(*args, **kwargs) if runner is None else runner.run_break(function, args, kwargs, label)
     finally:
         _state.in_break = False
 

@@ -105,6 +105,16 @@ class GraphRunner:
         """The one pool of all graphs."""
         return self._pool
 
+    def input_views(self, tokens: int) -> dict[str, torch.Tensor]:
+        """The static inputs of a bucket.
+
+        Raises:
+            ReplayError: Nothing was captured, or nothing so large.
+        """
+        if self._inputs is None:
+            raise ReplayError("no bucket was captured", hint="call capture() with the token counts to serve")
+        return self._inputs.views(tokens)
+
     @property
     def num_replays(self) -> int:
         """Graph replays so far; a run that replayed nothing proves nothing."""
@@ -185,12 +195,18 @@ class GraphRunner:
         with forward_context(ForwardContext(batch.request_lengths)):
             return self.target(batch.inputs)
 
-    def eager_padded(self, batch: Batch, padding: Mapping[str, torch.Tensor] | None = None) -> Any:
+    def eager_padded(
+        self,
+        batch: Batch,
+        padding: Mapping[str, torch.Tensor] | None = None,
+        context: ForwardContext | None = None,
+    ) -> Any:
         """Run a batch eagerly on the static inputs of its bucket: the same kernels at the same shapes as replay.
 
         Args:
             batch: What to run.
             padding: Inputs for the padding rows, in place of zeros.
+            context: In place of one made from the batch.
 
         Raises:
             ReplayError: No captured bucket holds the batch, or several requests are given to a target that takes
@@ -201,7 +217,7 @@ class GraphRunner:
         if self._inputs is None or tokens is None:
             raise ReplayError(f"no captured bucket holds {batch.num_tokens} tokens")
         self._inputs.load(batch.inputs, tokens, batch.num_tokens, padding)
-        with forward_context(ForwardContext(batch.request_lengths)):
+        with forward_context(context or ForwardContext(batch.request_lengths)):
             return self._cut(self.target(self._inputs.views(tokens)), batch.num_tokens)
 
     def reset(self) -> None:

@@ -92,8 +92,8 @@ class ModelState:
             snapshot.contents.update({path: tensor.clone() for path, tensor in snapshot.tensors.items()})
         return snapshot
 
-    def restore(self, snapshot: Snapshot) -> None:
-        """Bring the state back: the same objects, holding what they held."""
+    def restore(self, snapshot: Snapshot, *, generators: bool = True) -> None:
+        """Bring the state back: the same objects, holding what they held; the random generators if asked to."""
         for holder, held in snapshot.holders:
             _refill(holder, held)
         with torch.inference_mode():
@@ -101,7 +101,8 @@ class ModelState:
                 contents = snapshot.contents[path]
                 if tensor.shape == contents.shape:
                     tensor.copy_(contents)
-        restore_generators(snapshot.generators)
+        if generators:
+            restore_generators(snapshot.generators)
 
 
 def changes(before: Snapshot, after: Snapshot) -> list[Change]:

@@ -55,6 +55,7 @@ class BucketVerdict:
         errors: What replays raised, first lines.
         leaks: Trials in which padding reached real rows.
         state_changes: State that replay left otherwise than eager did.
+        kept_outputs: Attribute paths where a tensor of the graph's pool is left: the next replay overwrites it.
         doubts: Why nothing can be told.
     """
 
@@ -66,12 +67,13 @@ class BucketVerdict:
     errors: list[str] = field(default_factory=list)
     leaks: list[Trial] = field(default_factory=list)
     state_changes: list[Change] = field(default_factory=list)
+    kept_outputs: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
 
     @property
     def verdict(self) -> Verdict:
         """Match only if everything matched and something was replayed."""
-        if self.failed or self.errors or self.leaks or self.state_changes:
+        if self.failed or self.errors or self.leaks or self.state_changes or self.kept_outputs:
             return "mismatch"
         return "inconclusive" if self.doubts or not self.num_launches else "match"
 
@@ -82,6 +84,7 @@ class Verification:
 
     Attributes:
         buckets: Verdicts, ascending.
+        eager_pass_ms: That part of `eager_ms` which one pass over each checked size took.
         spread: Largest relative difference between two eager runs of the same batch; 0 where they agree bitwise.
         eager_ms: Wall time of the eager runs.
         replay_ms: Wall time of the replays and comparisons.
@@ -91,6 +94,7 @@ class Verification:
     spread: float = 0.0
     eager_ms: float = 0.0
     replay_ms: float = 0.0
+    eager_pass_ms: float = 0.0
 
     @property
     def verdict(self) -> Verdict:
@@ -150,13 +154,15 @@ class _Verifier:
         self._changes_state = False
         self._verdicts = {tokens: BucketVerdict(tokens) for tokens in sorted(runner.graphs)}
         self._references: dict[Trial, Reference] = {}
+        self._full_outputs: dict[Trial, Any] = {}
         self._spread = 0.0
+        self._eager_pass_ms = 0.0
 
     def run(self, num_rounds: int) -> Verification:
         trials = plan_trials(list(self._verdicts), packs_requests=self._runner.target.packs_requests, seed=self._seed)
         started = time.perf_counter()
         try:
-            self._find_state(trials[0])
+            self._find_state(trials)
             for trial in trials:
                 self._on_step(f"eager, {trial.num_tokens} tokens")
                 self._run_eager(trial)
@@ -173,25 +179,33 @@ class _Verifier:
             spread=self._spread,
             eager_ms=(eager_done - started) * 1e3,
             replay_ms=(time.perf_counter() - eager_done) * 1e3,
+            eager_pass_ms=self._eager_pass_ms,
         )
 
-    def _find_state(self, trial: Trial) -> None:
-        """Run the forward once to see whether it changes any state: where it doesn't, none is saved again."""
-        self._runner.eager(batch_of(trial, self._runner.target))
-        self._changes_state = bool(changes(self._base, self._state.save()))
+    def _find_state(self, trials: Sequence[Trial]) -> None:
+        """Run a full batch of every bucket to see whether forwards change state: where not, none is saved again."""
+        for trial in trials:
+            if trial.num_padding == 0:
+                self._state.restore(self._base)
+                self._on_step(f"eager, {trial.num_tokens} tokens")
+                self._full_outputs[trial] = _kept(self._runner.eager_padded(batch_of(trial, self._runner.target)))
+                self._changes_state = self._changes_state or bool(changes(self._base, self._state.save()))
 
     def _run_eager(self, trial: Trial) -> None:
         runner, verdict = self._runner, self._verdicts[trial.tokens]
         batch, padding = batch_of(trial, runner.target), poisoned_padding(trial, runner.target)
         self._state.restore(self._base)
+        started = time.perf_counter()
         output = _kept(runner.eager_padded(batch, padding))
+        self._device.synchronize()
+        self._eager_pass_ms += (time.perf_counter() - started) * 1e3
         after = self._state.save() if self._changes_state else None
         self._references[trial] = Reference(batch, padding, output, after)
         if not has_numbers(output):
             verdict.doubts.append(f"eager itself gives nothing but NaN at {trial.num_tokens} tokens")
         self._state.restore(self._base)
         if padding is None:
-            again = compare(output, runner.eager_padded(batch), self._tolerance)
+            again = compare(output, self._full_outputs.pop(trial), self._tolerance)
             self._spread = max(self._spread, again.max_rel_error)
         elif self._padding_leaks(trial, batch, output):
             verdict.leaks.append(trial)
@@ -226,7 +240,9 @@ class _Verifier:
         verdict.num_launches += (graph.num_replays - num_before) * graph.num_segments
         self._judge(trial, verdict, compare(reference.output, output, self._tolerance))
         if reference.after is not None:
-            self._compare_state(verdict, reference.after, self._state.save())
+            after = self._state.save()
+            self._compare_state(verdict, reference.after, after)
+            self._find_kept_outputs(verdict, after)
 
     def _judge(self, trial: Trial, verdict: BucketVerdict, comparison: Comparison) -> None:
         verdict.comparison = verdict.comparison.joined(comparison)
@@ -239,6 +255,14 @@ class _Verifier:
             )
             return
         verdict.failed.append(trial)
+
+    def _find_kept_outputs(self, verdict: BucketVerdict, after: Snapshot) -> None:
+        pool = self._runner.pool
+        assert pool is not None
+        for path, tensor in after.tensors.items():
+            is_here = tensor.device.type == self._runner.target.device.type
+            if is_here and path not in verdict.kept_outputs and pool.owns(tensor):
+                verdict.kept_outputs.append(path)
 
     def _is_within_spread(self, comparison: Comparison, trial: Trial, eager: Any) -> bool:
         """Tell whether eager differs from itself about as much; in doubt it is run a few times more."""

@@ -1,0 +1,302 @@
+"""`check`: is replay equal to eager, and what is wrong when it isn't? From a model to a report."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from bcg.buckets import check_buckets, default_buckets
+from bcg.checking import findings
+from bcg.checking.advance import advanced_tensors
+from bcg.checking.compare import Comparison, Tolerance
+from bcg.checking.locate import Recapture, locate, locate_leak
+from bcg.checking.plan import Trial
+from bcg.checking.state import ModelState, Snapshot
+from bcg.checking.suspects import gather, suspect
+from bcg.checking.verify import CHECK_SEED, BucketVerdict, Verification, verify, worst_trial
+from bcg.errors import CheckFailure, UsageError
+from bcg.inputs import MakeInputs
+from bcg.report import Card, CheckBucket, CheckReport, CheckTiming, Divergence, OptionValue, ReportWarning, Verdict
+from bcg.runner import BucketCapture, GraphRunner
+from bcg.summary import environment
+from bcg.target import Target
+
+
+def check(
+    model: Target | nn.Module | str,
+    *,
+    buckets: Sequence[int] | None = None,
+    make_inputs: MakeInputs | None = None,
+    device: str | torch.device = "cpu",
+    num_rounds: int = 2,
+    locates: bool = True,
+    rtol: float | None = None,
+    atol: float = 0.0,
+    options: Mapping[str, OptionValue] | None = None,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> CheckReport:
+    """Capture a model, replay every bucket with other inputs, compare with eager, and name what is wrong.
+
+    Args:
+        model: A target, a module, or what the command line takes as MODEL.
+        buckets: Token counts; by default those of the device.
+        make_inputs: Makes a module's inputs; by default token ids.
+        device: Where a module, or the model that is named, runs; a target has its own.
+        num_rounds: How often every batch is replayed.
+        locates: After a mismatch, capture again to find the first module that differs, and why.
+        rtol: Largest difference that counts as a match, relative to the tensor's largest magnitude; by default
+            that of the dtype: 1e-6 for float32, 1.6e-2 for bfloat16, 2e-3 for float16.
+        atol: Absolute difference that counts as a match in any case.
+        options: For the report.
+        on_step: Told what happens next.
+
+    Raises:
+        UsageError: A bucket, the tolerances or the number of rounds make no sense.
+        CaptureError: The capture failed.
+        ModelError: The model could not be made, or its eager forward fails.
+    """
+    tolerance = _tolerance(rtol, atol)
+    if num_rounds < 1:
+        raise UsageError(f"a check needs at least one round, got {num_rounds}")
+    target = _target(model, make_inputs, device)
+    wanted = default_buckets(target.device.type) if buckets is None else check_buckets(list(buckets))
+    return _Check(target, tolerance, on_step).run(wanted, num_rounds, locates, dict(options or {}))
+
+
+def assert_graph_safe(model: Target | nn.Module | str, **options: Any) -> CheckReport:
+    """Check a model and raise unless every bucket matches: "my model is graph-safe" as one line of a test.
+
+    Args:
+        model: As for `check`.
+        options: As for `check`.
+
+    Raises:
+        CheckFailure: Something does not match, or nothing can be told; the message names it.
+    """
+    report = check(model, **options)
+    failure = failure_of(report)
+    if failure is not None:
+        raise failure
+    return report
+
+
+def failure_of(report: CheckReport) -> CheckFailure | None:
+    """Return what a report's verdict means as an error; None where everything matches."""
+    if report.verdict == "match":
+        return None
+    wrong = [bucket for bucket in report.buckets if bucket.verdict != "match"]
+    count = f"{len(wrong)} of {len(report.buckets)} buckets"
+    if report.verdict == "inconclusive":
+        reason = next((reason for bucket in wrong for reason in bucket.reasons), "nothing was compared")
+        return CheckFailure(f"the check is inconclusive in {count}: {reason}", hint="see the warnings of the report")
+    if not report.findings:
+        reason = next((reason for bucket in wrong for reason in bucket.reasons), "prompts differ")
+        return CheckFailure(f"replay is not eager in {count}: {reason}")
+    card = report.findings[0]
+    where = " ".join(
+        part for part in (f"in {card.module}" if card.module else "", f"at {card.source_line}") if part != "at "
+    )
+    return CheckFailure(
+        f"replay is not eager in {count}: {card.hazard or 'unknown cause'}: {card.title} {where}".rstrip(),
+        hint=card.remedy or None,
+    )
+
+
+def _tolerance(rtol: float | None, atol: float) -> Tolerance:
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if value is not None and not (value >= 0 and math.isfinite(value)):
+            raise UsageError(f"{name} must be a number of at least 0, got {value}")
+    return Tolerance(rtol, atol)
+
+
+def _target(model: Target | nn.Module | str, make_inputs: MakeInputs | None, device: str | torch.device) -> Target:
+    if isinstance(model, Target):
+        return model
+    from bcg.models import load_target
+    from bcg.models.build import build_target
+
+    if isinstance(model, str):
+        return load_target(model, device=device)
+    place = torch.device(device)
+    if place == torch.device("cuda"):
+        place = torch.device("cuda", torch.cuda.current_device())
+    return build_target(
+        type(model).__name__,
+        model.to(place),
+        source="factory",
+        weights="user",
+        seed=None,
+        device=place,
+        attention_break=True,
+        break_globs=(),
+        make_inputs=make_inputs,
+    )
+
+
+class _Check:
+    """One run of `check`."""
+
+    def __init__(self, target: Target, tolerance: Tolerance, on_step: Callable[[str], None]) -> None:
+        self._target = target
+        self._tolerance = tolerance
+        self._on_step = on_step
+        self._state = ModelState(target.module)
+        self._runner = GraphRunner(target)
+
+    def run(
+        self, buckets: Sequence[int], num_rounds: int, locates: bool, options: dict[str, OptionValue]
+    ) -> CheckReport:
+        before = self._state.save()
+        started = time.perf_counter()
+        results = self._runner.capture(buckets, on_bucket=lambda done: self._on_step(f"captured {done.tokens} tokens"))
+        captured = time.perf_counter()
+        try:
+            after = self._state.save()
+            verification = verify(
+                self._runner, num_rounds=num_rounds, tolerance=self._tolerance, seed=CHECK_SEED, on_step=self._on_step
+            )
+            verified = time.perf_counter()
+            cards, divergences = self._explain(verification, before, after, locates)
+            explained = time.perf_counter()
+        finally:
+            self._state.restore(before)
+        rows = [_bucket_row(verification, result, divergences) for result in results]
+        return CheckReport(
+            environment=environment(self._target.device),
+            model=self._target.info,
+            options=options,
+            verdict=_overall([row.verdict for row in rows], cards),
+            buckets=sorted(rows, key=lambda row: row.tokens),
+            spread=verification.spread,
+            findings=cards,
+            warnings=[*self._target.warnings, *self._warnings(results)],
+            timing=CheckTiming(
+                capture_ms=(captured - started) * 1e3,
+                eager_ms=verification.eager_ms,
+                replay_ms=verification.replay_ms,
+                locate_ms=(explained - verified) * 1e3,
+                eager_pass_ms=verification.eager_pass_ms,
+            ),
+        )
+
+    def _explain(
+        self, verification: Verification, before: Snapshot, after: Snapshot, locates: bool
+    ) -> tuple[list[Card], dict[int, Divergence]]:
+        """Name what is wrong: state first, then the cause of other results, then padding."""
+        root, pool = self._target.module, self._runner.pool
+        assert pool is not None
+        cards = findings.state_cards(root, verification, after, pool)
+        cards = list(dict.fromkeys([*cards, *findings.pool_cards(root, verification)]))
+        divergences: dict[int, Divergence] = {}
+        for path in advanced_tensors(self._runner, self._state, before, after):
+            module, attribute = findings.split_path(root, path)
+            line = findings.attribute_line(root, module, attribute)
+            title = f"{path} has moved on before the first replay: warm-up and capture changed it in place"
+            cards.append(findings.make_card("S13", title, module=module, source_line=line))
+        failed = [trial for bucket in verification.buckets for trial in bucket.failed]
+        if failed:
+            cards += self._explain_mismatch(verification, failed, locates, divergences)
+        elif verification.verdict == "mismatch":
+            cards += self._explain_leak(verification, locates)
+        cards += findings.launch_cards(verification)
+        return cards, divergences
+
+    def _explain_mismatch(
+        self,
+        verification: Verification,
+        failed: Sequence[Trial],
+        locates: bool,
+        divergences: dict[int, Divergence],
+    ) -> list[Card]:
+        trial = worst_trial(failed)
+        assert trial is not None
+        if not locates:
+            return [findings.make_card("", f"replay differs from eager in the bucket of {trial.tokens}")]
+        self._on_step(f"locating, {trial.tokens} tokens")
+        errors = [error for bucket in verification.buckets for error in bucket.errors]
+        base = self._state.save()
+        recapture = locate(self._target, trial, list(self._runner.graphs), self._state, base, self._tolerance)
+        if recapture.divergence is not None:
+            divergences[trial.tokens] = recapture.divergence
+        card = suspect(gather(self._runner, recapture.runner, trial, self._state, base))
+        return [card or self._unexplained(trial, recapture, errors)]
+
+    def _unexplained(self, trial: Trial, recapture: Recapture, errors: Sequence[str]) -> Card:
+        module = recapture.culprit
+        if errors:
+            return findings.make_card("", errors[0])
+        if recapture.divergence is None:
+            return findings.make_card(
+                "", f"replay differs from eager in the bucket of {trial.tokens}, but no more once captured again"
+            )
+        title = "the first module that gives something else in replay; nothing frozen was found in it"
+        return findings.make_card(
+            "", title, module=module, source_line=findings.module_line(self._target.module, module)
+        )
+
+    def _explain_leak(self, verification: Verification, locates: bool) -> list[Card]:
+        leak = worst_trial([trial for bucket in verification.buckets for trial in bucket.leaks])
+        if leak is None:
+            return []
+        module = None
+        if locates:
+            self._on_step(f"locating, {leak.tokens} tokens")
+            module = locate_leak(self._runner, leak, self._state, self._state.save(), self._tolerance)
+        line = "" if module is None else findings.module_line(self._target.module, module)
+        return [findings.leak_card(verification, leak, module or "", line)]
+
+    def _warnings(self, results: Sequence[BucketCapture]) -> list[ReportWarning]:
+        rules = self._target.break_rules
+        in_breaks = [*rules.mixers, *(path for paths in rules.globs.values() for path in paths)]
+        warnings = findings.hook_warnings(self._target.module, in_breaks)
+        for result in results:
+            if result.status != "captured":
+                warnings.append(
+                    ReportWarning(
+                        code="L13",
+                        message=f"the bucket of {result.tokens} tokens was not captured, and so not checked",
+                        cause=result.error or result.status,
+                        remedy="leave out that bucket",
+                    )
+                )
+        return warnings
+
+
+def _overall(verdicts: Sequence[Verdict], cards: Sequence[Card]) -> Verdict:
+    if "mismatch" in verdicts or any(card.hazard == "S13" for card in cards):
+        return "mismatch"
+    return "match" if verdicts and set(verdicts) == {"match"} else "inconclusive"
+
+
+def _bucket_row(
+    verification: Verification, result: BucketCapture, divergences: Mapping[int, Divergence]
+) -> CheckBucket:
+    found: BucketVerdict | None = next((row for row in verification.buckets if row.tokens == result.tokens), None)
+    if found is None:
+        return CheckBucket(
+            tokens=result.tokens,
+            verdict="inconclusive",
+            bitwise=False,
+            reasons=[f"it was not captured: {result.error or result.status}"],
+        )
+    comparison: Comparison = found.comparison
+    return CheckBucket(
+        tokens=result.tokens,
+        verdict=found.verdict,
+        bitwise=comparison.bitwise and found.num_replays > 0,
+        max_abs_error=_finite(comparison.max_abs_error),
+        max_rel_error=_finite(comparison.max_rel_error),
+        num_replays=found.num_replays,
+        num_launches=found.num_launches,
+        reasons=list(findings.reasons(verification, result.tokens)),
+        first_divergence=divergences.get(result.tokens),
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

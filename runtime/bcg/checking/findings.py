@@ -1,0 +1,209 @@
+"""From what a check found to cards: each names a row of the catalogue, a place and a remedy."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bcg.checking.plan import Trial
+from bcg.checking.state import Change, Snapshot
+from bcg.checking.verify import Verification
+from bcg.device.base import Pool
+from bcg.hazards import HAZARDS
+from bcg.report import Card, ReportWarning
+
+
+def make_card(
+    hazard: str, title: str, *, module: str = "", source_line: str = "", operation: str = "", occurrences: int = 1
+) -> Card:
+    """Make a card of a row of the catalogue; an empty `hazard` stands for an unknown cause."""
+    row = HAZARDS.get(hazard)
+    return Card(
+        hazard=hazard,
+        title=title,
+        cause=row.cause if row else "",
+        operation=operation,
+        module=module,
+        source_line=source_line,
+        remedy=row.remedy if row else "",
+        occurrences=occurrences,
+    )
+
+
+def state_cards(root: nn.Module, verification: Verification, captured: Snapshot, pool: Pool) -> list[Card]:
+    """Name the state that replay leaves otherwise than eager, a card an attribute.
+
+    Args:
+        root: The module tree.
+        verification: What was found.
+        captured: The state right after the capture.
+        pool: The graphs' pool.
+    """
+    groups: dict[tuple[str, str], dict[str, Change]] = {}
+    for bucket in verification.buckets:
+        for change in bucket.state_changes:
+            groups.setdefault(split_path(root, change.path), {}).setdefault(change.path, change)
+    return [_state_card(root, *place, list(group.values()), captured, pool) for place, group in groups.items()]
+
+
+def _state_card(
+    root: nn.Module, module: str, attribute: str, found: list[Change], captured: Snapshot, pool: Pool
+) -> Card:
+    path = f"{module}.{attribute}" if module else attribute
+    held = [tensor for name, tensor in captured.tensors.items() if split_path(root, name) == (module, attribute)]
+    tensors = [change for change in found if change.is_tensor]
+    line = attribute_line(root, module, attribute)
+    if any(on_device(tensor, root) and pool.owns(tensor) for tensor in held):
+        return _kept_card(root, module, attribute)
+    if any("[" in change.path for change in tensors):
+        title = f"{path} holds other tensors after an eager forward than after a replay: it is filled or evicted then"
+        return make_card("S8", title, module=module, source_line=line)
+    change = next((change for change in found if not change.is_tensor), found[0])
+    if change.is_tensor:
+        title = f"{path} is not what eager leaves there: the line that sets it ran at capture only"
+    else:
+        title = f"{change.path} is {_show(change.after)} after a replay, {_show(change.before)} in eager"
+    return make_card("S12", title, module=module, source_line=line)
+
+
+def pool_cards(root: nn.Module, verification: Verification) -> list[Card]:
+    """Name the attributes in which breaks keep tensors of the pool (S11)."""
+    places = [split_path(root, path) for bucket in verification.buckets for path in bucket.kept_outputs]
+    return [_kept_card(root, module, attribute) for module, attribute in dict.fromkeys(places)]
+
+
+def _kept_card(root: nn.Module, module: str, attribute: str) -> Card:
+    path = f"{module}.{attribute}" if module else attribute
+    title = f"{path} keeps a tensor of the graph's pool, which the next replay overwrites"
+    return make_card("S11", title, module=module, source_line=attribute_line(root, module, attribute))
+
+
+def leak_card(verification: Verification, trial: Trial, module: str, source_line: str) -> Card:
+    """Name padding that reaches real rows (S10)."""
+    num_leaks = sum(len(bucket.leaks) for bucket in verification.buckets)
+    title = f"{trial.num_padding} padding rows change the {trial.num_tokens} real rows in the bucket of {trial.tokens}"
+    return make_card("S10", title, module=module, source_line=source_line, occurrences=num_leaks)
+
+
+def launch_cards(verification: Verification) -> list[Card]:
+    """Name buckets in which no segment was launched (S20)."""
+    idle = [bucket.tokens for bucket in verification.buckets if not bucket.num_launches and not bucket.errors]
+    if not idle:
+        return []
+    return [make_card("S20", f"no segment was launched in {_buckets(idle)}: everything ran as breaks")]
+
+
+def hook_warnings(root: nn.Module, in_breaks: Iterable[str] = ()) -> list[ReportWarning]:
+    """Warn of module hooks, which don't run in a replay (S18).
+
+    Args:
+        root: The module tree.
+        in_breaks: Paths of modules that run as breaks: their hooks run.
+    """
+    running = tuple(in_breaks)
+    hooked = []
+    for path, module in root.named_modules():
+        hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+        if hooks and not any(path.startswith(f"{other}.") for other in running):
+            hooked.append((path, hooks))
+    if not hooked:
+        return []
+    path, hooks = hooked[0]
+    count = sum(len(hooks) for _, hooks in hooked)
+    return [
+        ReportWarning(
+            code="S18",
+            message=f"{count} forward hook{'s' if count > 1 else ''} will not run in a replay, the first on "
+            f"{path or 'the root module'} at {source_line_of(hooks[0])}",
+            cause=HAZARDS["S18"].cause,
+            remedy=HAZARDS["S18"].remedy,
+        )
+    ]
+
+
+def split_path(root: nn.Module, path: str) -> tuple[str, str]:
+    """Split an attribute path into the module's path and the attribute's name."""
+    inner = path.removeprefix("len(")
+    best, rest = "", inner
+    for name, _ in root.named_modules():
+        if name and inner.startswith(f"{name}.") and len(name) > len(best):
+            best, rest = name, inner[len(name) + 1 :]
+    return best, re.split(r"[.\[)]", rest)[0]
+
+
+def attribute_line(root: nn.Module, module: str, attribute: str) -> str:
+    """Return ``file:line`` where the module's class changes ``self.attribute`` outside its constructor."""
+    kind = type(root.get_submodule(module))
+    try:
+        lines, first = inspect.getsourcelines(kind)
+        file = inspect.getsourcefile(kind) or ""
+    except (OSError, TypeError):
+        return ""
+    changing = re.compile(
+        rf"\.{re.escape(attribute)}\b(\[[^\]]*\])?\s*([-+*/|&]|//|\*\*)?=(?!=)|\.{re.escape(attribute)}\.\w+\("
+    )
+    in_constructor = False
+    for offset, line in enumerate(lines):
+        if re.match(r"\s*def ", line):
+            in_constructor = "__init__" in line
+        if not in_constructor and changing.search(line):
+            return f"{file}:{first + offset}"
+    return f"{file}:{first}"
+
+
+def module_line(root: nn.Module, module: str) -> str:
+    """Return ``file:line`` of a module's forward."""
+    return source_line_of(type(root.get_submodule(module)).forward)
+
+
+def source_line_of(function: object) -> str:
+    """Return ``file:line`` of a function; empty where there is none."""
+    code = getattr(inspect.unwrap(function), "__code__", None)  # type: ignore[arg-type]
+    return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else ""
+
+
+def short_line(source_line: str) -> str:
+    """Return ``file:line`` with the file's name alone."""
+    return Path(source_line).name
+
+
+def on_device(tensor: Tensor, root: nn.Module) -> bool:
+    """Tell whether a tensor is where the model is."""
+    place = next((parameter.device for parameter in root.parameters()), tensor.device)
+    return tensor.device.type == torch.device(place).type
+
+
+def reasons(verification: Verification, tokens: int) -> Iterator[str]:
+    """Say in a line each why a bucket is no match."""
+    bucket = next(bucket for bucket in verification.buckets if bucket.tokens == tokens)
+    yield from dict.fromkeys(bucket.errors)
+    if bucket.failed and not bucket.errors:
+        trial = bucket.failed[0]
+        yield f"replay differs from eager, first with requests of {_lengths(trial.request_lengths)} tokens"
+    if bucket.leaks:
+        yield f"padding reaches real rows in a batch of {bucket.leaks[0].num_tokens} tokens"
+    for change in bucket.state_changes[:3]:
+        yield f"replay leaves {change.path} otherwise than eager"
+    for path in bucket.kept_outputs[:3]:
+        yield f"{path} keeps an output that the next replay overwrites"
+    if bucket.verdict == "inconclusive" and not bucket.num_launches:
+        yield "no segment was launched"
+    yield from dict.fromkeys(bucket.doubts)
+
+
+def _lengths(lengths: tuple[int, ...]) -> str:
+    return "+".join(str(length) for length in lengths)
+
+
+def _buckets(tokens: list[int]) -> str:
+    return f"the bucket of {tokens[0]}" if len(tokens) == 1 else f"buckets {', '.join(map(str, tokens))}"
+
+
+def _show(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:39]}…"
