@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from bcg.buckets import default_buckets as default_buckets
     from bcg.buckets import parse_buckets as parse_buckets
     from bcg.capture import BreakableCUDAGraphCapture as BreakableCUDAGraphCapture
+    from bcg.checking import assert_graph_safe as assert_graph_safe
+    from bcg.checking import check as check
     from bcg.context import ForwardContext as ForwardContext
     from bcg.context import current_forward_context as current_forward_context
     from bcg.context import forward_context as forward_context
@@ -53,8 +55,10 @@ _HOMES = {
     "ReportError": "errors",
     "Target": "target",
     "UsageError": "errors",
+    "assert_graph_safe": "checking",
     "break_graph": "breaks",
     "capture_report": "summary",
+    "check": "checking",
     "current_capture": "breaks",
     "current_forward_context": "context",
     "default_buckets": "buckets",

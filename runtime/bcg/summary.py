@@ -6,10 +6,9 @@ import inspect
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import bcg
-from bcg.diagnose import Diagnosis
 from bcg.graph import Break, BreakableCUDAGraph, Segment
 from bcg.report import (
     BreakRow,
@@ -22,6 +21,9 @@ from bcg.report import (
     SegmentRow,
 )
 from bcg.runner import BucketCapture, GraphRunner
+
+if TYPE_CHECKING:
+    from bcg.diagnose import Diagnosis
 
 
 def capture_report(

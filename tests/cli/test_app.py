@@ -44,6 +44,11 @@ def test_the_surface_is_frozen() -> None:
             *("--auto-break", "--no-auto-break", "--fewest-breaks", "--workload", "--buckets"),
             *("--dtype", "--seed", "--expect-breaks", "--json", "--html", "--traceback"),
         ],
+        "replay-check": [
+            *("model", "--tokens", "--device", "--break", "--attention-break", "--no-attention-break"),
+            *("--auto-break", "--no-auto-break", "--rounds", "--locate", "--no-locate", "--rtol", "--atol"),
+            *("--dtype", "--seed", "--json", "--html", "--traceback"),
+        ],
         "report": ["file", "--html", "--against", "--gate", "--traceback"],
     }
 

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from bcg.checking.plan import Trial
 from bcg.checking.state import Change, Snapshot
-from bcg.checking.verify import Verification
+from bcg.checking.verification import Verification
 from bcg.device.base import Pool
 from bcg.hazards import HAZARDS
 from bcg.report import Card, ReportWarning
+
+_HELPED_BY_A_BREAK = ("S1", "S2", "S3", "S4", "S12", "S15", "S16")
 
 
 def make_card(
@@ -31,6 +33,7 @@ def make_card(
         module=module,
         source_line=source_line,
         remedy=row.remedy if row else "",
+        break_option=f"--break '{module}'" if module and hazard in _HELPED_BY_A_BREAK else "",
         occurrences=occurrences,
     )
 

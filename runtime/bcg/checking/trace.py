@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +14,7 @@ from bcg.breaks import count_breaks, is_in_break
 from bcg.context import ForwardContext
 from bcg.device import find_device
 from bcg.device.base import Device
+from bcg.device.bystander import Bystander
 from bcg.structure import tensors_in
 from bcg.tape import Operation, SegmentTape, Tape, is_users
 
@@ -80,35 +79,11 @@ class _WatchedContext(ForwardContext):
         return super().__getattribute__(name)
 
 
-class _Bystander:
-    """Executes operations and records nothing."""
-
-    num_side_streams = 0
-
-    def on_stream(self) -> AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
-    def begin(self) -> None:
-        return None
-
-    def execute(self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        return function(*args, **kwargs)
-
-    def end(self) -> None:
-        return None
-
-    def abort(self) -> None:
-        return None
-
-    def allocate(self, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:
-        raise NotImplementedError("nothing is captured")
-
-
 class _EagerTape(Tape):
     """Lets every operation through, and keeps what it was given."""
 
     def __init__(self, device: Device) -> None:
-        super().__init__(device, _Bystander())
+        super().__init__(device, Bystander())
         self.trace = ForwardTrace()
 
     def begin_segment(self) -> None:

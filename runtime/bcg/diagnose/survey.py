@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +19,7 @@ from bcg.breaks import BreakLabel, running_breaks
 from bcg.device import find_device
 from bcg.device.asking import pretend_capturing, telling_the_truth
 from bcg.device.base import Device
+from bcg.device.bystander import Bystander
 from bcg.functions import FunctionReference, functions_around
 from bcg.tape import SegmentTape, Tape, users_frame
 
@@ -136,36 +136,11 @@ class Survey:
             self.segments.append(segment)
 
 
-class _Bystander:
-    """Executes operations and records nothing."""
-
-    num_side_streams = 0
-    runs_while_recording = True
-
-    def on_stream(self) -> AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
-    def begin(self) -> None:
-        return None
-
-    def execute(self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        return function(*args, **kwargs)
-
-    def end(self) -> None:
-        return None
-
-    def abort(self) -> None:
-        return None
-
-    def allocate(self, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:
-        raise NotImplementedError("a survey makes no boundaries")
-
-
 class _SurveyTape(Tape):
     """Notes what the tape of a capture would refuse, and what only a survey looks for."""
 
     def __init__(self, device: Device, survey: Survey) -> None:
-        super().__init__(device, _Bystander())
+        super().__init__(device, Bystander())
         self._survey = survey
 
     def refuse(self, name: str, reason: str) -> None:

@@ -18,7 +18,7 @@ from bcg.checking.locate import Recapture, locate, locate_leak
 from bcg.checking.plan import Trial
 from bcg.checking.state import ModelState, Snapshot
 from bcg.checking.suspects import gather, suspect
-from bcg.checking.verify import CHECK_SEED, BucketVerdict, Verification, verify, worst_trial
+from bcg.checking.verification import CHECK_SEED, BucketVerdict, Verification, verify, worst_trial
 from bcg.errors import CheckFailure, UsageError
 from bcg.inputs import MakeInputs
 from bcg.report import Card, CheckBucket, CheckReport, CheckTiming, Divergence, OptionValue, ReportWarning, Verdict

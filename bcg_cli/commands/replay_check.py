@@ -1,0 +1,131 @@
+"""``bcg replay-check``: prove that replay equals eager, and name what is wrong when it doesn't."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import msgspec
+import typer
+
+from bcg.buckets import default_buckets, parse_buckets
+from bcg.errors import UsageError
+from bcg.report import OptionValue
+from bcg_cli import console
+from bcg_cli.delivery import check_outputs, deliver
+from bcg_cli.device import resolve_device
+from bcg_cli.options import (
+    DEFAULT_MODEL,
+    AttentionBreakOption,
+    BreakOption,
+    Device,
+    DeviceOption,
+    DtypeOption,
+    HtmlOption,
+    JsonOption,
+    ModelArgument,
+    SeedOption,
+    TokensOption,
+    TracebackOption,
+)
+
+
+def replay_check(
+    model: ModelArgument = DEFAULT_MODEL,
+    tokens: TokensOption = None,
+    device: DeviceOption = Device.auto,
+    break_globs: BreakOption = None,
+    attention_break: AttentionBreakOption = True,
+    auto_break: Annotated[
+        bool,
+        typer.Option(
+            "--auto-break/--no-auto-break",
+            help="Check with the automatic breaks of `bcg capture` in place; or the model as it is.",
+        ),
+    ] = False,
+    rounds: Annotated[
+        int, typer.Option("--rounds", metavar="N", min=1, help="How often every batch is replayed, in other orders.")
+    ] = 2,
+    locate: Annotated[
+        bool,
+        typer.Option("--locate/--no-locate", help="After a mismatch, find the first module that differs, and why."),
+    ] = True,
+    rtol: Annotated[
+        float | None,
+        typer.Option(
+            "--rtol",
+            metavar="X",
+            help="Difference that still matches, relative to the tensor's largest magnitude.",
+            show_default="by dtype",
+        ),
+    ] = None,
+    atol: Annotated[float, typer.Option("--atol", metavar="X", help="Absolute difference that still matches.")] = 0.0,
+    dtype: DtypeOption = None,
+    seed: SeedOption = 0,
+    json: JsonOption = None,
+    html: HtmlOption = None,
+    traceback: TracebackOption = False,
+) -> None:
+    """Replay every bucket with other inputs, compare with eager, and name what is wrong where they differ."""
+    buckets = None if tokens is None else parse_buckets(tokens)
+    for name, value in (("--rtol", rtol), ("--atol", atol)):
+        if value is not None and not 0 <= value < float("inf"):
+            raise UsageError(f"{name} must be a number of at least 0, got {value:g}")
+    check_outputs(json, html)
+    place = resolve_device(device)
+    globs = list(break_globs or ())
+    options: dict[str, OptionValue] = {
+        "tokens": list(buckets or ()),
+        "device": device.value,
+        "break": [*globs],
+        "attention_break": attention_break,
+        "auto_break": auto_break,
+        "rounds": rounds,
+        "locate": locate,
+        "rtol": rtol,
+        "atol": atol,
+        "dtype": None if dtype is None else dtype.value,
+        "seed": seed,
+    }
+    with console.users_code(), console.steps() as steps:
+        steps.begin(f"making {model}")
+        from bcg.checking import check, failure_of
+        from bcg.diagnose import load_with_breaks
+        from bcg.models import load_target
+        from bcg.target import Target
+
+        def load(with_attention_break: bool) -> Target:
+            return load_target(
+                model,
+                device=place,
+                dtype=None if dtype is None else dtype.value,
+                seed=seed,
+                attention_break=with_attention_break,
+                break_globs=globs,
+            )
+
+        def buckets_for(target: Target) -> tuple[int, ...]:
+            return buckets or default_buckets(place.type, target.max_tokens)
+
+        started = time.perf_counter()
+        if auto_break:
+            target, _ = load_with_breaks(load, buckets_for, attention_break, False, steps.begin)
+        else:
+            target = load(attention_break)
+        model_ms = (time.perf_counter() - started) * 1e3
+        options["tokens"] = list(buckets_for(target))
+        report = check(
+            target,
+            buckets=buckets_for(target),
+            num_rounds=rounds,
+            locates=locate,
+            rtol=rtol,
+            atol=atol,
+            options=options,
+            on_step=steps.begin,
+        )
+    report = msgspec.structs.replace(report, timing=msgspec.structs.replace(report.timing, model_ms=model_ms))
+    deliver(report, json, html)
+    failure = failure_of(report)
+    if failure is not None:
+        raise failure

@@ -1,0 +1,120 @@
+"""A replay check's report as text for the terminal: verdicts by bucket, prompts, findings, where the time went."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from bcg.report import CheckBucket, CheckReport, PromptCheck, Verdict
+from bcg_cli.views.findings import card_view
+from bcg_cli.views.table import RULED, header_text, warning_text
+
+_STYLE: dict[Verdict, str] = {"match": "green", "mismatch": "bold red", "inconclusive": "yellow"}
+
+
+def check_view(report: CheckReport) -> RenderableType:
+    """Returns all that ``bcg replay-check`` shows.
+
+    Args:
+        report: The report; nothing else is read.
+    """
+    parts: list[RenderableType] = [
+        header_text(report.model, report.environment),
+        Text(),
+        _bucket_table(report),
+        *_notes(report),
+    ]
+    for warning in report.warnings:
+        parts += [Text(), warning_text(warning)]
+    for card in report.findings:
+        parts += [Text(), card_view(card)]
+    return Group(*parts)
+
+
+def verdict_words(verdict: Verdict, bitwise: bool, max_rel_error: float | None) -> str:
+    """Returns a verdict with what kind of match it is: ``match (bitwise)``, ``match (within 3e-07)``."""
+    if verdict != "match":
+        return verdict
+    return "match (bitwise)" if bitwise else f"match (within {format_error(max_rel_error)})"
+
+
+def format_error(error: float | None) -> str:
+    """Returns an error in short; a dash where it could not be compared."""
+    if error is None:
+        return "–"
+    return f"{error:.1e}" if error else "0"
+
+
+def _bucket_table(report: CheckReport) -> Table:
+    table = Table(box=RULED, show_edge=False, padding=0, show_footer=True, header_style="bold", footer_style="")
+    num_replays = sum(bucket.num_replays for bucket in report.buckets)
+    num_launches = sum(bucket.num_launches for bucket in report.buckets)
+    for header, footer in (
+        ("tokens", "total"),
+        ("replays", f"{num_replays:,}"),
+        ("launches", f"{num_launches:,}"),
+        ("max error", ""),
+        ("relative", ""),
+    ):
+        table.add_column(header, footer, justify="right", overflow="fold", vertical="top")
+    num_matches = sum(bucket.verdict == "match" for bucket in report.buckets)
+    table.add_column("verdict", f"{num_matches} of {len(report.buckets)} match", overflow="fold")
+    for bucket in report.buckets:
+        table.add_row(*_bucket_cells(bucket))
+    return table
+
+
+def _bucket_cells(bucket: CheckBucket) -> list[Text]:
+    words = verdict_words(bucket.verdict, bucket.bitwise, bucket.max_rel_error)
+    return [
+        Text(f"{bucket.tokens:,}"),
+        Text(f"{bucket.num_replays:,}"),
+        Text(f"{bucket.num_launches:,}"),
+        Text(format_error(bucket.max_abs_error)),
+        Text(format_error(bucket.max_rel_error)),
+        Text(words, _STYLE[bucket.verdict]),
+    ]
+
+
+def _notes(report: CheckReport) -> Iterator[Text]:
+    for bucket in report.buckets:
+        for reason in bucket.reasons:
+            yield Text(f"{bucket.tokens:,} tokens: {reason}", _STYLE[bucket.verdict])
+        if bucket.first_divergence is not None:
+            place = bucket.first_divergence
+            source = f" ({place.source_line})" if place.source_line else ""
+            yield Text(
+                f"{bucket.tokens:,} tokens: the {place.part} of {place.module or 'the root'}{source} differs first"
+            )
+    if report.spread:
+        yield Text(f"Eager differs from itself by {report.spread:.1e}: no bits are compared.", "yellow")
+    if report.prompts is not None:
+        yield _prompts(report.prompts)
+    timing = report.timing
+    yield Text(
+        f"Model {timing.model_ms:.0f} ms, capture {timing.capture_ms:.0f} ms, eager {timing.eager_ms:.0f} ms, "
+        f"replays {timing.replay_ms:.0f} ms"
+        + (f", prompts {timing.prompts_ms:.0f} ms" if timing.prompts_ms else "")
+        + (f", locating {timing.locate_ms:.0f} ms" if timing.locate_ms >= 1 else "")
+        + ".",
+        "dim",
+    )
+    if report.on_host:
+        yield Text("Checked on the host device: the same rules as a GPU's, not its kernels.", "dim")
+
+
+def _prompts(prompts: PromptCheck) -> Text:
+    words = verdict_words(prompts.verdict, prompts.bitwise, prompts.max_rel_error)
+    tokens = (
+        f", {prompts.num_next_tokens - prompts.num_other_next_tokens} of {prompts.num_next_tokens} next tokens the same"
+        if prompts.num_next_tokens
+        else ""
+    )
+    return Text.assemble(
+        f"Prompts: {prompts.num_replayed} of {prompts.num_prompts} replayed, {prompts.num_tokens:,} tokens in "
+        f"{prompts.num_batches} batches{tokens}: ",
+        (words, _STYLE[prompts.verdict]),
+    )
