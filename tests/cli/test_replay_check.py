@@ -98,7 +98,7 @@ def test_a_mismatch_is_named_and_exits_with_3(bcg: Any, models: Path, tmp_path: 
     assert isinstance(report, CheckReport)
     (card,) = report.findings
     assert (card.hazard, card.module) == ("S2", "scale")
-    assert card.source_line == f"{models}:13"
+    assert card.source_line == f"{models}:12"
     assert "S2 aten.mul.Tensor" in done.out
     assert report.buckets[0].first_divergence is not None
     assert report.buckets[0].first_divergence.module == "scale"
