@@ -10,8 +10,6 @@ they begin, and run without the tape; otherwise the tape follows all of them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
-
 from torch import Tensor, nn
 
 from bcg.graph import BreakableCUDAGraph
@@ -23,15 +21,18 @@ def module_tensors(module: nn.Module) -> list[Tensor]:
     return list(_held_by(module))
 
 
+_OWN_FIELDS = frozenset(vars(nn.Module()))
+"""What every module keeps for itself: hooks, submodules, and the parameters and buffers looked at by name."""
+
+
 def _held_by(module: nn.Module) -> Iterator[Tensor]:
     for part in module.modules():
-        for value in vars(part).values():
-            yield from _tensors_of_attribute(value)
-
-
-def _tensors_of_attribute(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, (Tensor, dict, list, tuple)):
-        yield from tensors_in(value)
+        for tensor in (*part._parameters.values(), *part._buffers.values()):
+            if tensor is not None:
+                yield tensor
+        for name, value in vars(part).items():
+            if name not in _OWN_FIELDS and isinstance(value, (Tensor, dict, list, tuple)):
+                yield from tensors_in(value)
 
 
 def explains(known: Iterable[Tensor], graph: BreakableCUDAGraph) -> bool:

@@ -47,6 +47,7 @@ class _Rehearsal(TorchDispatchMode):
             result = function(*args, **kwargs)
         finally:
             self._in_break = False
+        self._note_freed()
         self._note(given, result)
         return result
 
