@@ -13,7 +13,7 @@ from typing import Annotated, Any, Protocol, runtime_checkable
 import typer
 from typer.main import get_command
 
-from bcg_cli import console
+from bcg_cli import console, ranks
 from bcg_cli.commands.capture import capture
 from bcg_cli.commands.replay_check import replay_check
 from bcg_cli.commands.report import report
@@ -75,8 +75,9 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if args is None else args) or ["--help"]
     console.prepare_streams()
+    ranks.prepare()
     try:
-        code = get_command(app)(words, prog_name="bcg", standalone_mode=False)
+        code = get_command(app)(words, prog_name="bcg", standalone_mode=False, obj=words)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last stop of every error
@@ -89,19 +90,26 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _explain(error: Exception) -> int:
-    from bcg.errors import BcgError
     from bcg_cli.views.findings import card_view
 
+    for card in getattr(error, "cards", ()):
+        console.show(card_view(card))
+    message, hint, exit_code = _describe(error)
+    if ranks.is_rank():
+        ranks.explain(error, message, hint, exit_code)
+    else:
+        console.error(message, hint)
+    return exit_code
+
+
+def _describe(error: Exception) -> tuple[str, str | None, int]:
+    from bcg.errors import BcgError
+
     if isinstance(error, BcgError):
-        for card in getattr(error, "cards", ()):
-            console.show(card_view(card))
-        console.error(error.message, error.hint)
-        return error.exit_code
+        return error.message, error.hint, error.exit_code
     if isinstance(error, _ParseError):
         command = error.ctx.command_path if error.ctx else "bcg"
-        console.error(error.format_message(), f"`{command} --help` shows what can be given")
-        return error.exit_code
+        return error.format_message(), f"`{command} --help` shows what can be given", error.exit_code
     text = str(error).strip()
     name = type(error).__name__
-    console.error(f"{name}: {text}" if text else name, "run it again with --traceback to see where")
-    return 1
+    return f"{name}: {text}" if text else name, "run it again with --traceback to see where", 1

@@ -8,7 +8,8 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.measure import Measurement
@@ -132,6 +133,13 @@ def steps() -> Iterator[Steps]:
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield Steps(progress)
+
+
+@contextmanager
+def on_terminal(terminal: TextIO | None) -> Iterator[None]:
+    """Says what the body says on `terminal`, where stderr has become a log."""
+    with redirect_stderr(terminal or sys.stderr):
+        yield
 
 
 def _stderr() -> Console:

@@ -89,6 +89,22 @@ ExpectBreaksOption = Annotated[
     int | None,
     typer.Option("--expect-breaks", metavar="N", min=0, help="Exit with 3 if a bucket has another number of breaks."),
 ]
+TensorParallelOption = Annotated[
+    int | None,
+    typer.Option(
+        "--tp", min=1, metavar="N", help="Shard the model over N processes, by transformers' tensor-parallel plan."
+    ),
+]
+ExpertParallelOption = Annotated[
+    bool, typer.Option("--ep", help="Give each process whole experts, by transformers' expert-parallel plan.")
+]
+RankTimeoutOption = Annotated[
+    float,
+    typer.Option(
+        "--rank-timeout", min=1, metavar="SECONDS", help="End the run when a rank makes no progress for so long."
+    ),
+]
+DEFAULT_RANK_TIMEOUT_S = 600.0
 JsonOption = Annotated[
     Path | None,
     typer.Option("--json", metavar="FILE", help="Write the report there; - writes it, and nothing else, to stdout."),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+import typer
 
 from bcg.buckets import default_buckets, engine_ladder, parse_buckets
 from bcg.errors import BcgError, CheckFailure, UsageError
@@ -14,6 +17,7 @@ from bcg_cli.delivery import check_outputs, deliver
 from bcg_cli.device import resolve_device
 from bcg_cli.options import (
     DEFAULT_MODEL,
+    DEFAULT_RANK_TIMEOUT_S,
     AttentionBreakOption,
     AutoBreakOption,
     BreakOption,
@@ -21,16 +25,20 @@ from bcg_cli.options import (
     DeviceOption,
     DtypeOption,
     ExpectBreaksOption,
+    ExpertParallelOption,
     FewestBreaksOption,
     HtmlOption,
     JsonOption,
     ModelArgument,
     NumBucketsOption,
+    RankTimeoutOption,
     SeedOption,
+    TensorParallelOption,
     TokensOption,
     TracebackOption,
     WorkloadOption,
 )
+from bcg_cli.ranks import Ranks, talks
 
 if TYPE_CHECKING:
     from bcg.runner import BucketCapture, GraphRunner
@@ -38,6 +46,7 @@ if TYPE_CHECKING:
 
 
 def capture(
+    context: typer.Context,
     model: ModelArgument = DEFAULT_MODEL,
     tokens: TokensOption = None,
     device: DeviceOption = Device.auto,
@@ -52,6 +61,9 @@ def capture(
     expect_breaks: ExpectBreaksOption = None,
     json: JsonOption = None,
     html: HtmlOption = None,
+    tp: TensorParallelOption = None,
+    ep: ExpertParallelOption = False,
+    rank_timeout: RankTimeoutOption = DEFAULT_RANK_TIMEOUT_S,
     traceback: TracebackOption = False,
 ) -> None:
     """Capture a model per token count, and show segments, breaks, time and memory."""
@@ -64,6 +76,9 @@ def capture(
     observed = None if workload is None else read_workload(workload)
     buckets = None if tokens is None else parse_buckets(tokens)
     check_outputs(json, html)
+    ranks = Ranks(tp, ep, rank_timeout)
+    if ranks.start(context.obj):
+        return
     place = resolve_device(device)
     fits: list[BucketFitRow] = []
     if observed is not None:
@@ -81,8 +96,10 @@ def capture(
         "dtype": None if dtype is None else dtype.value,
         "seed": seed,
         "expect_breaks": expect_breaks,
+        "tp": tp,
+        "ep": ep,
     }
-    with console.users_code(), console.steps() as steps:
+    with console.users_code(), console.steps() as steps, ranks.joined(place) as world:
         steps.begin(f"making {model}")
         from bcg.diagnose import Diagnosis, failures_explained, load_with_breaks
         from bcg.models import load_target
@@ -92,11 +109,13 @@ def capture(
         def load(with_attention_break: bool) -> Target:
             return load_target(
                 model,
-                device=place,
+                device=place if world is None else world.device,
                 dtype=None if dtype is None else dtype.value,
                 seed=seed,
                 attention_break=with_attention_break,
                 break_globs=globs,
+                ranks=world,
+                expert_parallel=ep,
             )
 
         def buckets_for(target: Target) -> Sequence[int]:
@@ -108,11 +127,15 @@ def capture(
             target, diagnosis = load(attention_break), Diagnosis()
         options["tokens"] = list(buckets_for(target))
         runner = GraphRunner(target)
-        with failures_explained(target, buckets_for(target)):
+        # Explaining runs the model again, and a rank can't do that alone.
+        explained = contextlib.nullcontext() if world else failures_explained(target, buckets_for(target))
+        with explained:
             results = _capture_buckets(runner, buckets_for(target), steps)
         report = capture_report(runner, results, options, diagnosis, fits)
-    deliver(report, json, html)
-    _judge(report, expect_breaks)
+        runner.reset()
+    if talks(world):
+        deliver(report, json, html)
+        _judge(report, expect_breaks)
 
 
 def _fit_row(name: str, workload: Workload, buckets: Sequence[int]) -> BucketFitRow:

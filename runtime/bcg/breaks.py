@@ -27,7 +27,7 @@ class BreakLabel:
         name: The function's name, or the rule's.
         module: Path of the module that the break stands for; `None` where the capture finds it out.
         source: Where the break comes from: ``decorator``, ``explicit``, ``attention``, ``mixer``, ``rule``,
-            ``automatic`` or ``debug``.
+            ``automatic``, ``collective`` or ``debug``.
     """
 
     name: str

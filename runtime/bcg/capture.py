@@ -6,6 +6,7 @@ import contextlib
 import gc
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
 
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor
 
 from bcg import breaks
+from bcg.alignment import Alignment
 from bcg.boundary import Holder
 from bcg.breaks import BreakLabel
+from bcg.collectives import CollectiveWatch, is_collective, settled
 from bcg.device.base import Pool, Recorder
 from bcg.errors import CaptureError
 from bcg.graph import Ambience, Break, BreakableCUDAGraph, PoolUse, Segment
@@ -45,6 +48,8 @@ class BreakableCUDAGraphCapture:
         known_externals: Tensors that are held for the graph's life in place of those that the tape would find.
             The capture then runs without the tape: a third of the time on a GPU, but whoever calls vouches that
             segments read nothing else from outside, and errors say no place. The host device can't do without.
+        alignment: Ranks meet before the first run of a segment, before a break and before a collective inside one,
+            and each time compare where they are.
 
     Raises:
         CaptureError: A capture is active on this thread, the graph is not empty, or the capture failed.
@@ -59,12 +64,14 @@ class BreakableCUDAGraphCapture:
         capture_error_mode: str = "global",
         *,
         known_externals: Sequence[Tensor] | None = None,
+        alignment: Alignment | None = None,
     ) -> None:
         self.graph = graph
         self._pool = pool
         self._stream = stream
         self._error_mode = capture_error_mode
         self._known_externals = known_externals
+        self._alignment = alignment
         self._steps: list[Segment | Break] = []
         self._first_error: BaseException | None = None
         self._is_recording = False
@@ -133,9 +140,12 @@ class BreakableCUDAGraphCapture:
         if label.module is None:
             label = BreakLabel(label.name, self._tape.module_path, label.source)
         ambience = Ambience.now(self._tape.device_type)
+        args, kwargs = map_tensors(settled, (tuple(args), kwargs))
         self._end_segment()
         try:
-            with self._tape.looking_away() if self._is_taped else contextlib.nullcontext():
+            self._meet(f"break {label.name} in module {label.module!r}")
+            watch = self._tape.looking_away() if self._is_taped else contextlib.nullcontext()
+            with watch, self._watch_collectives(label):
                 result = function(*args, **kwargs)
             handed = self._add_break(label, function, args, kwargs, result, ambience)
         except BaseException as error:
@@ -144,6 +154,15 @@ class BreakableCUDAGraphCapture:
             raise
         self._begin_segment()
         return handed
+
+    def _meet(self, place: str) -> None:
+        if self._alignment is not None:
+            self._alignment.meet(f"step {len(self._steps)}: {place}")
+
+    def _watch_collectives(self, label: BreakLabel) -> AbstractContextManager[Any]:
+        if self._alignment is None or label.source == "collective":
+            return contextlib.nullcontext()
+        return CollectiveWatch(lambda name: self._meet(f"{name} inside break {label.name}"))
 
     def _add_break(
         self,
@@ -197,6 +216,8 @@ class BreakableCUDAGraphCapture:
         if recording is not None:
             segment = Segment(recording, tape)
             self._steps.append(segment)
+            collectives = [operation.name for operation in tape.operations if is_collective(operation.name)]
+            self._meet("segment" + (f" with {', '.join(collectives)}" if collectives else ""))
             if not self._recorder.runs_while_recording:
                 segment.run(self.graph.device.current_stream())
 

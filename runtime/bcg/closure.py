@@ -10,15 +10,19 @@ they begin, and run without the tape; otherwise the tape follows all of them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+
 from torch import Tensor, nn
 
 from bcg.graph import BreakableCUDAGraph
-from bcg.structure import storage_key, tensors_in
+from bcg.structure import local_part, storage_key, tensors_in
 
 
 def module_tensors(module: nn.Module) -> list[Tensor]:
-    """Return the tensors that the module tree holds: parameters, buffers, and attributes such as caches."""
-    return list(_held_by(module))
+    """Return the tensors that the module tree holds: parameters, buffers, and attributes such as caches.
+
+    Of a sharded parameter it is this rank's part.
+    """
+    return [local_part(tensor) for tensor in _held_by(module)]
 
 
 _OWN_FIELDS = frozenset(vars(nn.Module()))

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bcg.breaks import BreakLabel, running_breaks
 from bcg.layout import PoolEvent
-from bcg.structure import storage_key, tensors_in
+from bcg.structure import is_wrapped, storage_key, tensors_in
 
 
 def rehearse(forward: Callable[[], Any], device_type: str) -> list[PoolEvent]:
@@ -52,6 +52,8 @@ class _Rehearsal(TorchDispatchMode):
         return result
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if is_wrapped(types):
+            return NotImplemented
         kwargs = kwargs or {}
         if self._in_break:
             return func(*args, **kwargs)
@@ -63,6 +65,8 @@ class _Rehearsal(TorchDispatchMode):
 
     def _note(self, given: set[int], result: Any) -> None:
         for tensor in tensors_in(result):
+            if is_wrapped([type(tensor)]):
+                continue
             key = storage_key(tensor)
             if key not in given and key not in self._alive and tensor.device.type == self._device_type:
                 storage = tensor.untyped_storage()

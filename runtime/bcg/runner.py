@@ -6,15 +6,18 @@ import contextlib
 import gc
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
+from bcg.alignment import Dropped
 from bcg.breaks import BreakLabel, call_break
 from bcg.buckets import pick_bucket
 from bcg.capture import BreakableCUDAGraphCapture
 from bcg.closure import explains, module_tensors
+from bcg.collectives import CollectiveWatch
 from bcg.context import ForwardContext, forward_context
 from bcg.device import find_device
 from bcg.device.base import Device, Pool
@@ -174,6 +177,8 @@ class GraphRunner:
                 are given to a target that takes one at a time.
         """
         self._check_requests(batch)
+        if self.target.alignment is not None:
+            self.target.alignment.tick()
         if self._inputs is None or not self._graphs:
             raise ReplayError("no bucket was captured", hint="call capture() with the token counts to serve")
         tokens = pick_bucket(batch.num_tokens, sorted(self._graphs))
@@ -236,18 +241,37 @@ class GraphRunner:
             )
 
     def _capture_bucket(self, tokens: int) -> BucketCapture:
+        ranks = self.target.alignment
+        if ranks is None:
+            return self._try_bucket(tokens)
+        ranks.begin(f"the bucket of {tokens} tokens")
+        result = self._try_bucket(tokens)
+        if result.status != "captured":
+            ranks.drop(result.error or result.status)
+        errors = ranks.exchange(None if result.status == "captured" else result.error)
+        failed = [rank for rank, error in enumerate(errors) if error is not None]
+        if not failed:
+            return result
+        if tokens in self._graphs:
+            self._graphs.pop(tokens).reset()
+            del self._outputs[tokens]
+        return BucketCapture(tokens, "out of memory", error=f"rank {failed[0]}: {errors[failed[0]]}")
+
+    def _try_bucket(self, tokens: int) -> BucketCapture:
         try:
             try:
                 return self._warm_up_and_capture(tokens)
-            except torch.OutOfMemoryError:
+            except (torch.OutOfMemoryError, Dropped):
                 raise
             except Exception:
-                if self._needs_tape:
+                if self._needs_tape or self.target.alignment is not None:
                     raise
                 self._needs_tape = True  # the tape says where and why
                 return self._warm_up_and_capture(tokens)
         except torch.OutOfMemoryError as error:
             return BucketCapture(tokens, "out of memory", error=first_line(error))
+        except Dropped:
+            return BucketCapture(tokens, "out of memory")
         except BcgError as error:
             place, hazard = getattr(error, "place", None), getattr(error, "hazard", None)
             raise CaptureError(
@@ -270,20 +294,32 @@ class GraphRunner:
         views = self._inputs.views(tokens)
         started = time.perf_counter()
         with forward_context(ForwardContext((tokens,))), device.capture_stream():
-            peak_bytes = self._warm_up(device, views)
-            if self._pool is None:
-                self._pool = device.new_pool(self._plan_pool(device, views))
+            with self._in_step():
+                peak_bytes = self._warm_up(device, views)
+                if self._pool is None:
+                    self._pool = device.new_pool(self._plan_pool(device, views))
             if not self._graphs:
                 device.empty_cache()  # what the largest warm-up used is what the pool will need
             before = device.memory(self._pool)
             warmed_up = time.perf_counter()
             known = None if self._needs_tape else self._known_externals()
-            with torch.inference_mode(), BreakableCUDAGraphCapture(graph, self._pool, known_externals=known):
+            ranks = self.target.alignment
+            capture = BreakableCUDAGraphCapture(
+                graph,
+                self._pool,
+                # The watchdog thread of NCCL asks for events at any time (hazard L7).
+                capture_error_mode="global" if ranks is None else "thread_local",
+                known_externals=known,
+                alignment=ranks,
+            )
+            with torch.inference_mode(), capture:
                 output = self._forward(views)
             captured = time.perf_counter()
         after = device.memory(self._pool)
         if not self._graphs:
             self._needs_tape = device.needs_tape or (self._tape and not explains(self._known_externals(), graph))
+            if self.target.alignment is not None:
+                self._needs_tape = any(self.target.alignment.exchange(self._needs_tape))
         self._graphs[tokens] = graph
         self._outputs[tokens] = map_tensors(unowned_alias, output)
         return BucketCapture(
@@ -304,8 +340,10 @@ class GraphRunner:
                     return device.peak_bytes(lambda: self.target(views))[0]
             except torch.OutOfMemoryError:
                 raise
-            except Exception:  # noqa: BLE001  a model that does not run on fewer layers is warmed up whole
-                self._prefixes = {}
+            except Exception:
+                if self.target.alignment is not None:
+                    raise  # all ranks warm up alike, or none goes on
+                self._prefixes = {}  # a model that does not run on fewer layers is warmed up whole
         peak_bytes = None
         for _ in range(self._num_warmups):
             peak_bytes, _ = device.peak_bytes(lambda: self.target(views))
@@ -319,6 +357,13 @@ class GraphRunner:
         with cut_to(lengths), torch.inference_mode():
             events = rehearse(lambda: self._forward(views), self.target.device.type)
         return plan_arenas(events)
+
+    def _in_step(self) -> AbstractContextManager[Any]:
+        """Let ranks meet before every collective; compiled code does not run as such under a dispatch mode."""
+        ranks = self.target.alignment
+        if ranks is None or not self._tape:
+            return contextlib.nullcontext()
+        return CollectiveWatch(lambda name: ranks.meet(f"{name} while warming up"))
 
     def _known_externals(self) -> list[torch.Tensor]:
         assert self._inputs is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -40,6 +40,25 @@ def rebuild_sequence(like: tuple[Any, ...] | list[Any], items: list[Any]) -> Any
     if isinstance(like, tuple) and hasattr(like, "_fields"):
         return type(like)(*items)
     return type(like)(items)
+
+
+def is_wrapped(types: Iterable[type]) -> bool:
+    """Tell whether a dispatch mode was called for tensors that only wrap others, such as a sharded `DTensor`.
+
+    A mode that answers `NotImplemented` then is called again for the operations on the plain tensors.
+    """
+    return any(hasattr(kind, "__tensor_flatten__") for kind in types)
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """Return this rank's plain tensor of a sharded one (a `DTensor`), and any other tensor as it is."""
+    local: Tensor = getattr(tensor, "_local_tensor", tensor)
+    return local
+
+
+def local_bytes(tensors: Iterable[Tensor]) -> int:
+    """Return the size of the tensors, of sharded ones that of this rank's part."""
+    return sum(part.numel() * part.element_size() for part in map(local_part, tensors))
 
 
 def storage_key(tensor: Tensor) -> int:

@@ -18,9 +18,11 @@ from bcg.report import (
     CaptureTotals,
     Environment,
     OptionValue,
+    RankRow,
     SegmentRow,
 )
 from bcg.runner import BucketCapture, GraphRunner
+from bcg.structure import local_bytes
 
 if TYPE_CHECKING:
     from bcg.diagnose import Diagnosis
@@ -67,7 +69,33 @@ def capture_report(
         automatic_breaks=list(diagnosis.automatic_breaks) if diagnosis else [],
         cards=list(diagnosis.cards) if diagnosis else [],
         workload=list(workload),
+        ranks=rank_rows(runner, captured),
     )
+
+
+def rank_rows(runner: GraphRunner, captured: Sequence[BucketCapture]) -> list[RankRow]:
+    """Return a row from every rank that the target is sharded over; to be called on all of them.
+
+    Args:
+        runner: After its `capture`.
+        captured: The buckets that were captured.
+    """
+    target, graphs = runner.target, runner.graphs
+    if target.alignment is None:
+        return []
+    graph = graphs.get(max(graphs, default=0))
+    row = RankRow(
+        rank=target.alignment.rank,
+        device=environment(target.device).device,
+        num_segments=graph.num_segments if graph else 0,
+        num_breaks=graph.num_breaks if graph else 0,
+        capture_ms=sum(result.capture_ms for result in captured),
+        pool_bytes=sum(result.pool_bytes for result in captured),
+        driver_bytes=sum(result.driver_bytes for result in captured),
+        weight_bytes=local_bytes(target.module.parameters()),
+    )
+    rows: list[RankRow] = target.alignment.exchange(row)
+    return rows
 
 
 def environment(torch_device: Any) -> Environment:

@@ -24,9 +24,10 @@ from torch.nn.modules import module as nn_module
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bcg.collectives import is_collective, only_wraps, run_as_break
 from bcg.device.base import Device, Recorder
 from bcg.errors import HostReadError, Place
-from bcg.structure import storage_key, tensors_in
+from bcg.structure import is_wrapped, storage_key, tensors_in
 
 HOST_READ_HINT = (
     "run the function that reads it as a break (@eager_on_graph, or --break with the module's path), "
@@ -86,6 +87,7 @@ class Tape:
     def __init__(self, device: Device, recorder: Recorder) -> None:
         self.device_type = device.torch_device.type
         self.first_error: HostReadError | None = None
+        self._records_collectives = device.records_collectives
         self._recorder = recorder
         self._segment: SegmentTape | None = None
         self._made: dict[int, StorageWeakRef] = {}
@@ -145,6 +147,10 @@ class Tape:
         if segment is None:
             return function(*args, **kwargs)
         traits = _traits(function)
+        if traits.only_wraps:
+            return function(*args, **kwargs)
+        if traits.is_collective and not self._records_collectives:
+            return run_as_break(function, args, kwargs, self._modules.path)
         given = list(tensors_in((args, kwargs)))
         if traits.reads_host is not None or traits.may_read_host:
             self._refuse_host_read(function, traits, args, kwargs, given)
@@ -232,6 +238,8 @@ class _DispatchTape(TorchDispatchMode):
         self._tape = tape
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if is_wrapped(types):
+            return NotImplemented
         return self._tape.run(func, args, kwargs or {})
 
 
@@ -283,6 +291,8 @@ class _Traits(NamedTuple):
     reads_host: str | None
     may_read_host: bool
     writes: bool
+    is_collective: bool
+    only_wraps: bool
 
 
 _SYNCHRONIZING = {
@@ -312,7 +322,13 @@ def _traits(function: Any) -> _Traits:
         reason = "the host needs its value"
     if reason is None and torch.Tag.dynamic_output_shape in function.tags and name not in _INDEXING:
         reason = "its result's shape depends on the values"
-    return _Traits(reason, name in _INDEXING or name in _COPYING, bool(function._schema.is_mutable))
+    return _Traits(
+        reads_host=reason,
+        may_read_host=name in _INDEXING or name in _COPYING,
+        writes=bool(function._schema.is_mutable),
+        is_collective=is_collective(str(function)),
+        only_wraps=only_wraps(str(function)),
+    )
 
 
 def _indexes_by_mask(args: tuple[Any, ...]) -> bool:

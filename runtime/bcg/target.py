@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bcg.alignment import Alignment
 from bcg.errors import ModelError
 from bcg.inputs import Batch, InputSpec, MakeInputs
 from bcg.report import ModelInfo, ReportWarning
@@ -37,6 +38,7 @@ class Target:
         forward_options: Keyword arguments that every call passes beside the inputs.
         warnings: What the user should know about this model.
         surroundings: Makes a context manager that every forward runs in, such as automatic breaks.
+        alignment: The other ranks, where the target is sharded over several processes.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Target:
     max_tokens: int | None = None
     warnings: list[ReportWarning] = field(default_factory=list)
     surroundings: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+    alignment: Alignment | None = None
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Any:
         """Run one forward on these inputs.
@@ -59,6 +62,8 @@ class Target:
         Raises:
             ModelError: If the module returns no tensor.
         """
+        if self.alignment is not None:
+            self.alignment.tick()
         with torch.inference_mode(), self.surroundings():
             return plain_output(self.module(**inputs, **self.forward_options), self.name)
 

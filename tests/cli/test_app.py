@@ -42,7 +42,8 @@ def test_the_surface_is_frozen() -> None:
         "capture": [
             *("model", "--tokens", "--device", "--break", "--attention-break", "--no-attention-break"),
             *("--auto-break", "--no-auto-break", "--fewest-breaks", "--workload", "--buckets"),
-            *("--dtype", "--seed", "--expect-breaks", "--json", "--html", "--traceback"),
+            *("--dtype", "--seed", "--expect-breaks", "--json", "--html"),
+            *("--tp", "--ep", "--rank-timeout", "--traceback"),
         ],
         "replay-check": [
             *("model", "--tokens", "--device", "--break", "--attention-break", "--no-attention-break"),

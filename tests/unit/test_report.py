@@ -85,7 +85,7 @@ def test_the_keys_of_the_file_are_frozen(report: CaptureReport) -> None:
     assert list(content) == [
         *("kind", "schema_version", "environment", "model", "options", "buckets", "totals"),
         *("map_tokens", "map", "segments", "breaks", "warnings"),
-        *("automatic_breaks", "cards", "workload"),
+        *("ranks", "automatic_breaks", "cards", "workload"),
     ]
     assert list(content["buckets"][0]) == [
         *("tokens", "status", "num_segments", "num_breaks", "num_kernels", "warmup_ms", "capture_ms"),

@@ -128,6 +128,10 @@ class Device(Protocol):
         """Whether segments are recorded through the operations that the tape sees."""
 
     @property
+    def records_collectives(self) -> bool:
+        """Whether a segment can hold collectives of torch.distributed; elsewhere each is a break."""
+
+    @property
     def splits_blocks(self) -> bool:
         """Whether a pool serves several tensors from one large block, so that its layout can be planned."""
 

@@ -293,6 +293,10 @@ class CudaDevice:
         return False
 
     @property
+    def records_collectives(self) -> bool:
+        return True
+
+    @property
     def splits_blocks(self) -> bool:
         return True
 

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bcg.device.asking import pretend_capturing
 from bcg.device.base import CHURN_SIZES, POISON_BYTE, MemoryReading, Pool, SegmentContents
 from bcg.errors import CaptureError, UsageError
-from bcg.structure import map_tensors, storage_bytes, storage_key, tensors_in, unowned_alias
+from bcg.structure import is_wrapped, map_tensors, storage_bytes, storage_key, tensors_in, unowned_alias
 
 ALIGNMENT = 64
 """Bytes to which a block's size is rounded up."""
@@ -217,6 +217,10 @@ class HostDevice:
         return True
 
     @property
+    def records_collectives(self) -> bool:
+        return False
+
+    @property
     def splits_blocks(self) -> bool:
         return False
 
@@ -274,12 +278,14 @@ class _LiveBytes(TorchDispatchMode):
         self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if is_wrapped(types):
+            return NotImplemented
         kwargs = kwargs or {}
         given = {storage_key(tensor) for tensor in tensors_in((args, kwargs))}
         result = func(*args, **kwargs)
         for tensor in tensors_in(result):
             key = storage_key(tensor)
-            if key not in given and key not in self._alive:
+            if key not in given and key not in self._alive and not is_wrapped([type(tensor)]):
                 storage = tensor.untyped_storage()
                 self._alive[key] = (StorageWeakRef(storage), storage.nbytes())
         self._alive = {key: entry for key, entry in self._alive.items() if not entry[0].expired()}

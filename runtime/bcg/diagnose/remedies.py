@@ -18,6 +18,7 @@ from bcg.errors import CaptureError
 from bcg.functions import FunctionReference, functions_broken
 from bcg.report import BreakSize
 from bcg.rules import break_module
+from bcg.structure import is_wrapped
 from bcg.tape import users_frame
 from bcg.target import Target
 
@@ -157,6 +158,8 @@ class _Dispatch(TorchDispatchMode):
         self._calls = calls
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if is_wrapped(types):
+            return NotImplemented
         return self._calls.call(str(func), func, args, kwargs or {})
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import torch
 
+from bcg.alignment import Alignment
 from bcg.errors import UsageError
 from bcg.models.factory import load_factory
 from bcg.models.huggingface import load_directory, load_hub, load_preset
 from bcg.models.presets import find_preset
+from bcg.models.sharding import Sharding
 from bcg.target import Target
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -26,6 +28,8 @@ def load_target(
     seed: int = 0,
     attention_break: bool = True,
     break_globs: Sequence[str] = (),
+    ranks: Alignment | None = None,
+    expert_parallel: bool = False,
 ) -> Target:
     """Load what the MODEL argument names and make it a target.
 
@@ -37,6 +41,9 @@ def load_target(
         seed: Of random weights.
         attention_break: Whether attention and recurrent mixers are breaks.
         break_globs: Further modules to break at, by path or class name, and functions as ``package.module:function``.
+        ranks: Over which the model is sharded, by transformers' own plan. A factory is called on each of them and
+            shards its module itself.
+        expert_parallel: Whether each rank has whole experts.
 
     Raises:
         UsageError: If `model`, `dtype` or a glob names nothing.
@@ -50,10 +57,24 @@ def load_target(
         raise UsageError(f"can't load {model} on {place}: there is no usable GPU", hint="use device cpu")
     if place == torch.device("cuda"):
         place = torch.device("cuda", torch.cuda.current_device())
-    globs = tuple(break_globs)
+    sharding = None if ranks is None else Sharding(ranks.size, expert_parallel)
+    target = _load(model, place, wanted, seed, attention_break, tuple(break_globs), sharding)
+    target.alignment = ranks
+    return target
+
+
+def _load(
+    model: str,
+    place: torch.device,
+    wanted: torch.dtype | None,
+    seed: int,
+    attention_break: bool,
+    globs: tuple[str, ...],
+    sharding: Sharding | None,
+) -> Target:
     path = Path(model).expanduser()
     if path.is_dir():
-        return load_directory(model, path, place, wanted, seed, attention_break, globs)
+        return load_directory(model, path, place, wanted, seed, attention_break, globs, sharding)
     if path.is_file():
         raise UsageError(
             f"{model} is a file, expected a model",
@@ -65,7 +86,7 @@ def load_target(
     if path.suffix == ".py":
         raise UsageError(f"script {model} doesn't exist", hint="give file.py:factory")
     if _HUB_ID.fullmatch(model) and not model.startswith("."):
-        return load_hub(model, place, wanted, seed, attention_break, globs)
+        return load_hub(model, place, wanted, seed, attention_break, globs, sharding)
     if "/" in model or model.startswith(("~", ".")):
         raise UsageError(f"no such directory: {model}", hint="a model directory holds config.json")
-    return load_preset(find_preset(model), place, wanted, seed, attention_break, globs)
+    return load_preset(find_preset(model), place, wanted, seed, attention_break, globs, sharding)

@@ -11,12 +11,15 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from bcg.errors import BcgError, ModelError, UsageError
-from bcg.models.build import build_target, quiet, seeded
+from bcg.models.build import build_target, quiet
 from bcg.models.presets import Preset
+from bcg.models.sharding import Sharding, apply_plan, plan_of, pretrained_options
+from bcg.models.weights import make_weights
 from bcg.report import ModelSource, Weights
+from bcg.structure import local_bytes
 from bcg.target import Target, first_line
 
 GIB = 2**30
@@ -29,10 +32,11 @@ def load_preset(
     seed: int,
     attention_break: bool,
     break_globs: tuple[str, ...],
+    sharding: Sharding | None = None,
 ) -> Target:
     """Make a preset's target, with seeded random weights."""
     default = preset.dtype if device.type == "cuda" else preset.host_dtype
-    module = random_model(preset.name, preset_config(preset), device, dtype or getattr(torch, default), seed)
+    module = random_model(preset.name, preset_config(preset), device, dtype or getattr(torch, default), seed, sharding)
     return build_target(
         preset.name,
         module,
@@ -52,23 +56,29 @@ def preset_config(preset: Preset) -> PretrainedConfig:
     return config
 
 
-def random_model(name: str, config: PretrainedConfig, device: torch.device, dtype: torch.dtype, seed: int) -> nn.Module:
+def random_model(
+    name: str,
+    config: PretrainedConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int,
+    sharding: Sharding | None = None,
+) -> nn.Module:
     """Build a model with seeded random weights, directly on the device: no host copy, no host work.
 
-    The architecture's own initialization runs, on the device, so special parameters (Mamba's decays, routing
-    biases, rotary frequencies) are sane. The global random state is left as it was.
+    A sharded model has the values of the whole one: see `bcg.models.weights`.
 
     Raises:
-        ModelError: If the weights don't fit on the device, or the architecture can't be built.
+        ModelError: If the weights don't fit on the device, or the architecture can't be built or sharded.
     """
     with quiet():
         try:
-            options = {"dtype": dtype, **attention_options(config)}
             with torch.device("meta"):
-                shape = AutoModel.from_config(config, **options)
-            check_memory(name, shape, device)
-            with torch.device(device), seeded(seed, device):
-                model: nn.Module = AutoModel.from_config(config, **options)
+                model: PreTrainedModel = AutoModel.from_config(config, dtype=dtype, **attention_options(config))
+            if sharding is not None:
+                apply_plan(name, model, plan_of(name, model, sharding), sharding, device.type)
+            check_memory(name, model, device)
+            make_weights(model, device, seed)
         except BcgError:
             raise
         except torch.OutOfMemoryError as error:
@@ -77,7 +87,8 @@ def random_model(name: str, config: PretrainedConfig, device: torch.device, dtyp
             raise ModelError(
                 f"transformers can't build {name} ({type(config).__name__}): {first_line(error)}"
             ) from error
-    return model
+    module: nn.Module = model
+    return module
 
 
 def attention_options(config: PretrainedConfig) -> dict[str, str]:
@@ -95,7 +106,7 @@ def check_memory(name: str, module: nn.Module, device: torch.device) -> None:
     Raises:
         ModelError: Saying what is needed and what is free.
     """
-    needed = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+    needed = local_bytes(module.parameters())
     free = _free_bytes(device)
     if free is not None and needed > free:
         raise ModelError(
@@ -124,6 +135,7 @@ def load_directory(
     seed: int,
     attention_break: bool,
     break_globs: tuple[str, ...],
+    sharding: Sharding | None = None,
 ) -> Target:
     """Load a local Hugging Face directory: weights from safetensors if there, else seeded random.
 
@@ -138,7 +150,7 @@ def load_directory(
         )
     if any(path.glob("*.safetensors")):
         return _load_pretrained(
-            name, path, "directory", device, dtype, attention_break, break_globs, local_files_only=True
+            name, path, "directory", device, dtype, attention_break, break_globs, sharding, local_files_only=True
         )
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True)
@@ -147,7 +159,7 @@ def load_directory(
     own = getattr(config, "dtype", None)
     default = torch.bfloat16 if device.type == "cuda" else torch.float32
     wanted = dtype or (own if isinstance(own, torch.dtype) else default)
-    module = random_model(name, config, device, wanted, seed)
+    module = random_model(name, config, device, wanted, seed, sharding)
     return build_target(
         name,
         module,
@@ -167,6 +179,7 @@ def load_hub(
     seed: int,
     attention_break: bool,
     break_globs: tuple[str, ...],
+    sharding: Sharding | None = None,
 ) -> Target:
     """Load a model by its hub id, from the network or the local cache.
 
@@ -174,7 +187,7 @@ def load_hub(
         ModelError: If it is not there, or there is no network.
     """
     del seed
-    return _load_pretrained(name, name, "hub", device, dtype, attention_break, break_globs)
+    return _load_pretrained(name, name, "hub", device, dtype, attention_break, break_globs, sharding)
 
 
 def _load_pretrained(
@@ -185,9 +198,11 @@ def _load_pretrained(
     dtype: torch.dtype | None,
     attention_break: bool,
     break_globs: tuple[str, ...],
+    sharding: Sharding | None,
     **options: Any,
 ) -> Target:
     weights: Weights = "safetensors"
+    sharded = pretrained_options(sharding)
     try:
         with quiet():
             config = AutoConfig.from_pretrained(location, **options)
@@ -197,8 +212,11 @@ def _load_pretrained(
                 dtype=dtype or "auto",
                 use_safetensors=True,
                 **attention_options(config),
+                **sharded,
                 **options,
-            ).to(device)
+            )
+            if not sharded:
+                module = module.to(device)
     except torch.OutOfMemoryError as error:
         raise ModelError(f"the weights of {name} do not fit on {device}: {first_line(error)}") from error
     except Exception as error:

@@ -12,6 +12,7 @@ from bcg.report.common import (
     Environment,
     ModelInfo,
     OptionValue,
+    RankRow,
     ReportWarning,
     SegmentRow,
     check_map,
@@ -69,6 +70,7 @@ class CaptureReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind",
         map: Its steps in execution order, as ``segment:0``, ``break:0``, … (indices of the rows).
         automatic_breaks: Those that nobody asked for, and why they are there.
         cards: Findings that are no obstacle to the capture but may make a replay wrong.
+        ranks: A row from each process that the model is sharded over; empty for one process.
         workload: What the buckets do to the workload that they were chosen for, first, and other lists do.
     """
 
@@ -83,6 +85,7 @@ class CaptureReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind",
     segments: list[SegmentRow] = []
     breaks: list[BreakRow] = []
     warnings: list[ReportWarning] = []
+    ranks: list[RankRow] = []
     automatic_breaks: list[AutomaticBreak] = []
     cards: list[Card] = []
     workload: list[BucketFitRow] = []

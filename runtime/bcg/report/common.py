@@ -8,7 +8,7 @@ import msgspec
 
 SCHEMA_VERSION = 1
 
-BreakSource: TypeAlias = Literal["attention", "mixer", "rule", "decorator", "explicit", "automatic"]
+BreakSource: TypeAlias = Literal["attention", "mixer", "rule", "decorator", "explicit", "automatic", "collective"]
 ModelSource: TypeAlias = Literal["preset", "directory", "hub", "factory"]
 Weights: TypeAlias = Literal["random", "safetensors", "user"]
 OptionValue: TypeAlias = str | int | float | bool | list[str | int] | None
@@ -107,6 +107,24 @@ def check_map(steps: list[str], segments: list[SegmentRow], breaks: list[BreakRo
     unknown = next((step for step in steps if step not in known), None)
     if unknown is not None:
         raise ValueError(f"`map` names {unknown[:60]}, which is not among its segments and breaks")
+
+
+class RankRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What one rank of a sharded model captured: sums over its buckets, steps of the one that the map shows.
+
+    Attributes:
+        device: Its own name.
+        weight_bytes: Parameters that this rank holds.
+    """
+
+    rank: int
+    device: str
+    num_segments: int
+    num_breaks: int
+    capture_ms: float
+    pool_bytes: int
+    driver_bytes: int
+    weight_bytes: int
 
 
 class ReportWarning(msgspec.Struct, frozen=True, kw_only=True):

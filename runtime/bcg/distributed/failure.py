@@ -1,0 +1,89 @@
+"""How a rank's own error gets out of a run: to the other ranks, and to the launcher.
+
+torch's elastic agent names a file for each rank's error and reads them all when a rank has failed; the record holds
+the time, so the first one is known. `launch.py` reads it, and so does `torchrun`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bcg.distributed.member import log_path
+from bcg.errors import BcgError
+
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+
+
+class PeerLost(BcgError):
+    """Another rank failed, is gone, or does not come: the cause lies there, not here."""
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Why a rank ended the run.
+
+    Attributes:
+        rank: Which.
+        message: One line.
+        hint: What to do next.
+        exit_code: Of the whole run.
+        is_own: Whether the cause lies in this rank, and not in one that it waited for.
+    """
+
+    rank: int
+    message: str
+    hint: str | None = None
+    exit_code: int = 1
+    is_own: bool = True
+
+    def for_user(self, run_id: str) -> Failure:
+        """Return it with the rank in its message and the rank's log in its hint.
+
+        Wrong usage, and checks that failed, are the same on all ranks.
+        """
+        log = log_path(run_id, self.rank)
+        hints = [self.hint, f"the log of rank {self.rank} is {log}" if log.is_file() else None]
+        message = f"rank {self.rank}: {self.message}" if self.exit_code == 1 else self.message
+        return msgspec.structs.replace(self, message=message, hint="; ".join(filter(None, hints)) or None)
+
+    def encode(self) -> str:
+        return msgspec.json.encode(self).decode()
+
+    @classmethod
+    def decode(cls, text: str) -> Failure:
+        return msgspec.json.decode(text, type=cls)
+
+
+def lies_elsewhere(error: BaseException) -> bool:
+    """Tell whether an error says that another rank is gone, in bcg's words or a backend's."""
+    if isinstance(error, PeerLost):
+        return True
+    text = str(error)
+    return not isinstance(error, BcgError) and any(name in text for name in ("gloo", "NCCL", "TCPStore"))
+
+
+def write_failure(failure: Failure) -> None:
+    """Leave a rank's failure where torch's elastic agent looks for it."""
+    path = os.environ.get(ERROR_FILE)
+    if path is None:
+        return
+    record: dict[str, Any] = {
+        "message": {
+            "message": failure.message,
+            "extraInfo": {"py_callstack": "", "timestamp": str(int(time.time()))},
+            "bcg": msgspec.to_builtins(failure),
+        }
+    }
+    Path(path).write_text(json.dumps(record))
+
+
+def read_failure(record: Any) -> Failure | None:
+    """Read what `write_failure` wrote; None if it was somebody else."""
+    message = record.get("message") if isinstance(record, dict) else None
+    told = message.get("bcg") if isinstance(message, dict) else None
+    return None if told is None else msgspec.convert(told, type=Failure)

@@ -1,0 +1,81 @@
+"""Starting the ranks of a run on this machine, through torch's elastic launcher."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import tempfile
+import uuid
+from collections.abc import Sequence
+
+from bcg.distributed.failure import Failure, read_failure
+from bcg.distributed.member import RUN_PREFIX
+from bcg.errors import BcgError
+
+
+class RankFailed(BcgError):
+    """A rank ended the run; the message is that rank's own."""
+
+    def __init__(self, message: str, *, hint: str | None, exit_code: int) -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = exit_code
+
+
+def launch(num_ranks: int, module: str, args: Sequence[str]) -> None:
+    """Run ``python -m module args…`` in that many processes and wait for all of them.
+
+    When one fails the others are ended: asked first, killed after 30 seconds.
+
+    Raises:
+        RankFailed: A rank failed; if several did, the one whose own fault it is.
+        KeyboardInterrupt: The run was interrupted; all ranks have ended.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    # What its agent logs about a failed rank is said better below.
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    run_id = f"{RUN_PREFIX}{uuid.uuid4().hex[:12]}"
+    with tempfile.TemporaryDirectory(prefix="bcg-launch-") as folder:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=num_ranks,
+            run_id=run_id,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            local_addr="localhost",
+            max_restarts=0,
+            monitor_interval=0.1,
+            logs_specs=DefaultLogsSpecs(log_dir=folder),
+        )
+        try:
+            elastic_launch(config, sys.executable)("-m", module, *args)
+        except ChildFailedError as error:
+            raise _rank_failed(run_id, dict(error.failures)) from None
+        except SignalException as error:
+            if error.sigval == signal.SIGINT:
+                raise KeyboardInterrupt from None
+            raise BcgError(f"the run was ended by {error.sigval.name}") from None
+
+
+def _rank_failed(run_id: str, failures: dict[int, object]) -> RankFailed:
+    told = [_told(rank, failure) for rank, failure in failures.items()]
+    failure = next((failure for failure in told if failure.is_own), told[0])
+    shown = failure.for_user(run_id)
+    return RankFailed(shown.message, hint=shown.hint, exit_code=shown.exit_code)
+
+
+def _told(rank: int, failure: object) -> Failure:
+    """Return what a rank told before it ended, or, where it could tell nothing, how it ended."""
+    record = read_failure({"message": getattr(failure, "message", None)})
+    if record is not None:
+        return record
+    exit_code: int = getattr(failure, "exitcode", 1)
+    if exit_code == -signal.SIGTERM:  # ended by the agent, after another rank had failed
+        return Failure(rank, "was ended", is_own=False)
+    if exit_code < 0:
+        return Failure(rank, f"was killed by {signal.Signals(-exit_code).name}")
+    return Failure(rank, f"ended with exit code {exit_code}")

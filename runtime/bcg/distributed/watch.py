@@ -1,0 +1,93 @@
+"""A thread beside each rank's work: ends the process when the rank stands still, or when another one is gone.
+
+The main thread of a rank may hang where no exception reaches it: in a collective that another rank never enters, or
+in a wait for a GPU on which such a collective runs.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from bcg.distributed.failure import Failure
+from bcg.distributed.world import GRACE_S, World
+
+_TORCH = str(Path(torch.__file__).parent)
+
+
+class Watch(threading.Thread):
+    """Watches the thread that makes it.
+
+    Args:
+        world: Of this rank.
+        end: Ends the process because of a failure; called on the watching thread.
+    """
+
+    def __init__(self, world: World, end: Callable[[Failure], None]) -> None:
+        super().__init__(name="bcg rank watch", daemon=True)
+        self._world = world
+        self._end = end
+        self._watched = threading.get_ident()
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Stop watching; the work is done."""
+        self._stopped.set()
+        self.join()
+
+    def run(self) -> None:
+        pause = min(0.5, self._world.timeout_s / 10)
+        gone_since: float | None = None
+        while not self._stopped.wait(pause):
+            failure = self._stall() or self._loss_of_launcher()
+            if failure is None and (other := self._world.failure()) is not None and other.rank != self._world.rank:
+                gone_since = gone_since or time.monotonic()
+                if time.monotonic() - gone_since > GRACE_S:
+                    failure = self._of_others(f"rank {other.rank} failed: {other.message}")
+            if failure is not None and not self._stopped.is_set():
+                self._end(failure)
+                return
+
+    def _stall(self) -> Failure | None:
+        world = self._world
+        stands_s = time.monotonic() - world.since
+        if world.is_waiting or stands_s < world.timeout_s:
+            return None
+        frame = sys._current_frames().get(self._watched)
+        line = _users_line(frame)
+        where = f"{world.place}, {line}" if line else world.place
+        if not _is_in_torch(frame):
+            message = f"no progress for {world.timeout_s:g} s since {where}"
+            return Failure(world.rank, message, hint="a larger --rank-timeout waits longer")
+        if stands_s < world.timeout_s + GRACE_S:
+            return None
+        others = "; ".join(
+            f"rank {rank} was last at {world.last_place(rank)}" for rank in range(world.size) if rank != world.rank
+        )
+        return self._of_others(f"rank {world.rank} has waited {world.timeout_s:g} s in torch since {where}; {others}")
+
+    def _loss_of_launcher(self) -> Failure | None:
+        try:
+            self._world.failure()
+        except (RuntimeError, OSError) as error:
+            return self._of_others(f"the launcher of rank {self._world.rank} is gone: {error}".splitlines()[0])
+        return None
+
+    def _of_others(self, message: str) -> Failure:
+        return Failure(self._world.rank, message, is_own=False)
+
+
+def _is_in_torch(frame: FrameType | None) -> bool:
+    return frame is not None and frame.f_code.co_filename.startswith(_TORCH)
+
+
+def _users_line(frame: FrameType | None) -> str | None:
+    while frame is not None and _is_in_torch(frame):
+        frame = frame.f_back
+    return None if frame is None else f"in {frame.f_code.co_name} ({frame.f_code.co_filename}:{frame.f_lineno})"
