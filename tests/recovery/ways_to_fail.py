@@ -201,7 +201,6 @@ DRIVER_WAYS: dict[str, Way] = {
         ("query", in_segment, lambda t: torch.cuda.current_stream().query()),
         ("legacy stream", in_segment, _on_the_legacy_stream),
         ("unforked stream", in_segment, _on_an_unforked_stream),
-        ("random state", in_segment, lambda t: torch.cuda.get_rng_state()),
         ("seed", in_segment, lambda t: torch.cuda.initial_seed()),
         ("unknown generator", in_segment, lambda t: t.normal_(generator=torch.Generator(t.device))),
     )
