@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from bcg.breaks import BreakLabel
 from bcg.device import find_device
 from bcg.device.base import Device, Pool, Recording, SegmentContents
 from bcg.errors import ReplayError
-from bcg.tape import SegmentTape
+from bcg.tape import FirstRead, SegmentTape
 
 
 class Step(Protocol):
@@ -185,6 +185,14 @@ class BreakableCUDAGraph:
     def pool(self) -> Pool | None:
         """The pool of the last capture; other captures may share it."""
         return self._pool
+
+    def moved_externals(self) -> Iterator[tuple[Tensor, FirstRead]]:
+        """Yield the externals whose memory was freed or exchanged since the capture (hazard S5); see `SegmentTape`.
+
+        A replay would read garbage, or crash. It does not look by itself: that would cost time at every replay.
+        """
+        for segment in self.segments:
+            yield from segment.tape.moved_externals()
 
     def register_generator(self, generator: torch.Generator) -> None:
         """Let segments draw from `generator`, besides the default one; to be called before the capture."""

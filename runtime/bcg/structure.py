@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -64,6 +65,11 @@ def local_bytes(tensors: Iterable[Tensor]) -> int:
 def storage_key(tensor: Tensor) -> int:
     """Identify the storage of `tensor`; stable for as long as the storage, or a weak reference to it, lives."""
     return int(tensor.untyped_storage()._cdata)
+
+
+def storage_address(tensor: Tensor) -> int:
+    """Return where the memory of `tensor` begins; 0 for memory that was freed or never was."""
+    return 0 if isinstance(tensor, FakeTensor) else tensor.untyped_storage().data_ptr()
 
 
 def storage_bytes(tensor: Tensor) -> Tensor:

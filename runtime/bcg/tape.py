@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bcg.collectives import is_collective, only_wraps, run_as_break
 from bcg.device.base import Device, Recorder
 from bcg.errors import HostReadError, Place
-from bcg.structure import is_wrapped, storage_key, tensors_in
+from bcg.structure import is_wrapped, storage_address, storage_key, tensors_in
 
 HOST_READ_HINT = (
     "run the function that reads it as a break (@eager_on_graph, or --break with the module's path), "
@@ -55,6 +55,13 @@ class Operation(NamedTuple):
         return Place(self.name, self.module or None, f"{self.file}:{self.line}" if self.file else None)
 
 
+class FirstRead(NamedTuple):
+    """Who read an external first, and where its memory was then."""
+
+    operation: Operation
+    address: int
+
+
 @dataclass
 class SegmentTape:
     """What one segment reads, writes and allocates.
@@ -62,18 +69,27 @@ class SegmentTape:
     Attributes:
         operations: In program order.
         externals: Tensors that it reads and that the capture did not make, by storage; held here.
+        first_reads: Of the externals, by storage.
         written_externals: Keys of those that it also writes.
         allocated_bytes: Sum of the storages that its operations made.
     """
 
     operations: list[Operation] = field(default_factory=list)
     externals: dict[int, Tensor] = field(default_factory=dict)
+    first_reads: dict[int, FirstRead] = field(default_factory=dict)
     written_externals: set[int] = field(default_factory=set)
     allocated_bytes: int = 0
 
     @property
     def external_bytes(self) -> int:
         return sum(tensor.untyped_storage().nbytes() for tensor in self.externals.values())
+
+    def moved_externals(self) -> Iterator[tuple[Tensor, FirstRead]]:
+        """Yield the externals whose memory was freed or exchanged after the capture: the segment reads garbage."""
+        for key, tensor in self.externals.items():
+            first_read = self.first_reads[key]
+            if storage_address(tensor) != first_read.address:
+                yield tensor, first_read
 
 
 class Tape:
@@ -156,7 +172,7 @@ class Tape:
             self._refuse_host_read(function, traits, args, kwargs, given)
         operation = self._operation(str(function))
         segment.operations.append(operation)
-        given_keys = self._note_reads(segment, given)
+        given_keys = self._note_reads(segment, given, operation)
         if traits.writes:
             self._note_writes(segment, function, args, kwargs)
         result = self._recorder.execute(function, args, kwargs)
@@ -168,13 +184,14 @@ class Tape:
                 segment.allocated_bytes += storage.nbytes()
         return result
 
-    def _note_reads(self, segment: SegmentTape, given: list[Tensor]) -> set[int]:
+    def _note_reads(self, segment: SegmentTape, given: list[Tensor], operation: Operation) -> set[int]:
         keys = set()
         for tensor in given:
             key = storage_key(tensor)
             keys.add(key)
             if key not in self._made and key not in segment.externals:
                 segment.externals[key] = tensor
+                segment.first_reads[key] = FirstRead(operation, storage_address(tensor))
         return keys
 
     def _note_writes(self, segment: SegmentTape, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

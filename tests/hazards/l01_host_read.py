@@ -1,37 +1,22 @@
 """L1: the host reads a device value. Healthy: the value stays on the device."""
 
-from __future__ import annotations
-
-from collections import OrderedDict
-from collections.abc import Callable
-
-import torch
+from planted import between_layers
 from torch import Tensor, nn
 
-WIDTH = 8
 
-
-class Scale(nn.Module):
-    def __init__(self, largest: Callable[[Tensor], Tensor | float]) -> None:
-        super().__init__()
-        self.largest = largest
-
+class ReadsNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return x / (1 + self.largest(x))
+        return x / (1 + x[0].norm().item())
 
 
-def make_inputs(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, Tensor]:
-    return {"input": torch.rand(num_tokens, WIDTH, device=device, generator=generator)}
+class KeepsNorm(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x / (1 + x.norm(dim=-1, keepdim=True))
 
 
-def build(largest: Callable[[Tensor], Tensor | float]) -> tuple[nn.Module, object]:
-    parts = OrderedDict(before=nn.Linear(WIDTH, WIDTH), scale=Scale(largest), after=nn.Linear(WIDTH, WIDTH))
-    return nn.Sequential(parts), make_inputs
+def faulty():
+    return between_layers(ReadsNorm())
 
 
-def faulty() -> object:
-    return build(lambda x: x.norm().item())
-
-
-def healthy() -> object:
-    return build(lambda x: x.norm(dim=-1, keepdim=True))
+def healthy():
+    return between_layers(KeepsNorm())

@@ -225,6 +225,13 @@ class _Verifier:
         graph = runner.graphs[trial.tokens]
         num_before = graph.num_replays
         self._state.restore(self._base)
+        for tensor, first_read in graph.moved_externals():
+            verdict.failed.append(trial)
+            verdict.errors.append(
+                f"a tensor of {tuple(tensor.shape)} that {first_read.operation.place} reads was freed or moved"
+            )
+            verdict.comparison = verdict.comparison.joined(APART)
+            return
         assert runner.pool is not None
         self._device.poison(runner.pool)
         try:
