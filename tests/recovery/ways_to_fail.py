@@ -134,7 +134,9 @@ def _nested_capture(x: Tensor) -> None:
         x + 1
 
 
-_out_of_memory = torch.OutOfMemoryError("planted: out of memory")
+def _out_of_memory(t: Tensor) -> None:
+    raise torch.OutOfMemoryError("planted: out of memory")
+
 
 WAYS: dict[str, Way] = {
     "body": (in_segment(lambda t: _raise(OwnError())), (OwnError,)),
@@ -167,8 +169,8 @@ WAYS: dict[str, Way] = {
         in_segment(swallowed(eager_on_graph(lambda t: _raise(OwnError())))),
         (CaptureError,),
     ),
-    "out of memory, as a module says it": (in_segment(lambda t: _raise(_out_of_memory)), (torch.OutOfMemoryError,)),
-    "out of memory in a break": (in_break(lambda t: _raise(_out_of_memory)), (torch.OutOfMemoryError,)),
+    "out of memory, as a module says it": (in_segment(_out_of_memory), (torch.OutOfMemoryError,)),
+    "out of memory in a break": (in_break(_out_of_memory), (torch.OutOfMemoryError,)),
     "out of memory": (in_later_segment(lambda t: torch.empty(2**50, device=t.device)), (RuntimeError,)),
     "wrong shapes": (in_segment(lambda t: t @ torch.zeros(3, 3, device=t.device)), (RuntimeError,)),
     "wrong shapes in a break": (in_break(lambda t: t @ torch.zeros(3, 3, device=t.device)), (RuntimeError,)),
