@@ -41,7 +41,8 @@ from bcg_cli.options import (
 from bcg_cli.ranks import Ranks, talks
 
 if TYPE_CHECKING:
-    from bcg.runner import BucketCapture, GraphRunner
+    from bcg.runner import GraphRunner
+    from bcg.sweep import BucketCapture
     from bcg.target import Target
 
 

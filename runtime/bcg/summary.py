@@ -21,8 +21,9 @@ from bcg.report import (
     RankRow,
     SegmentRow,
 )
-from bcg.runner import BucketCapture, GraphRunner
+from bcg.runner import GraphRunner
 from bcg.structure import local_bytes
+from bcg.sweep import BucketCapture
 
 if TYPE_CHECKING:
     from bcg.diagnose import Diagnosis

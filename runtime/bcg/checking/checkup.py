@@ -22,8 +22,9 @@ from bcg.checking.verification import CHECK_SEED, BucketVerdict, Verification, v
 from bcg.errors import CheckFailure, UsageError
 from bcg.inputs import MakeInputs
 from bcg.report import Card, CheckBucket, CheckReport, CheckTiming, Divergence, OptionValue, ReportWarning, Verdict
-from bcg.runner import BucketCapture, GraphRunner
+from bcg.runner import GraphRunner
 from bcg.summary import environment
+from bcg.sweep import BucketCapture
 from bcg.target import Target
 
 

@@ -20,8 +20,9 @@ from bcg.checking.trace import ForwardTrace, trace_forward
 from bcg.graph import BreakableCUDAGraph
 from bcg.inputs import Batch
 from bcg.report import Card
-from bcg.runner import INPUT_SEED, GraphRunner
+from bcg.runner import GraphRunner
 from bcg.structure import tensors_in
+from bcg.sweep import INPUT_SEED
 from bcg.tape import Operation
 from bcg.target import make_batch
 

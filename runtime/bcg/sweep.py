@@ -1,0 +1,227 @@
+"""A sweep: a target captured at one bucket after another, the largest first, into one pool."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from bcg.alignment import Dropped
+from bcg.breaks import BreakLabel, call_break
+from bcg.capture import BreakableCUDAGraphCapture
+from bcg.closure import explains, module_tensors
+from bcg.collectives import CollectiveWatch
+from bcg.context import ForwardContext, forward_context
+from bcg.device.base import Device, Pool
+from bcg.errors import BcgError, CaptureError
+from bcg.graph import BreakableCUDAGraph
+from bcg.inputs import StaticInputs
+from bcg.layout import plan_arenas
+from bcg.rehearsal import rehearse
+from bcg.structure import map_tensors, unowned_alias
+from bcg.target import Target, first_line, make_batch
+from bcg.warmup import cut_to, distinct_prefixes
+
+REHEARSED_LAYERS = 3
+"""Of each kind of layer, in the rehearsal that plans the pool: the third finds the pool as every later one does."""
+INPUT_SEED = 0
+"""Seed of the inputs that a bucket is captured with; replay must not depend on their values."""
+
+
+@dataclass(frozen=True)
+class BucketCapture:
+    """What the capture of one bucket took.
+
+    Attributes:
+        tokens: The bucket.
+        status: ``captured``, or ``out of memory``: then the smaller buckets are still tried.
+        warmup_ms: Wall time of the eager runs before the capture.
+        capture_ms: Wall time of the captured forward; the device's work in it is not waited for.
+        pool_bytes: Growth of the graph pool.
+        driver_bytes: Growth of device memory outside the caching allocator: the instantiated graphs.
+        eager_peak_bytes: Most bytes that the same forward allocates at once when it runs eagerly.
+        error: First line of what went wrong.
+    """
+
+    tokens: int
+    status: Literal["captured", "out of memory"]
+    warmup_ms: float = 0.0
+    capture_ms: float = 0.0
+    pool_bytes: int = 0
+    driver_bytes: int = 0
+    eager_peak_bytes: int | None = None
+    error: str | None = None
+
+
+class Sweep:
+    """Captures the buckets of a target, and owns what they share.
+
+    Args:
+        target: What is captured.
+        max_tokens: The largest bucket.
+        num_warmups: Eager runs before each capture; after the first bucket one run of each kind of layer.
+        tape: Whether the tape follows the first capture.
+        everything_eager: Run the whole forward as one break.
+
+    Attributes:
+        inputs: The static inputs of all buckets.
+        pool: The one pool; `None` before the first capture.
+        graphs: Captured so far, by bucket.
+        outputs: What the target returned in each capture; its memory is the pool's.
+    """
+
+    def __init__(
+        self, target: Target, max_tokens: int, *, num_warmups: int, tape: bool, everything_eager: bool
+    ) -> None:
+        self.target = target
+        self.inputs = StaticInputs(target.input_specs, max_tokens, target.device)
+        self.pool: Pool | None = None
+        self.graphs: dict[int, BreakableCUDAGraph] = {}
+        self.outputs: dict[int, Any] = {}
+        self._num_warmups = num_warmups
+        self._tape = tape
+        self._everything_eager = everything_eager
+        self._needs_tape = tape
+        self._prefixes = distinct_prefixes(target.module) if num_warmups else {}
+
+    def capture_bucket(self, tokens: int) -> BucketCapture:
+        """Warm up and capture one bucket; the largest comes first.
+
+        Raises:
+            CaptureError: It could not be captured; nothing of it is left.
+        """
+        ranks = self.target.alignment
+        if ranks is None:
+            return self._try_bucket(tokens)
+        ranks.begin(f"the bucket of {tokens} tokens")
+        result = self._try_bucket(tokens)
+        if result.status != "captured":
+            ranks.drop(result.error or result.status)
+        errors = ranks.exchange(None if result.status == "captured" else result.error)
+        failed = [rank for rank, error in enumerate(errors) if error is not None]
+        if not failed:
+            return result
+        if tokens in self.graphs:
+            self.graphs.pop(tokens).reset()
+            del self.outputs[tokens]
+        return BucketCapture(tokens, "out of memory", error=f"rank {failed[0]}: {errors[failed[0]]}")
+
+    def _try_bucket(self, tokens: int) -> BucketCapture:
+        try:
+            try:
+                return self._warm_up_and_capture(tokens)
+            except (torch.OutOfMemoryError, Dropped):
+                raise
+            except Exception:
+                if self._needs_tape or self.target.alignment is not None:
+                    raise
+                self._needs_tape = True  # the tape says where and why
+                return self._warm_up_and_capture(tokens)
+        except torch.OutOfMemoryError as error:
+            return BucketCapture(tokens, "out of memory", error=first_line(error))
+        except Dropped:
+            return BucketCapture(tokens, "out of memory")
+        except BcgError as error:
+            place, hazard = getattr(error, "place", None), getattr(error, "hazard", None)
+            raise CaptureError(
+                f"bucket of {tokens} tokens: {error.message}", hint=error.hint, place=place, hazard=hazard
+            ) from error
+        except Exception as error:
+            where = f", {error.__notes__[0]}" if getattr(error, "__notes__", None) else ""
+            raise CaptureError(
+                f"bucket of {tokens} tokens: {type(error).__name__}: {first_line(error)}{where}",
+                hint="see --traceback; the forward must run eagerly at this size before it can be captured",
+            ) from error
+
+    def _warm_up_and_capture(self, tokens: int) -> BucketCapture:
+        graph = BreakableCUDAGraph(self.target.device)
+        device = graph.device
+        generator = torch.Generator(self.target.device).manual_seed(INPUT_SEED)
+        batch = make_batch(self.target, (tokens,), generator)
+        self.inputs.load(batch.inputs, tokens, tokens)
+        views = self.inputs.views(tokens)
+        started = time.perf_counter()
+        with forward_context(ForwardContext((tokens,))), device.capture_stream():
+            with self._in_step():
+                peak_bytes = self._warm_up(device, views)
+                if self.pool is None:
+                    self.pool = device.new_pool(self._plan_pool(device, views))
+            if not self.graphs:
+                device.empty_cache()  # what the largest warm-up used is what the pool will need
+            before = device.memory(self.pool)
+            warmed_up = time.perf_counter()
+            known = None if self._needs_tape else self._known_externals()
+            ranks = self.target.alignment
+            capture = BreakableCUDAGraphCapture(
+                graph,
+                self.pool,
+                # The watchdog thread of NCCL asks for events at any time (hazard L7).
+                capture_error_mode="global" if ranks is None else "thread_local",
+                known_externals=known,
+                alignment=ranks,
+            )
+            with torch.inference_mode(), capture:
+                output = self._forward(views)
+            captured = time.perf_counter()
+        after = device.memory(self.pool)
+        if not self.graphs:
+            self._needs_tape = device.needs_tape or (self._tape and not explains(self._known_externals(), graph))
+            if self.target.alignment is not None:
+                self._needs_tape = any(self.target.alignment.exchange(self._needs_tape))
+        self.graphs[tokens] = graph
+        self.outputs[tokens] = map_tensors(unowned_alias, output)
+        return BucketCapture(
+            tokens,
+            "captured",
+            warmup_ms=(warmed_up - started) * 1e3,
+            capture_ms=(captured - warmed_up) * 1e3,
+            pool_bytes=after.pool_bytes - before.pool_bytes,
+            driver_bytes=after.driver_bytes - before.driver_bytes,
+            eager_peak_bytes=peak_bytes,
+        )
+
+    def _warm_up(self, device: Device, views: Mapping[str, torch.Tensor]) -> int | None:
+        """Run the target eagerly; return the most bytes that it allocated at once."""
+        if self.graphs and self._prefixes:
+            try:
+                with cut_to(self._prefixes):
+                    return device.peak_bytes(lambda: self.target(views))[0]
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:
+                if self.target.alignment is not None:
+                    raise  # all ranks warm up alike, or none goes on
+                self._prefixes = {}  # a model that does not run on fewer layers is warmed up whole
+        peak_bytes = None
+        for _ in range(self._num_warmups):
+            peak_bytes, _ = device.peak_bytes(lambda: self.target(views))
+        return peak_bytes
+
+    def _plan_pool(self, device: Device, views: Mapping[str, torch.Tensor]) -> tuple[int, ...]:
+        """Choose the arenas of the pool by a rehearsal of a few layers of each kind, which stand for all."""
+        if not device.splits_blocks:
+            return ()
+        lengths = {layers: min(len(layers), REHEARSED_LAYERS * prefix) for layers, prefix in self._prefixes.items()}
+        with cut_to(lengths), torch.inference_mode():
+            events = rehearse(lambda: self._forward(views), self.target.device.type)
+        return plan_arenas(events)
+
+    def _in_step(self) -> AbstractContextManager[Any]:
+        """Let ranks meet before every collective; compiled code does not run as such under a dispatch mode."""
+        ranks = self.target.alignment
+        if ranks is None or not self._tape:
+            return contextlib.nullcontext()
+        return CollectiveWatch(lambda name: ranks.meet(f"{name} while warming up"))
+
+    def _known_externals(self) -> list[torch.Tensor]:
+        return [*module_tensors(self.target.module), *self.inputs.buffers]
+
+    def _forward(self, views: Mapping[str, torch.Tensor]) -> Any:
+        if self._everything_eager:
+            return call_break(self.target, (views,), {}, BreakLabel(self.target.name, source="debug"))
+        return self.target(views)
