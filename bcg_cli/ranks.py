@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
-from bcg.distributed.failure import Failure, lies_elsewhere, write_failure
+from bcg.distributed.failure import Failure, failure_of, write_failure
 from bcg.distributed.member import Member, this_member
 from bcg.errors import UsageError
 from bcg_cli import console
@@ -131,7 +131,7 @@ def explain(error: Exception, message: str, hint: str | None, exit_code: int) ->
     """
     member = this_member()
     assert member is not None
-    _tell(member, Failure(member.rank, message, hint, exit_code, is_own=not lies_elsewhere(error)))
+    _tell(member, failure_of(error, member.rank, message, hint, exit_code))
     if _process.world is not None:
         _leave(exit_code)
 
@@ -150,7 +150,7 @@ def _tell(member: Member, failure: Failure) -> None:
     is_first = member.rank == 0
     if _process.world is not None:
         try:
-            is_first = _process.world.fail(failure)
+            is_first = _process.world.fail(failure) and failure.rank == member.rank
         except RuntimeError as error:
             console.note(f"the launcher's store is gone: {error}")
     if is_first and not member.is_started_by_bcg:

@@ -87,7 +87,9 @@ class Sweep:
         self._tape = tape
         self._everything_eager = everything_eager
         self._needs_tape = tape
-        self._prefixes = distinct_prefixes(target.module) if num_warmups else {}
+        # Ranks would have to agree on whether the model runs on fewer layers, so they warm up whole.
+        cuts_layers = num_warmups and target.alignment is None
+        self._prefixes = distinct_prefixes(target.module) if cuts_layers else {}
 
     def capture_bucket(self, tokens: int) -> BucketCapture:
         """Warm up and capture one bucket; the largest comes first.
@@ -102,14 +104,15 @@ class Sweep:
         result = self._try_bucket(tokens)
         if result.status != "captured":
             ranks.drop(result.error or result.status)
-        errors = ranks.exchange(None if result.status == "captured" else result.error)
-        failed = [rank for rank, error in enumerate(errors) if error is not None]
+        answers = ranks.exchange((result.error, self._needs_tape))
+        self._needs_tape = any(needs_tape for _, needs_tape in answers)
+        failed = [f"rank {rank}: {error}" for rank, (error, _) in enumerate(answers) if error is not None]
         if not failed:
             return result
         if tokens in self.graphs:
             self.graphs.pop(tokens).reset()
             del self.outputs[tokens]
-        return BucketCapture(tokens, "out of memory", error=f"rank {failed[0]}: {errors[failed[0]]}")
+        return BucketCapture(tokens, "out of memory", error=failed[0])
 
     def _try_bucket(self, tokens: int) -> BucketCapture:
         try:
@@ -171,8 +174,6 @@ class Sweep:
         after = device.memory(self.pool)
         if not self.graphs:
             self._needs_tape = device.needs_tape or (self._tape and not explains(self._known_externals(), graph))
-            if self.target.alignment is not None:
-                self._needs_tape = any(self.target.alignment.exchange(self._needs_tape))
         self.graphs[tokens] = graph
         self.outputs[tokens] = map_tensors(unowned_alias, output)
         return BucketCapture(
@@ -193,10 +194,8 @@ class Sweep:
                     return device.peak_bytes(lambda: self.target(views))[0]
             except torch.OutOfMemoryError:
                 raise
-            except Exception:
-                if self.target.alignment is not None:
-                    raise  # all ranks warm up alike, or none goes on
-                self._prefixes = {}  # a model that does not run on fewer layers is warmed up whole
+            except Exception:  # noqa: BLE001  a model that does not run on fewer layers is warmed up whole
+                self._prefixes = {}
         peak_bytes = None
         for _ in range(self._num_warmups):
             peak_bytes, _ = device.peak_bytes(lambda: self.target(views))

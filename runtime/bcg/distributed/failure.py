@@ -20,10 +20,6 @@ from bcg.errors import BcgError
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 
 
-class PeerLost(BcgError):
-    """Another rank failed, is gone, or does not come: the cause lies there, not here."""
-
-
 class Failure(msgspec.Struct, frozen=True):
     """Why a rank ended the run.
 
@@ -59,12 +55,43 @@ class Failure(msgspec.Struct, frozen=True):
         return msgspec.json.decode(text, type=cls)
 
 
-def lies_elsewhere(error: BaseException) -> bool:
-    """Tell whether an error says that another rank is gone, in bcg's words or a backend's."""
-    if isinstance(error, PeerLost):
-        return True
-    text = str(error)
-    return not isinstance(error, BcgError) and any(name in text for name in ("gloo", "NCCL", "TCPStore"))
+class PeerLost(BcgError):
+    """Another rank failed, is gone, or does not come: the cause lies there, not here.
+
+    Args:
+        message: One line.
+        hint: What to do next.
+        failure: What the other rank told, if it could.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, failure: Failure | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.failure = failure
+
+
+def failure_of(error: BaseException, rank: int, message: str, hint: str | None, exit_code: int) -> Failure:
+    """Describe why a rank ends: its own error, or that of the rank which it lost.
+
+    Args:
+        error: What ended it, with its causes.
+        rank: Of this process.
+        message: What to say of `error`.
+        hint: What to do next.
+        exit_code: Of the process.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, PeerLost) and cause.failure is not None:
+            return cause.failure
+        if isinstance(cause, PeerLost) or _is_of_backend(cause):
+            return Failure(rank, message, hint, exit_code, is_own=False)
+        cause = cause.__cause__
+    return Failure(rank, message, hint, exit_code)
+
+
+def _is_of_backend(error: BaseException) -> bool:
+    """Tell whether a communication backend says that it lost a peer."""
+    return isinstance(error, RuntimeError) and any(name in str(error) for name in ("gloo", "NCCL", "TCPStore"))
 
 
 def write_failure(failure: Failure) -> None:

@@ -35,6 +35,7 @@ class Watch(threading.Thread):
         self._end = end
         self._watched = threading.get_ident()
         self._stopped = threading.Event()
+        self._position: tuple[int, int] | None = None
 
     def stop(self) -> None:
         """Stop watching; the work is done."""
@@ -45,14 +46,22 @@ class Watch(threading.Thread):
         pause = min(0.5, self._world.timeout_s / 10)
         gone_since: float | None = None
         while not self._stopped.wait(pause):
+            self._count_loading_as_progress()
             failure = self._stall() or self._loss_of_launcher()
             if failure is None and (other := self._world.failure()) is not None and other.rank != self._world.rank:
                 gone_since = gone_since or time.monotonic()
                 if time.monotonic() - gone_since > GRACE_S:
-                    failure = self._of_others(f"rank {other.rank} failed: {other.message}")
+                    failure = other
             if failure is not None and not self._stopped.is_set():
                 self._end(failure)
                 return
+
+    def _count_loading_as_progress(self) -> None:
+        frame = sys._current_frames().get(self._watched)
+        position = None if frame is None else (id(frame), frame.f_lasti)
+        if position != self._position and not self._world.has_begun:
+            self._world.tick()
+        self._position = position
 
     def _stall(self) -> Failure | None:
         world = self._world

@@ -47,13 +47,14 @@ class World:
         place: Where this rank was last, in words.
         since: When that was (`time.monotonic`).
         is_waiting: Whether it waits for other ranks there.
+        has_begun: Whether ranks have met at all; before, they load, each at its own pace.
     """
 
     def __init__(self, member: Member, device: torch.device, timeout_s: float, store: Store) -> None:
         self._member = member
         self.device = device
         self.timeout_s = timeout_s
-        self.place, self.since, self.is_waiting = "the start", time.monotonic(), False
+        self.place, self.since, self.is_waiting, self.has_begun = "the start", time.monotonic(), False, False
         self._store = store
         self._attempt = self._meeting = self._exchange = 0
         self._begun = ""
@@ -112,7 +113,7 @@ class World:
         self._store.set(f"at/{self.rank}", place)
 
     def begin(self, what: str) -> None:
-        self._attempt, self._meeting, self._begun = self._attempt + 1, 0, what
+        self._attempt, self._meeting, self._begun, self.has_begun = self._attempt + 1, 0, what, True
         self.meet("the beginning")
 
     def meet(self, place: str) -> None:
@@ -121,12 +122,13 @@ class World:
         self.at(f"{place} of {self._begun}")
         places = [said.decode() for said in self._all(key, f"{self._begun}: {place}".encode())]
         if len(set(places)) > 1:
+            places = [said.removeprefix(f"{self._begun}: ") for said in places]
             # With more than two ranks the one that differs from most is the odd one out.
             usual = max(places, key=places.count)
             odd = next(rank for rank in reversed(range(self.size)) if places[rank] != usual)
             other = places.index(usual)
             raise CaptureError(
-                f"ranks differ: rank {odd} is at {places[odd]!r}, rank {other} at {usual!r}",
+                f"ranks differ (hazard S19): rank {odd} is at {places[odd]!r}, rank {other} at {usual!r}",
                 hint="give every rank the same model, buckets and breaks",
                 hazard="S19",
             )
@@ -191,4 +193,4 @@ class World:
             raise Dropped(self._store.get(dropped).decode())
         failure = self.failure()
         if failure is not None:
-            raise PeerLost(f"rank {failure.rank} failed: {failure.message}", hint=failure.hint)
+            raise PeerLost(f"rank {failure.rank} failed: {failure.message}", hint=failure.hint, failure=failure)
