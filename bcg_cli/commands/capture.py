@@ -42,6 +42,7 @@ from bcg_cli.ranks import Ranks, talks
 
 if TYPE_CHECKING:
     from bcg.runner import GraphRunner
+    from bcg.summary import CaptureLog
     from bcg.sweep import BucketCapture
     from bcg.target import Target
 
@@ -105,7 +106,7 @@ def capture(
         from bcg.diagnose import Diagnosis, failures_explained, load_with_breaks
         from bcg.models import load_target
         from bcg.runner import GraphRunner
-        from bcg.summary import capture_report
+        from bcg.summary import CaptureLog, rank_rows
 
         def load(with_attention_break: bool) -> Target:
             return load_target(
@@ -130,12 +131,24 @@ def capture(
         runner = GraphRunner(target)
         # Explaining runs the model again, and a rank can't do that alone.
         explained = contextlib.nullcontext() if world else failures_explained(target, buckets_for(target))
-        with explained:
-            results = _capture_buckets(runner, buckets_for(target), steps)
-        report = capture_report(runner, results, options, diagnosis, fits)
-        runner.reset()
+        log = CaptureLog(runner)
+        failure: BcgError | None = None
+        try:
+            with explained:
+                results = _capture_buckets(runner, buckets_for(target), steps, log)
+        except BcgError as error:
+            if world is not None or not log.num_captured:
+                raise
+            failure = error
+        if failure is None:
+            report = log.report(options, diagnosis, fits, rank_rows(runner, results))
+            runner.reset()
+        else:
+            report = log.report(options, diagnosis, fits)
     if talks(world):
         deliver(report, json, html)
+        if failure is not None:
+            raise failure
         _judge(report, expect_breaks)
 
 
@@ -152,11 +165,14 @@ def _fit_row(name: str, workload: Workload, buckets: Sequence[int]) -> BucketFit
     )
 
 
-def _capture_buckets(runner: GraphRunner, buckets: Sequence[int], steps: console.Steps) -> list[BucketCapture]:
+def _capture_buckets(
+    runner: GraphRunner, buckets: Sequence[int], steps: console.Steps, log: CaptureLog
+) -> list[BucketCapture]:
     steps.begin(f"capturing {max(buckets)} tokens", total=len(buckets))
     pending = sorted(buckets, reverse=True)
 
-    def show_next(_captured: object) -> None:
+    def show_next(result: BucketCapture) -> None:
+        log.add(result)
         pending.pop(0)
         steps.advance(f"capturing {pending[0]} tokens" if pending else "measuring")
 
@@ -165,9 +181,6 @@ def _capture_buckets(runner: GraphRunner, buckets: Sequence[int], steps: console
 
 def _judge(report: CaptureReport, expect_breaks: int | None) -> None:
     """Raises what the report's findings mean for the exit code."""
-    failed = [bucket for bucket in report.buckets if bucket.status == "failed"]
-    if failed:
-        raise BcgError(f"the capture of {failed[0].tokens} tokens failed: {failed[0].error}")
     captured = [bucket for bucket in report.buckets if bucket.status == "captured"]
     if not captured:
         raise BcgError("no bucket was captured: none fits into memory", hint="give smaller --tokens")

@@ -13,7 +13,7 @@ from bcg.buckets import pick_bucket
 from bcg.context import ForwardContext, forward_context
 from bcg.device import find_device
 from bcg.device.base import Pool
-from bcg.errors import CaptureError, ReplayError, UsageError
+from bcg.errors import BcgError, CaptureError, ReplayError, UsageError
 from bcg.graph import BreakableCUDAGraph
 from bcg.inputs import Batch
 from bcg.structure import map_tensors
@@ -83,7 +83,8 @@ class GraphRunner:
 
         Args:
             buckets: Token counts.
-            on_bucket: Called with each bucket's result as soon as it is there.
+            on_bucket: Called with each bucket's result as soon as it is there; with that of a failed one too,
+                before its error is raised.
 
         Returns:
             One result a bucket, in the order of capture.
@@ -111,7 +112,12 @@ class GraphRunner:
         results = []
         with _frozen_garbage():
             for tokens in ordered:
-                result = self._sweep.capture_bucket(tokens)
+                try:
+                    result = self._sweep.capture_bucket(tokens)
+                except BcgError as error:
+                    if on_bucket is not None:
+                        on_bucket(BucketCapture(tokens, "failed", error=error.message))
+                    raise
                 results.append(result)
                 if on_bucket is not None:
                     on_bucket(result)

@@ -45,42 +45,84 @@ def capture_report(
         diagnosis: What was found before the capture.
         workload: What the buckets do to the workload that they were chosen for.
     """
-    graphs = runner.graphs
-    captured = [result for result in results if result.status == "captured"]
-    map_tokens = max(graphs, default=0)
-    graph = graphs.get(map_tokens)
-    return CaptureReport(
-        environment=environment(runner.target.device),
-        model=runner.target.info,
-        options=dict(options),
-        buckets=[_bucket_row(result, graphs.get(result.tokens)) for result in results],
-        totals=CaptureTotals(
-            num_captured=len(captured),
-            capture_ms=sum(result.capture_ms for result in captured),
-            pool_bytes=sum(result.pool_bytes for result in captured),
-            driver_bytes=sum(result.driver_bytes for result in captured),
-            boundary_bytes=sum(_boundary_bytes(graph) for graph in graphs.values()),
-            eager_peak_bytes=max((result.eager_peak_bytes or 0 for result in captured), default=None),
-        ),
-        map_tokens=map_tokens,
-        map=_step_names(graph) if graph else [],
-        segments=[_segment_row(*numbered) for numbered in enumerate(graph.segments)] if graph else [],
-        breaks=[_break_row(*numbered) for numbered in enumerate(graph.breaks)] if graph else [],
-        warnings=list(runner.target.warnings),
-        automatic_breaks=list(diagnosis.automatic_breaks) if diagnosis else [],
-        cards=list(diagnosis.cards) if diagnosis else [],
-        workload=list(workload),
-        ranks=rank_rows(runner, captured),
-    )
+    log = CaptureLog(runner)
+    for result in results:
+        log.add(result)
+    return log.report(options, diagnosis, workload, rank_rows(runner, results))
 
 
-def rank_rows(runner: GraphRunner, captured: Sequence[BucketCapture]) -> list[RankRow]:
+class CaptureLog:
+    """Describes each bucket as soon as it is captured.
+
+    What it holds is plain data: when a later bucket fails, even so that the device is lost to the process, the
+    report of what came before can still be written.
+
+    Args:
+        runner: Captures; `add` is what it is given as `on_bucket`.
+    """
+
+    def __init__(self, runner: GraphRunner) -> None:
+        self._runner = runner
+        self._environment = environment(runner.target.device)
+        self._rows: list[CaptureBucket] = []
+        self._map: dict[str, Any] = {}
+
+    @property
+    def num_captured(self) -> int:
+        return sum(row.status == "captured" for row in self._rows)
+
+    def add(self, result: BucketCapture) -> None:
+        """Describe one bucket; the first captured one, which is the largest, is mapped too."""
+        graph = self._runner.graphs.get(result.tokens)
+        self._rows.append(_bucket_row(result, graph))
+        if graph is not None and not self._map:
+            self._map = {
+                "map_tokens": result.tokens,
+                "map": _step_names(graph),
+                "segments": [_segment_row(*numbered) for numbered in enumerate(graph.segments)],
+                "breaks": [_break_row(*numbered) for numbered in enumerate(graph.breaks)],
+            }
+
+    def report(
+        self,
+        options: Mapping[str, OptionValue],
+        diagnosis: Diagnosis | None = None,
+        workload: Sequence[BucketFitRow] = (),
+        ranks: Sequence[RankRow] = (),
+    ) -> CaptureReport:
+        """Return the report of all buckets so far; see `capture_report`."""
+        target = self._runner.target
+        captured = [row for row in self._rows if row.status == "captured"]
+        return CaptureReport(
+            environment=self._environment,
+            model=target.info,
+            options=dict(options),
+            buckets=list(self._rows),
+            totals=CaptureTotals(
+                num_captured=len(captured),
+                capture_ms=sum(row.capture_ms for row in captured),
+                pool_bytes=sum(row.pool_bytes for row in captured),
+                driver_bytes=sum(row.driver_bytes for row in captured),
+                boundary_bytes=sum(row.boundary_bytes for row in captured),
+                eager_peak_bytes=max((row.eager_peak_bytes or 0 for row in captured), default=None),
+            ),
+            **self._map,
+            warnings=list(target.warnings),
+            automatic_breaks=list(diagnosis.automatic_breaks) if diagnosis else [],
+            cards=list(diagnosis.cards) if diagnosis else [],
+            workload=list(workload),
+            ranks=list(ranks),
+        )
+
+
+def rank_rows(runner: GraphRunner, results: Sequence[BucketCapture]) -> list[RankRow]:
     """Return a row from every rank that the target is sharded over; to be called on all of them.
 
     Args:
         runner: After its `capture`.
-        captured: The buckets that were captured.
+        results: What `capture` returned.
     """
+    captured = [result for result in results if result.status == "captured"]
     target, graphs = runner.target, runner.graphs
     if target.alignment is None:
         return []

@@ -17,6 +17,7 @@ from bcg.capture import BreakableCUDAGraphCapture
 from bcg.closure import explains, module_tensors
 from bcg.collectives import CollectiveWatch
 from bcg.context import ForwardContext, forward_context
+from bcg.device import find_device
 from bcg.device.base import Device, Pool
 from bcg.errors import BcgError, CaptureError
 from bcg.graph import BreakableCUDAGraph
@@ -39,7 +40,8 @@ class BucketCapture:
 
     Attributes:
         tokens: The bucket.
-        status: ``captured``, or ``out of memory``: then the smaller buckets are still tried.
+        status: ``captured``, ``out of memory`` (then the smaller buckets are still tried) or ``failed`` (then they
+            are not).
         warmup_ms: Wall time of the eager runs before the capture.
         capture_ms: Wall time of the captured forward; the device's work in it is not waited for.
         pool_bytes: Growth of the graph pool.
@@ -49,7 +51,7 @@ class BucketCapture:
     """
 
     tokens: int
-    status: Literal["captured", "out of memory"]
+    status: Literal["captured", "out of memory", "failed"]
     warmup_ms: float = 0.0
     capture_ms: float = 0.0
     pool_bytes: int = 0
@@ -131,15 +133,22 @@ class Sweep:
             return BucketCapture(tokens, "out of memory")
         except BcgError as error:
             place, hazard = getattr(error, "place", None), getattr(error, "hazard", None)
+            hint = self._hint_if_lost() or error.hint
             raise CaptureError(
-                f"bucket of {tokens} tokens: {error.message}", hint=error.hint, place=place, hazard=hazard
+                f"bucket of {tokens} tokens: {error.message}", hint=hint, place=place, hazard=hazard
             ) from error
         except Exception as error:
             where = f", {error.__notes__[0]}" if getattr(error, "__notes__", None) else ""
             raise CaptureError(
                 f"bucket of {tokens} tokens: {type(error).__name__}: {first_line(error)}{where}",
-                hint="see --traceback; the forward must run eagerly at this size before it can be captured",
+                hint=self._hint_if_lost()
+                or "see --traceback; the forward must run eagerly at this size before it can be captured",
             ) from error
+
+    def _hint_if_lost(self) -> str | None:
+        if not find_device(self.target.device).is_lost():
+            return None
+        return "the error has cost this process the GPU: nothing more can be run on it; start again without this size"
 
     def _warm_up_and_capture(self, tokens: int) -> BucketCapture:
         graph = BreakableCUDAGraph(self.target.device)

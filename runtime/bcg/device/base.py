@@ -156,6 +156,9 @@ class Device(Protocol):
     def order_after(self, stream: Any) -> None:
         """Make the current stream wait for the work launched so far on `stream`."""
 
+    def is_lost(self) -> bool:
+        """Tell whether an error, such as an illegal access, has made the device unusable to this process."""
+
     def synchronize(self) -> None:
         """Wait until all work on the device is done."""
 

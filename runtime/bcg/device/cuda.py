@@ -330,6 +330,13 @@ class CudaDevice:
         other = torch.cuda.ExternalStream(int(stream), device=self._index)
         torch.cuda.current_stream(self._index).wait_stream(other)
 
+    def is_lost(self) -> bool:
+        try:
+            torch.cuda.synchronize(self._index)
+        except RuntimeError:
+            return True
+        return False
+
     def synchronize(self) -> None:
         torch.cuda.synchronize(self._index)
 

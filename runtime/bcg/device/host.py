@@ -244,6 +244,9 @@ class HostDevice:
     def order_after(self, stream: Any) -> None:
         return None
 
+    def is_lost(self) -> bool:
+        return False
+
     def synchronize(self) -> None:
         return None
 
