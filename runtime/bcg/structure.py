@@ -72,6 +72,11 @@ def storage_address(tensor: Tensor) -> int:
     return 0 if isinstance(tensor, FakeTensor) else tensor.untyped_storage().data_ptr()
 
 
+def is_freed(tensor: Tensor) -> bool:
+    """Tell whether somebody gave back the memory of `tensor` under it, as ``storage.resize_(0)`` does."""
+    return tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0
+
+
 def storage_bytes(tensor: Tensor) -> Tensor:
     """Return the whole storage of `tensor` as a flat uint8 tensor that shares its memory."""
     return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())

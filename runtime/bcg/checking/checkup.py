@@ -12,7 +12,7 @@ from torch import nn
 
 from bcg.buckets import check_buckets, default_buckets
 from bcg.checking import findings
-from bcg.checking.advance import advanced_tensors
+from bcg.checking.advance import find_advanced
 from bcg.checking.compare import Comparison, Tolerance
 from bcg.checking.locate import Recapture, locate, locate_leak
 from bcg.checking.plan import Trial
@@ -148,6 +148,7 @@ class _Check:
         self._on_step = on_step
         self._state = ModelState(target.module)
         self._runner = GraphRunner(target)
+        self._warnings: list[ReportWarning] = []
 
     def run(
         self, buckets: Sequence[int], num_rounds: int, locates: bool, options: dict[str, OptionValue]
@@ -175,7 +176,7 @@ class _Check:
             buckets=sorted(rows, key=lambda row: row.tokens),
             spread=verification.spread,
             findings=cards,
-            warnings=[*self._target.warnings, *self._warnings(results)],
+            warnings=[*self._target.warnings, *self._warnings, *self._what_to_know(results)],
             timing=CheckTiming(
                 capture_ms=(captured - started) * 1e3,
                 eager_ms=verification.eager_ms,
@@ -194,12 +195,10 @@ class _Check:
         cards = findings.state_cards(root, verification, after, pool)
         cards = list(dict.fromkeys([*cards, *findings.pool_cards(root, verification)]))
         divergences: dict[int, Divergence] = {}
-        for path in advanced_tensors(self._runner, self._state, before, after):
-            module, attribute = findings.split_path(root, path)
-            line = findings.attribute_line(root, module, attribute)
-            title = f"{path} has moved on before the first replay: warm-up and capture changed it in place"
-            cards.append(findings.make_card("S13", title, module=module, source_line=line))
-        failed = [trial for bucket in verification.buckets for trial in bucket.failed]
+        advanced = find_advanced(self._runner, self._state, before, after)
+        cards += [findings.advanced_card(root, path) for path in advanced.harmful]
+        self._warnings += [findings.advanced_warning(path) for path in advanced.harmless]
+        failed = [trial for bucket in verification.buckets for trial in [*bucket.failed, *bucket.freed]]
         if failed:
             cards += self._explain_mismatch(verification, failed, locates, divergences)
         elif verification.verdict == "mismatch":
@@ -224,7 +223,9 @@ class _Check:
         recapture = locate(self._target, trial, list(self._runner.graphs), self._state, base, self._tolerance)
         if recapture.divergence is not None:
             divergences[trial.tokens] = recapture.divergence
-        card = suspect(gather(self._runner, recapture.runner, trial, self._state, base))
+        freed = next((bucket.freed[trial] for bucket in verification.buckets if trial in bucket.freed), None)
+        evidence = gather(self._runner, recapture.runner, trial, self._state, base, freed=freed)
+        card = suspect(evidence)
         return [card or self._unexplained(trial, recapture, errors)]
 
     def _unexplained(self, trial: Trial, recapture: Recapture, errors: Sequence[str]) -> Card:
@@ -251,7 +252,7 @@ class _Check:
         line = "" if module is None else findings.module_line(self._target.module, module)
         return [findings.leak_card(verification, leak, module or "", line)]
 
-    def _warnings(self, results: Sequence[BucketCapture]) -> list[ReportWarning]:
+    def _what_to_know(self, results: Sequence[BucketCapture]) -> list[ReportWarning]:
         rules = self._target.break_rules
         in_breaks = [*rules.mixers, *(path for paths in rules.globs.values() for path in paths)]
         warnings = findings.hook_warnings(self._target.module, in_breaks)

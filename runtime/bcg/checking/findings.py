@@ -86,6 +86,23 @@ def _kept_card(root: nn.Module, module: str, attribute: str) -> Card:
     return make_card("S11", title, module=module, source_line=attribute_line(root, module, attribute))
 
 
+def advanced_card(root: nn.Module, path: str) -> Card:
+    """Name a tensor that captures changed in place, to the effect that forwards go on otherwise (S13)."""
+    module, attribute = split_path(root, path)
+    title = f"{path} has moved on before the first replay: warm-up and capture changed it in place"
+    return make_card("S13", title, module=module, source_line=attribute_line(root, module, attribute))
+
+
+def advanced_warning(path: str) -> ReportWarning:
+    """Warn of a tensor that captures changed in place, which only the tensor itself shows (S13)."""
+    return ReportWarning(
+        code="S13",
+        message=f"{path} has moved on before the first replay; no result depends on it",
+        cause=HAZARDS["S13"].cause,
+        remedy=HAZARDS["S13"].remedy,
+    )
+
+
 def leak_card(verification: Verification, trial: Trial, module: str, source_line: str) -> Card:
     """Name padding that reaches real rows (S10)."""
     num_leaks = sum(len(bucket.leaks) for bucket in verification.buckets)
@@ -95,7 +112,11 @@ def leak_card(verification: Verification, trial: Trial, module: str, source_line
 
 def launch_cards(verification: Verification) -> list[Card]:
     """Name buckets in which no segment was launched (S20)."""
-    idle = [bucket.tokens for bucket in verification.buckets if not bucket.num_launches and not bucket.errors]
+    idle = [
+        bucket.tokens
+        for bucket in verification.buckets
+        if not bucket.num_launches and not bucket.errors and not bucket.freed
+    ]
     if not idle:
         return []
     return [make_card("S20", f"no segment was launched in {_buckets(idle)}: everything ran as breaks")]
@@ -188,6 +209,8 @@ def reasons(verification: Verification, tokens: int) -> Iterator[str]:
     if bucket.failed and not bucket.errors:
         trial = bucket.failed[0]
         yield f"replay differs from eager, first with requests of {_lengths(trial.request_lengths)} tokens"
+    if bucket.freed:
+        yield "a tensor that the graph reads is freed: it was not replayed"
     if bucket.leaks:
         yield f"padding reaches real rows in a batch of {bucket.leaks[0].num_tokens} tokens"
     for change in bucket.state_changes[:3]:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bcg.checking.compare import Comparison, Tolerance, are_near, compare
+from bcg.checking.externals import Externals
 from bcg.checking.findings import module_line
 from bcg.checking.outputs import Event, EventKey, keeping_outputs
 from bcg.checking.plan import Trial, batch_of, poisoned_padding
@@ -64,9 +65,12 @@ def _recapture(
                 recorded.extend(events)
 
         runner.capture(buckets, on_bucket=take)
+        externals = Externals(runner.graphs[trial.tokens])
         state.restore(base)
         runner.eager_padded(batch, padding)
         eager = {event.key: event for event in events}
+    if externals.find_freed() is not None:
+        return Recapture(runner, None, "")
     state.restore(base)
     assert runner.pool is not None
     find_device(target.device).poison(runner.pool)

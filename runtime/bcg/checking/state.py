@@ -7,8 +7,10 @@ random generators.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
+import types
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,8 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bcg.structure import is_freed
+
 _TORCHS_OWN = frozenset(vars(nn.Module())) - {"_buffers", "training"}
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device, torch.Size)
+_CODE = (type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType, functools.partial)
 _MAX_DEPTH = 6
 
 
@@ -75,6 +80,13 @@ class ModelState:
     def save(self) -> Snapshot:
         """Copy the state as it is now."""
         snapshot = Snapshot(generators=_generator_states())
+        self._collect(snapshot)
+        with torch.inference_mode():
+            for path, tensor in snapshot.tensors.items():
+                snapshot.contents[path] = tensor.new_empty(0) if is_freed(tensor) else tensor.clone()
+        return snapshot
+
+    def _collect(self, snapshot: Snapshot) -> None:
         seen: set[int] = set()
         for path, module in self._module.named_modules():
             owned = vars(module)
@@ -88,9 +100,12 @@ class ModelState:
                     _visit(snapshot, _join(path, name), value, seen, 0)
         for name, tensor in self.extra.items():
             _visit(snapshot, name, tensor, seen, 0)
-        with torch.inference_mode():
-            snapshot.contents.update({path: tensor.clone() for path, tensor in snapshot.tensors.items()})
-        return snapshot
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of the state by path, parameters included, as they are now."""
+        snapshot = Snapshot(tensors=dict(self._module.named_parameters()))
+        self._collect(snapshot)
+        return snapshot.tensors
 
     def restore(self, snapshot: Snapshot, *, generators: bool = True) -> None:
         """Bring the state back: the same objects, holding what they held; the random generators if asked to."""
@@ -99,8 +114,11 @@ class ModelState:
         with torch.inference_mode():
             for path, tensor in snapshot.tensors.items():
                 contents = snapshot.contents[path]
-                if tensor.shape == contents.shape:
-                    tensor.copy_(contents)
+                if tensor.shape != contents.shape:
+                    continue
+                if is_freed(tensor):
+                    tensor.untyped_storage().resize_(contents.untyped_storage().nbytes())
+                tensor.copy_(contents)
         if generators:
             restore_generators(snapshot.generators)
 
@@ -168,7 +186,7 @@ def _items(value: Any) -> Iterator[tuple[Any, Any]]:
 
 def _is_plain_object(value: Any) -> bool:
     """Tell whether an object may hold state: no function, type or module, none of torch's, no configuration."""
-    if callable(value) or not hasattr(value, "__dict__") or isinstance(value, type):
+    if isinstance(value, _CODE) or not hasattr(value, "__dict__"):
         return False
     return not type(value).__module__.startswith(("torch.", "builtins")) and not hasattr(value, "model_type")
 

@@ -6,7 +6,7 @@ and an eager one with the inputs of the batch that did not match.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,6 @@ from bcg.graph import BreakableCUDAGraph
 from bcg.inputs import Batch
 from bcg.report import Card
 from bcg.runner import GraphRunner
-from bcg.structure import tensors_in
 from bcg.sweep import INPUT_SEED
 from bcg.tape import Operation
 from bcg.target import make_batch
@@ -34,12 +33,14 @@ class Evidence:
     Attributes:
         captured: Operations of the graph's segments, in order.
         num_captured_breaks: Breaks of the graph.
-        at_capture: An eager forward with the inputs of the capture.
+        at_capture: An eager forward with the inputs of the capture, after another as warm-up.
         now: An eager forward with the inputs of the failed trial.
         again: The same once more, the random generators not put back.
+        warm: The same once more, nothing put back.
         recorded: Tensors that the first capture read from outside, by address.
-        names: Where the module tree holds tensors after `now`: attribute path, and whether in a container, by address.
+        names: Where the module tree holds tensors after `now`: attribute path by address.
         inputs: Addresses of the static inputs, of both captures.
+        freed: A tensor that the graph reads and that was found freed.
     """
 
     root: nn.Module
@@ -48,12 +49,22 @@ class Evidence:
     at_capture: ForwardTrace
     now: ForwardTrace
     again: ForwardTrace
+    warm: ForwardTrace
     recorded: dict[int, Tensor]
-    names: dict[int, tuple[str, bool]]
+    names: dict[int, str]
     inputs: frozenset[int]
+    freed: Tensor | None
 
 
-def gather(first: GraphRunner, second: GraphRunner, trial: Trial, state: ModelState, base: Snapshot) -> Evidence:
+def gather(
+    first: GraphRunner,
+    second: GraphRunner,
+    trial: Trial,
+    state: ModelState,
+    base: Snapshot,
+    *,
+    freed: Tensor | None,
+) -> Evidence:
     """Run the forwards that are compared.
 
     Args:
@@ -62,18 +73,21 @@ def gather(first: GraphRunner, second: GraphRunner, trial: Trial, state: ModelSt
         trial: What did not match.
         state: Restored before every run.
         base: What it is restored to.
+        freed: A tensor that the graph reads and that was found freed.
     """
     target = first.target
     generator = torch.Generator(target.device).manual_seed(INPUT_SEED)
     captured_batch = make_batch(target, (trial.tokens,), generator)
     batch, padding = batch_of(trial, target), poisoned_padding(trial, target)
     state.restore(base)
+    second.eager_padded(captured_batch)
     at_capture = _trace(second, captured_batch, None)
     state.restore(base)
     now = _trace(second, batch, padding)
-    names = dict(_names(target.module))
+    names = _names(state)
     state.restore(base, generators=False)
     again = _trace(second, batch, padding)
+    warm = _trace(second, batch, padding)
     state.restore(base)
     graph = _taped_graph(first, trial.tokens)
     state.restore(base)
@@ -89,9 +103,11 @@ def gather(first: GraphRunner, second: GraphRunner, trial: Trial, state: ModelSt
         at_capture=at_capture,
         now=now,
         again=again,
+        warm=warm,
         recorded=_externals(graph),
         names=names,
         inputs=frozenset(buffers),
+        freed=freed,
     )
 
 
@@ -121,11 +137,17 @@ def _externals(graph: BreakableCUDAGraph) -> dict[int, Tensor]:
 
 def suspect(evidence: Evidence) -> Card | None:
     """Return the first thing that explains why the graph computes something else; None if nothing shows."""
-    for look in (_missing_break, _asks_whether_capturing, _random_stream, _branch, _number, _replaced_tensor):
-        card = look(evidence)
-        if card is not None:
-            return card
-    return None
+    looks = (
+        _missing_break,
+        _freed_tensor,
+        _asks_whether_capturing,
+        _stale_cache,
+        _random_stream,
+        _branch,
+        _number,
+        _replaced_tensor,
+    )
+    return next((card for card in (look(evidence) for look in looks) if card is not None), None)
 
 
 def _missing_break(evidence: Evidence) -> Card | None:
@@ -156,6 +178,30 @@ def _asks_whether_capturing(evidence: Evidence) -> Card | None:
     return _card(
         evidence, "S3", f"the capture runs {operation.name} where eager runs {eager}, with the same inputs", operation
     )
+
+
+def _stale_cache(evidence: Evidence) -> Card | None:
+    """The program of the capture runs only where the same size ran before: something is kept for one size."""
+    index = _first_difference(evidence.captured, evidence.now.operations)
+    if index is None or _first_difference(evidence.captured, evidence.warm.operations) is not None:
+        return None
+    ours, others = evidence.captured, evidence.now.operations
+    operation = others[index] if index < len(others) else ours[index]
+    title = f"eager runs {operation.name} for a size that did not run last, the graph relies on what it left"
+    return _card(evidence, "S8", title, operation)
+
+
+def _freed_tensor(evidence: Evidence) -> Card | None:
+    if evidence.freed is None:
+        return None
+    address = evidence.freed.untyped_storage().data_ptr()
+    name = evidence.names.get(address) or f"a tensor of {tuple(evidence.freed.shape)}"
+    title = f"{name}, which the graph reads, is freed"
+    known = {*evidence.recorded, *evidence.inputs} - {address}
+    for operation, reads in zip(evidence.now.operations, evidence.now.reads, strict=True):
+        if any(read not in known for read in reads):
+            return _card(evidence, "S5", title, operation)
+    return _card(evidence, "S5", title, None)
 
 
 def _branch(evidence: Evidence) -> Card | None:
@@ -189,34 +235,25 @@ def _random_stream(evidence: Evidence) -> Card | None:
 
 
 def _replaced_tensor(evidence: Evidence) -> Card | None:
+    """Eager reads a tensor that the graph doesn't know: its own was replaced or evicted, or nobody saw it made."""
     for operation, reads in zip(evidence.now.operations, evidence.now.reads, strict=True):
         for address in reads:
             if address in evidence.recorded or address in evidence.inputs:
                 continue
-            name, in_container = evidence.names.get(address, ("", False))
-            if not name and (address in evidence.now.made_in_breaks or evidence.now.externals[address].dim() == 0):
+            name = evidence.names.get(address, "")
+            if name:
+                title = f"eager reads {name}, the graph the one that was there when it was captured"
+                return _card(evidence, "S8" if "[" in name else "S4", title, operation)
+            if address in evidence.now.made_in_breaks or evidence.now.externals[address].dim() == 0:
                 continue  # the result of a break, or a Python number
-            return _card(
-                evidence,
-                "S8" if in_container else "S4",
-                f"eager reads {name or 'a tensor'}, the graph the one that was there when it was captured",
-                operation,
-            )
-    freed = [tensor for tensor in evidence.recorded.values() if tensor.untyped_storage().nbytes() == 0]
-    if freed:
-        return _card(evidence, "S5", f"a tensor of {tuple(freed[0].shape)} that the graph reads was freed", None)
+            title = f"{operation.name} reads a tensor that no operation of this thread and stream made"
+            return _card(evidence, "S14", title, operation)
     return None
 
 
-def _names(root: nn.Module) -> Iterator[tuple[int, tuple[str, bool]]]:
-    for path, module in root.named_modules():
-        for name, value in [*module._parameters.items(), *module._buffers.items(), *vars(module).items()]:
-            joined = f"{path}.{name}" if path else name
-            if isinstance(value, Tensor):
-                yield value.untyped_storage().data_ptr(), (joined, False)
-            elif isinstance(value, (dict, list, tuple)) and not name.startswith("_"):
-                for tensor in tensors_in(value):
-                    yield tensor.untyped_storage().data_ptr(), (joined, True)
+def _names(state: ModelState) -> dict[int, str]:
+    """Return the attribute path of every tensor of the module tree by its address."""
+    return {tensor.untyped_storage().data_ptr(): path for path, tensor in state.tensors().items()}
 
 
 def _first_difference(ones: Sequence[Operation], others: Sequence[Operation]) -> int | None:
