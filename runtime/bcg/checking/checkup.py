@@ -198,8 +198,11 @@ class _Check:
         advanced = find_advanced(self._runner, self._state, before, after)
         cards += [findings.advanced_card(root, path) for path in advanced.harmful]
         self._warnings += [findings.advanced_warning(path) for path in advanced.harmless]
-        failed = [trial for bucket in verification.buckets for trial in [*bucket.failed, *bucket.freed]]
-        if failed:
+        failed = [trial for bucket in verification.buckets for trial in bucket.failed]
+        moved = next((found for bucket in verification.buckets for found in bucket.moved.values()), None)
+        if moved is not None:
+            cards.append(findings.moved_card(root, self._state, *moved))
+        elif failed:
             cards += self._explain_mismatch(verification, failed, locates, divergences)
         elif verification.verdict == "mismatch":
             cards += self._explain_leak(verification, locates)
@@ -223,9 +226,7 @@ class _Check:
         recapture = locate(self._target, trial, list(self._runner.graphs), self._state, base, self._tolerance)
         if recapture.divergence is not None:
             divergences[trial.tokens] = recapture.divergence
-        freed = next((bucket.freed[trial] for bucket in verification.buckets if trial in bucket.freed), None)
-        evidence = gather(self._runner, recapture.runner, trial, self._state, base, freed=freed)
-        card = suspect(evidence)
+        card = suspect(gather(self._runner, recapture.runner, trial, self._state, base))
         return [card or self._unexplained(trial, recapture, errors)]
 
     def _unexplained(self, trial: Trial, recapture: Recapture, errors: Sequence[str]) -> Card:

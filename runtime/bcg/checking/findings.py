@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from bcg.checking.plan import Trial
-from bcg.checking.state import Change, Snapshot
+from bcg.checking.state import Change, ModelState, Snapshot
 from bcg.checking.verification import Verification
 from bcg.device.base import Pool
 from bcg.hazards import HAZARDS
 from bcg.report import Card, ReportWarning
+from bcg.tape import FirstRead, Operation
 
 _HELPED_BY_A_BREAK = ("S1", "S2", "S3", "S4", "S12", "S15", "S16")
 
@@ -36,6 +37,24 @@ def make_card(
         break_option=f"--break '{module}'" if module and hazard in _HELPED_BY_A_BREAK else "",
         occurrences=occurrences,
     )
+
+
+def operation_card(root: nn.Module, hazard: str, title: str, operation: Operation | None) -> Card:
+    """Make a card at the place of an operation."""
+    if operation is None:
+        return make_card(hazard, title)
+    module = operation.module if operation.module in dict(root.named_modules()) else ""
+    line = f"{operation.file}:{operation.line}" if operation.file else module_line(root, module)
+    return make_card(hazard, title, module=module, source_line=line, operation=operation.name)
+
+
+def moved_card(root: nn.Module, state: ModelState, tensor: Tensor, first_read: FirstRead) -> Card:
+    """Name a tensor that a graph reads and that was freed (S5) or given other memory (S4) since the capture."""
+    path = next((path for path, held in state.tensors().items() if held is tensor), None)
+    name = path or f"a tensor of {tuple(tensor.shape)}"
+    if tensor.untyped_storage().nbytes() == 0 or path is None or "[" in path:
+        return operation_card(root, "S5", f"{name}, which the graph reads, was freed", first_read.operation)
+    return operation_card(root, "S4", f"{name}, which the graph reads, got other memory", first_read.operation)
 
 
 def state_cards(root: nn.Module, verification: Verification, captured: Snapshot, pool: Pool) -> list[Card]:
@@ -113,9 +132,7 @@ def leak_card(verification: Verification, trial: Trial, module: str, source_line
 def launch_cards(verification: Verification) -> list[Card]:
     """Name buckets in which no segment was launched (S20)."""
     idle = [
-        bucket.tokens
-        for bucket in verification.buckets
-        if not bucket.num_launches and not bucket.errors and not bucket.freed
+        bucket.tokens for bucket in verification.buckets if not (bucket.num_launches or bucket.errors or bucket.moved)
     ]
     if not idle:
         return []
@@ -209,8 +226,8 @@ def reasons(verification: Verification, tokens: int) -> Iterator[str]:
     if bucket.failed and not bucket.errors:
         trial = bucket.failed[0]
         yield f"replay differs from eager, first with requests of {_lengths(trial.request_lengths)} tokens"
-    if bucket.freed:
-        yield "a tensor that the graph reads is freed: it was not replayed"
+    if bucket.moved:
+        yield "it was not replayed: a tensor that the graph reads was freed or got other memory"
     if bucket.leaks:
         yield f"padding reaches real rows in a batch of {bucket.leaks[0].num_tokens} tokens"
     for change in bucket.state_changes[:3]:

@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from bcg.checking.compare import Comparison, Tolerance, are_near, compare
-from bcg.checking.externals import Externals
 from bcg.checking.findings import module_line
 from bcg.checking.outputs import Event, EventKey, keeping_outputs
 from bcg.checking.plan import Trial, batch_of, poisoned_padding
@@ -65,11 +64,10 @@ def _recapture(
                 recorded.extend(events)
 
         runner.capture(buckets, on_bucket=take)
-        externals = Externals(runner.graphs[trial.tokens])
         state.restore(base)
         runner.eager_padded(batch, padding)
         eager = {event.key: event for event in events}
-    if externals.find_freed() is not None:
+    if next(runner.graphs[trial.tokens].moved_externals(), None) is not None:
         return Recapture(runner, None, "")
     state.restore(base)
     assert runner.pool is not None

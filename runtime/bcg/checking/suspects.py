@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bcg.checking.findings import make_card, module_line
+from bcg.checking.findings import operation_card
 from bcg.checking.plan import Trial, batch_of, poisoned_padding
 from bcg.checking.state import ModelState, Snapshot
 from bcg.checking.trace import ForwardTrace, trace_forward
@@ -40,7 +40,6 @@ class Evidence:
         recorded: Tensors that the first capture read from outside, by address.
         names: Where the module tree holds tensors after `now`: attribute path by address.
         inputs: Addresses of the static inputs, of both captures.
-        freed: A tensor that the graph reads and that was found freed.
     """
 
     root: nn.Module
@@ -53,7 +52,6 @@ class Evidence:
     recorded: dict[int, Tensor]
     names: dict[int, str]
     inputs: frozenset[int]
-    freed: Tensor | None
 
 
 def gather(
@@ -62,8 +60,6 @@ def gather(
     trial: Trial,
     state: ModelState,
     base: Snapshot,
-    *,
-    freed: Tensor | None,
 ) -> Evidence:
     """Run the forwards that are compared.
 
@@ -73,7 +69,6 @@ def gather(
         trial: What did not match.
         state: Restored before every run.
         base: What it is restored to.
-        freed: A tensor that the graph reads and that was found freed.
     """
     target = first.target
     generator = torch.Generator(target.device).manual_seed(INPUT_SEED)
@@ -107,7 +102,6 @@ def gather(
         recorded=_externals(graph),
         names=names,
         inputs=frozenset(buffers),
-        freed=freed,
     )
 
 
@@ -139,7 +133,6 @@ def suspect(evidence: Evidence) -> Card | None:
     """Return the first thing that explains why the graph computes something else; None if nothing shows."""
     looks = (
         _missing_break,
-        _freed_tensor,
         _asks_whether_capturing,
         _stale_cache,
         _random_stream,
@@ -189,19 +182,6 @@ def _stale_cache(evidence: Evidence) -> Card | None:
     operation = others[index] if index < len(others) else ours[index]
     title = f"eager runs {operation.name} for a size that did not run last, the graph relies on what it left"
     return _card(evidence, "S8", title, operation)
-
-
-def _freed_tensor(evidence: Evidence) -> Card | None:
-    if evidence.freed is None:
-        return None
-    address = evidence.freed.untyped_storage().data_ptr()
-    name = evidence.names.get(address) or f"a tensor of {tuple(evidence.freed.shape)}"
-    title = f"{name}, which the graph reads, is freed"
-    known = {*evidence.recorded, *evidence.inputs} - {address}
-    for operation, reads in zip(evidence.now.operations, evidence.now.reads, strict=True):
-        if any(read not in known for read in reads):
-            return _card(evidence, "S5", title, operation)
-    return _card(evidence, "S5", title, None)
 
 
 def _branch(evidence: Evidence) -> Card | None:
@@ -280,8 +260,4 @@ def _first_pair(ones: Sequence[Any], others: Sequence[Any]) -> tuple[Any, Any]:
 
 
 def _card(evidence: Evidence, hazard: str, title: str, operation: Operation | None) -> Card:
-    if operation is None:
-        return make_card(hazard, title)
-    module = operation.module if operation.module in dict(evidence.root.named_modules()) else ""
-    line = f"{operation.file}:{operation.line}" if operation.file else module_line(evidence.root, module)
-    return make_card(hazard, title, module=module, source_line=line, operation=operation.name)
+    return operation_card(evidence.root, hazard, title, operation)

@@ -10,7 +10,6 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 from bcg.checking.compare import APART, Comparison, Tolerance, are_near, compare, has_numbers
-from bcg.checking.externals import Externals
 from bcg.checking.plan import Trial, batch_of, plan_trials, poisoned_padding, shuffled_rounds
 from bcg.checking.state import Change, ModelState, Snapshot, changes
 from bcg.device import find_device
@@ -18,6 +17,7 @@ from bcg.errors import ReplayError
 from bcg.inputs import Batch
 from bcg.runner import GraphRunner
 from bcg.structure import map_tensors
+from bcg.tape import FirstRead
 from bcg.target import first_line
 
 Verdict: TypeAlias = Literal["match", "mismatch", "inconclusive"]
@@ -53,7 +53,7 @@ class BucketVerdict:
         num_replays: Replays that were compared.
         num_launches: Segments that they launched.
         failed: Trials that did not match.
-        freed: Trials that were not replayed, each with a tensor that the graph reads and that is freed.
+        moved: Trials that were not replayed, because a tensor that the graph reads was freed or got other memory.
         errors: What replays raised, first lines.
         leaks: Trials in which padding reached real rows.
         state_changes: State that replay left otherwise than eager did.
@@ -66,7 +66,7 @@ class BucketVerdict:
     num_replays: int = 0
     num_launches: int = 0
     failed: list[Trial] = field(default_factory=list)
-    freed: dict[Trial, torch.Tensor] = field(default_factory=dict)
+    moved: dict[Trial, tuple[torch.Tensor, FirstRead]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
     leaks: list[Trial] = field(default_factory=list)
     state_changes: list[Change] = field(default_factory=list)
@@ -76,7 +76,7 @@ class BucketVerdict:
     @property
     def verdict(self) -> Verdict:
         """Match only if everything matched and something was replayed."""
-        if self.failed or self.freed or self.leaks or self.state_changes or self.kept_outputs:
+        if self.failed or self.moved or self.leaks or self.state_changes or self.kept_outputs:
             return "mismatch"
         return "inconclusive" if self.doubts or not self.num_launches else "match"
 
@@ -152,7 +152,6 @@ class _Verifier:
         self._seed = seed
         self._on_step = on_step
         self._device = find_device(runner.target.device)
-        self._externals = {tokens: Externals(graph) for tokens, graph in runner.graphs.items()}
         self._state = ModelState(runner.target.module)
         self._base = self._state.save()
         self._changes_state = False
@@ -228,17 +227,10 @@ class _Verifier:
         runner, verdict, reference = self._runner, self._verdicts[trial.tokens], self._references[trial]
         graph = runner.graphs[trial.tokens]
         num_before = graph.num_replays
-        freed = self._externals[trial.tokens].find_freed()
-        if freed is not None:
-            verdict.freed[trial] = freed
-            verdict.comparison = verdict.comparison.joined(APART)
-            return
         self._state.restore(self._base)
-        for tensor, first_read in graph.moved_externals():
-            verdict.failed.append(trial)
-            verdict.errors.append(
-                f"a tensor of {tuple(tensor.shape)} that {first_read.operation.place} reads was freed or moved"
-            )
+        moved = next(graph.moved_externals(), None)
+        if moved is not None:  # a replay would read garbage, or end the process
+            verdict.moved[trial] = moved
             verdict.comparison = verdict.comparison.joined(APART)
             return
         assert runner.pool is not None
