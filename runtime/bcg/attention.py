@@ -92,6 +92,9 @@ class AttentionBreak:
         """
         context, rows = current_forward_context(), query.shape[2]
         if context is None or context.request_lengths == (rows,):
+            if self._can_pack and options.get("sliding_window") is None:
+                whole: tuple[Tensor, None] = self.original(self._module(), query, key, value, mask, **options)
+                return whole
             return self._attend(query, key, value, mask, options, context), None
         check_fits(context, rows)
         self._check_separable(query, key, context)

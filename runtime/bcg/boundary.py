@@ -302,17 +302,16 @@ class SequenceOutlet:
     """Pours each item of a tuple or list."""
 
     def __init__(self, kind: type, outlets: list[Outlet], where: str) -> None:
-        self._kind = kind
-        self._outlets = outlets
+        self._kind: Any = kind
+        self._pours = [outlet.pour for outlet in outlets]
         self._where = where
 
     def pour(self, value: Any) -> None:
-        outlets = self._outlets
-        if not isinstance(value, (tuple, list)) or type(value) is not self._kind or len(value) != len(outlets):
+        if type(value) is not self._kind or len(value) != len(self._pours):
             got = f"{len(value)} items" if isinstance(value, (tuple, list)) else _describe(value)
-            raise _refuse(self._where, f"a {self._kind.__qualname__} of {len(outlets)} items", got)
-        for outlet, item in zip(outlets, value, strict=True):
-            outlet.pour(item)
+            raise _refuse(self._where, f"a {self._kind.__qualname__} of {len(self._pours)} items", got)
+        for pour, item in zip(self._pours, value, strict=False):
+            pour(item)
 
 
 class DictOutlet:

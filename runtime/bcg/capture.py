@@ -171,7 +171,7 @@ class BreakableCUDAGraphCapture:
         args: Sequence[Any],
         kwargs: dict[str, Any],
         result: Any,
-        ambience: Ambience,
+        ambience: Ambience | None,
     ) -> Any:
         given = {storage_key(tensor) for tensor in tensors_in((args, kwargs))}
         holder = Holder(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -53,20 +54,21 @@ class Ambience:
     """What a break's surroundings had set while it was captured: replay sets it again.
 
     Attributes:
-        autocast: Whether autocast was on for the device type, and its dtype.
+        autocast: The dtype of the autocast that was on for the device type.
     """
 
     device_type: str
-    autocast: torch.dtype | None
+    autocast: torch.dtype
 
     @classmethod
-    def now(cls, device_type: str) -> Ambience:
-        on = torch.is_autocast_enabled(device_type)
-        return cls(device_type, torch.get_autocast_dtype(device_type) if on else None)
+    def now(cls, device_type: str) -> Ambience | None:
+        """Return what is set now, or `None` where nothing is."""
+        if not torch.is_autocast_enabled(device_type):
+            return None
+        return cls(device_type, torch.get_autocast_dtype(device_type))
 
-    def wraps(self, function: Callable[[], Any]) -> Any:
-        if self.autocast is None:
-            return function()
+    def around(self, function: Callable[[], Any]) -> Any:
+        """Call `function` with it set again."""
         with torch.autocast(self.device_type, self.autocast):
             return function()
 
@@ -90,14 +92,13 @@ class Break:
         kwargs: dict[str, Any],
         outlet: Outlet,
         boundaries: Sequence[Tensor],
-        ambience: Ambience,
+        ambience: Ambience | None,
     ) -> None:
         self.label = label
         self.boundaries = tuple(boundaries)
         self.function = function
-        self._args = args
-        self._kwargs = kwargs
-        self._outlet = outlet
+        self._call = functools.partial(function, *args, **kwargs)
+        self._pour = outlet.pour
         self._ambience = ambience
 
     @property
@@ -105,10 +106,10 @@ class Break:
         return sum(boundary.untyped_storage().nbytes() for boundary in self.boundaries)
 
     def run(self, stream: Any) -> None:
-        if self._ambience.autocast is None:
-            self._outlet.pour(self.function(*self._args, **self._kwargs))
+        if self._ambience is None:
+            self._pour(self._call())
         else:
-            self._ambience.wraps(lambda: self._outlet.pour(self.function(*self._args, **self._kwargs)))
+            self._pour(self._ambience.around(self._call))
 
 
 class PoolUse:
