@@ -166,6 +166,7 @@ class Sweep:
             if not self.graphs:
                 device.empty_cache()  # what the largest warm-up used is what the pool will need
             before = device.memory(self.pool)
+            pool_bytes = before.pool_bytes if self.graphs else 0  # the first bucket's share has the arenas in it
             warmed_up = time.perf_counter()
             known = None if self._needs_tape else self._known_externals()
             ranks = self.target.alignment
@@ -190,7 +191,7 @@ class Sweep:
             "captured",
             warmup_ms=(warmed_up - started) * 1e3,
             capture_ms=(captured - warmed_up) * 1e3,
-            pool_bytes=after.pool_bytes - before.pool_bytes,
+            pool_bytes=after.pool_bytes - pool_bytes,
             driver_bytes=after.driver_bytes - before.driver_bytes,
             eager_peak_bytes=peak_bytes,
         )

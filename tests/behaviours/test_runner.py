@@ -326,3 +326,10 @@ def test_a_bucket_beyond_the_models_positions_is_refused(device: str) -> None:
     target.max_tokens = 8
     with pytest.raises(UsageError, match="^test has positions for 8 tokens, asked for a bucket of 16$"):
         GraphRunner(target).capture([8, 16])
+
+
+def test_the_buckets_pool_bytes_add_up_to_the_pool(device: str) -> None:
+    runner = GraphRunner(target_of(Weighted(), device))
+    results = runner.capture([4, 16, 2**16])
+    assert runner.pool is not None
+    assert sum(result.pool_bytes for result in results) == runner.pool.reserved_bytes() > 0
