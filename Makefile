@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix test-gpu fuzz clean
+.PHONY: help demo test check fix test-gpu fuzz sweep clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -29,6 +29,9 @@ test-gpu: ## run the GPU tests with the machine's own python, torch and GPU
 
 fuzz: .venv/installed-dev ## compare ten thousand new random programs with eager
 	$(BIN)/python -m pytest tests/fuzz --fuzz-examples 10000 --timeout 0 $(ARGS)
+
+sweep: .venv/installed-dev ## capture and check a tiny model of every decoder-only architecture
+	PYTHONPATH=runtime:. $(BIN)/python -m benchmarks.sweep $(ARGS)
 
 clean: ## remove .venv and what tools left behind
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -79,6 +79,26 @@ NumBucketsOption = Annotated[
     int | None,
     typer.Option("--buckets", metavar="N", min=1, help="How many buckets to choose for the workload."),
 ]
+MemoryBudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--memory-budget",
+        metavar="SIZE",
+        help="As many buckets for the workload as fit into, such as 2GiB; estimated by a dry run.",
+    ),
+]
+DryRunOption = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Plan for a GPU from shapes alone: no weights, no data, no GPU."),
+]
+GpuOption = Annotated[
+    str | None,
+    typer.Option(
+        "--gpu",
+        metavar="NAME",
+        help="Whether the plan fits: h100-80gb, h200-141gb, b200-192gb, or a size such as 80GB.",
+    ),
+]
 DtypeOption = Annotated[
     Dtype | None, typer.Option("--dtype", help="Data type of the weights.", show_default="the model's own")
 ]

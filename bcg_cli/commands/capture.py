@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from bcg.buckets import default_buckets, engine_ladder, parse_buckets
 from bcg.errors import BcgError, CheckFailure, UsageError
-from bcg.report import BucketFitRow, CaptureReport, OptionValue
-from bcg.workload import Workload, choose_buckets, fit, read_workload
+from bcg.gpus import find_gpu
+from bcg.report import CaptureReport, OptionValue
 from bcg_cli import console
+from bcg_cli.bucket_choice import choose, read_bucket_words
 from bcg_cli.delivery import check_outputs, deliver
 from bcg_cli.device import resolve_device
+from bcg_cli.dry_run import ShapeWords, estimate_memory
+from bcg_cli.dry_run import dry_run as plan_capture
 from bcg_cli.options import (
     DEFAULT_MODEL,
     DEFAULT_RANK_TIMEOUT_S,
@@ -23,12 +25,15 @@ from bcg_cli.options import (
     BreakOption,
     Device,
     DeviceOption,
+    DryRunOption,
     DtypeOption,
     ExpectBreaksOption,
     ExpertParallelOption,
     FewestBreaksOption,
+    GpuOption,
     HtmlOption,
     JsonOption,
+    MemoryBudgetOption,
     ModelArgument,
     NumBucketsOption,
     RankTimeoutOption,
@@ -58,6 +63,9 @@ def capture(
     fewest_breaks: FewestBreaksOption = False,
     workload: WorkloadOption = None,
     num_buckets: NumBucketsOption = None,
+    memory_budget: MemoryBudgetOption = None,
+    dry_run: DryRunOption = False,
+    gpu: GpuOption = None,
     dtype: DtypeOption = None,
     seed: SeedOption = 0,
     expect_breaks: ExpectBreaksOption = None,
@@ -71,36 +79,34 @@ def capture(
     """Capture a model per token count, and show segments, breaks, time and memory."""
     if fewest_breaks and not auto_break:
         raise UsageError("--fewest-breaks needs --auto-break: it tries which breaks are needed")
-    if tokens is not None and workload is not None:
-        raise UsageError("--tokens and --workload both say which buckets", hint="give one of them")
-    if num_buckets is not None and workload is None:
-        raise UsageError("--buckets chooses buckets for a workload, and there is none", hint="give --workload FILE")
-    observed = None if workload is None else read_workload(workload)
-    buckets = None if tokens is None else parse_buckets(tokens)
+    if gpu is not None and not dry_run:
+        raise UsageError("--gpu is about a plan", hint="add --dry-run")
+    words = read_bucket_words(tokens, workload, num_buckets, memory_budget)
     check_outputs(json, html)
-    ranks = Ranks(tp, ep, rank_timeout)
-    if ranks.start(context.obj):
-        return
-    place = resolve_device(device)
-    fits: list[BucketFitRow] = []
-    if observed is not None:
-        buckets = choose_buckets(observed, num_buckets or len(default_buckets(place.type)))
-        fits = [_fit_row("chosen", observed, buckets), _fit_row("engines' ladder", observed, engine_ladder())]
     globs = list(break_globs or ())
+    shapes = ShapeWords(model, None if dtype is None else dtype.value, attention_break, globs)
     options: dict[str, OptionValue] = {
-        "tokens": list(buckets or ()),
+        "tokens": list(words.tokens or ()),
         "device": device.value,
         "break": [*globs],
         "attention_break": attention_break,
         "auto_break": auto_break,
         "fewest_breaks": fewest_breaks,
         "workload": None if workload is None else str(workload),
+        "memory_budget": memory_budget,
         "dtype": None if dtype is None else dtype.value,
         "seed": seed,
         "expect_breaks": expect_breaks,
         "tp": tp,
         "ep": ep,
     }
+    if dry_run:
+        plan_capture(shapes, words, None if gpu is None else find_gpu(gpu), options, expect_breaks, json, html)
+        return
+    ranks = Ranks(tp, ep, rank_timeout)
+    if ranks.start(context.obj):
+        return
+    place = resolve_device(device)
     with console.users_code(), console.steps() as steps, ranks.joined(place) as world:
         steps.begin(f"making {model}")
         from bcg.diagnose import Diagnosis, failures_explained, load_with_breaks
@@ -120,8 +126,10 @@ def capture(
                 expert_parallel=ep,
             )
 
+        choice = choose(words, place.type, lambda: estimate_memory(shapes))
+
         def buckets_for(target: Target) -> Sequence[int]:
-            return buckets or default_buckets(place.type, target.max_tokens)
+            return choice.for_model(place.type, target.max_tokens)
 
         if auto_break:
             target, diagnosis = load_with_breaks(load, buckets_for, attention_break, fewest_breaks, steps.begin)
@@ -141,28 +149,15 @@ def capture(
                 raise
             failure = error
         if failure is None:
-            report = log.report(options, diagnosis, fits, rank_rows(runner, results))
+            report = log.report(options, diagnosis, choice.fits, rank_rows(runner, results))
             runner.reset()
         else:
-            report = log.report(options, diagnosis, fits)
+            report = log.report(options, diagnosis, choice.fits)
     if talks(world):
         deliver(report, json, html)
         if failure is not None:
             raise failure
         _judge(report, expect_breaks)
-
-
-def _fit_row(name: str, workload: Workload, buckets: Sequence[int]) -> BucketFitRow:
-    found = fit(workload, buckets)
-    return BucketFitRow(
-        name=name,
-        buckets=list(found.buckets),
-        padded_tokens=found.padded_tokens,
-        real_tokens=found.real_tokens,
-        replayed_steps=found.replayed_steps,
-        num_steps=found.num_steps,
-        used_buckets=found.used_buckets,
-    )
 
 
 def _capture_buckets(

@@ -9,6 +9,7 @@ from bcg.report import (
     BreakRow,
     CaptureBucket,
     CaptureReport,
+    Card,
     Environment,
     ModelInfo,
     OptionValue,
@@ -43,7 +44,7 @@ def capture_page(report: CaptureReport) -> str:
     body.append(section("Token counts", "Largest first, as they were captured.", _bucket_table(report)))
     body.append(map_section(report.map_tokens, report.map, report.segments, report.breaks))
     body += [_automatic_section(report)] if report.automatic_breaks else []
-    body += [_card_section(report)] if report.cards else []
+    body += card_sections(report.cards)
     body += [_workload_section(report)] if report.workload else []
     body += warning_sections(report.warnings)
     body.append(options_section(report.options))
@@ -209,7 +210,10 @@ def _automatic_section(report: CaptureReport) -> str:
     return section("Automatic breaks", "Nobody asked for these; replays with other inputs showed them right.", content)
 
 
-def _card_section(report: CaptureReport) -> str:
+def card_sections(cards: Sequence[Card]) -> list[str]:
+    """Returns the section of what was found beside the graphs, if anything was."""
+    if not cards:
+        return []
     rows = [
         [
             f"<b>{escape(card.hazard)}</b>",
@@ -218,10 +222,10 @@ def _card_section(report: CaptureReport) -> str:
             f"<code>{escape(card.source_line)}</code>",
             escape(card.remedy),
         ]
-        for card in report.cards
+        for card in cards
     ]
     content = table(["hazard", "what", "module", "line", "remedy"], rows, text_columns=(0, 1, 2, 3, 4))
-    return section("Findings", "No obstacle to the capture, but a replay may be wrong.", content)
+    return [section("Findings", "What can't be captured, or may make a replay wrong.", content)]
 
 
 def _workload_section(report: CaptureReport) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from rich.console import RenderableType
 
-from bcg.report import CheckReport, ProfileReport, Report
+from bcg.report import CheckReport, PlanReport, ProfileReport, Report
 from bcg_cli.views.check_html import check_page
 from bcg_cli.views.check_table import check_view
 from bcg_cli.views.html import capture_page
+from bcg_cli.views.plan_html import plan_page
+from bcg_cli.views.plan_table import plan_view
 from bcg_cli.views.profile_html import profile_page
 from bcg_cli.views.profile_table import profile_view
 from bcg_cli.views.table import capture_view
@@ -17,6 +19,8 @@ def terminal_view(report: Report) -> RenderableType:
     """Returns a report as its command shows it."""
     if isinstance(report, CheckReport):
         return check_view(report)
+    if isinstance(report, PlanReport):
+        return plan_view(report)
     return profile_view(report) if isinstance(report, ProfileReport) else capture_view(report)
 
 
@@ -24,4 +28,6 @@ def html_page(report: Report) -> str:
     """Returns a report as one self-contained HTML page."""
     if isinstance(report, CheckReport):
         return check_page(report)
+    if isinstance(report, PlanReport):
+        return plan_page(report)
     return profile_page(report) if isinstance(report, ProfileReport) else capture_page(report)

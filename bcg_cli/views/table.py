@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.box import Box
 from rich.console import Group, RenderableType
@@ -33,7 +33,7 @@ def capture_view(report: CaptureReport) -> RenderableType:
         *_notes(report),
     ]
     if report.map:
-        parts += [Text(), *_map(report)]
+        parts += [Text(), *map_view(report.map_tokens, report.map, report.segments, report.breaks)]
     if report.automatic_breaks:
         parts += [Text(), automatic_breaks_view(report.automatic_breaks)]
     if report.workload:
@@ -150,11 +150,14 @@ def _notes(report: CaptureReport) -> Iterator[Text]:
             yield Text(f"{bucket.tokens} tokens: {bucket.error}", "yellow")
 
 
-def _map(report: CaptureReport) -> Iterator[RenderableType]:
-    segments = {f"segment:{row.index}": row for row in report.segments}
-    breaks = {f"break:{row.index}": row for row in report.breaks}
+def map_view(
+    tokens: int, names: Sequence[str], segment_rows: Sequence[SegmentRow], break_rows: Sequence[BreakRow]
+) -> Iterator[RenderableType]:
+    """Yields the map of one bucket: its steps in order, repeated layers folded."""
+    segments = {f"segment:{row.index}": row for row in segment_rows}
+    breaks = {f"break:{row.index}": row for row in break_rows}
     rows: dict[str, SegmentRow | BreakRow] = {**segments, **breaks}
-    steps = [step_of(key, rows[key]) for key in report.map]
+    steps = [step_of(key, rows[key]) for key in names]
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
@@ -165,7 +168,7 @@ def _map(report: CaptureReport) -> Iterator[RenderableType]:
         else:
             table.add_row(*_map_cells(step, rows[step.key]))
     counts = f"{_plural(len(segments), 'segment')} and {_plural(len(breaks), 'break')}"
-    yield Text(f"Map of {report.map_tokens} tokens: {counts} in order", "bold")
+    yield Text(f"Map of {tokens} tokens: {counts} in order", "bold")
     yield table
 
 

@@ -223,10 +223,11 @@ def _break_row(index: int, step: Break) -> BreakRow:
         module=step.label.module or "",
         source=step.label.source,  # type: ignore[arg-type]
         boundary_bytes=step.boundary_bytes,
-        source_line=_source_line(step.function),
+        source_line=source_line(step.function),
     )
 
 
-def _source_line(function: Any) -> str | None:
+def source_line(function: Any) -> str | None:
+    """Return ``file:line`` of a function; None for one without Python code."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else None

@@ -90,7 +90,7 @@ class Sweep:
         self._everything_eager = everything_eager
         self._needs_tape = tape
         # Ranks would have to agree on whether the model runs on fewer layers, so they warm up whole.
-        cuts_layers = num_warmups and target.alignment is None
+        cuts_layers = num_warmups and target.alignment is None and not target.warms_up_whole
         self._prefixes = distinct_prefixes(target.module) if cuts_layers else {}
 
     def capture_bucket(self, tokens: int) -> BucketCapture:

@@ -37,6 +37,7 @@ class Target:
         max_tokens: The most positions that the model has; None where nothing says so.
         forward_options: Keyword arguments that every call passes beside the inputs.
         warnings: What the user should know about this model.
+        warms_up_whole: Whether warm-ups must run all layers: pinned values are taken from them.
         surroundings: Makes a context manager that every forward runs in, such as automatic breaks.
         alignment: The other ranks, where the target is sharded over several processes.
     """
@@ -53,6 +54,7 @@ class Target:
     forward_options: Mapping[str, Any] = field(default_factory=dict)
     max_tokens: int | None = None
     warnings: list[ReportWarning] = field(default_factory=list)
+    warms_up_whole: bool = False
     surroundings: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
     alignment: Alignment | None = None
 

@@ -42,6 +42,7 @@ def test_the_surface_is_frozen() -> None:
         "capture": [
             *("model", "--tokens", "--device", "--break", "--attention-break", "--no-attention-break"),
             *("--auto-break", "--no-auto-break", "--fewest-breaks", "--workload", "--buckets"),
+            *("--memory-budget", "--dry-run", "--gpu"),
             *("--dtype", "--seed", "--expect-breaks", "--json", "--html"),
             *("--tp", "--ep", "--rank-timeout", "--traceback"),
         ],

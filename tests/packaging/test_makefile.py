@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-TARGETS = ["help", "demo", "test", "check", "fix", "test-gpu", "fuzz", "clean"]
+TARGETS = ["help", "demo", "test", "check", "fix", "test-gpu", "fuzz", "sweep", "clean"]
 
 
 def test_help_is_the_default_and_has_one_line_a_target() -> None:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -72,7 +71,7 @@ class Remedies:
 
     def __init__(self, target: Target) -> None:
         self.chosen: list[Remedy] = []
-        self._root: nn.Module = target.module
+        self._target = target
         self._sites: dict[tuple[str, str], Remedy] = {}
         self._fresh: dict[tuple[str, str], list[Any]] = {}
         self._held: list[Any] = []
@@ -82,12 +81,13 @@ class Remedies:
     def choose(self, remedies: list[Remedy]) -> None:
         """Put these remedies into effect, and no others but modules that were broken before."""
         self.chosen = list(remedies)
+        self._target.warms_up_whole = any(remedy.size == "pin" for remedy in remedies)
         self._sites = {
             (remedy.name, remedy.source): remedy for remedy in remedies if remedy.size in ("pin", "operation")
         }
         for remedy in remedies:
             if remedy.size == "module":
-                break_module(self._root, remedy.name, "automatic")
+                break_module(self._target.module, remedy.name, "automatic")
 
     @contextlib.contextmanager
     def in_effect(self) -> Iterator[None]:

@@ -10,10 +10,10 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bcg.breaks import BreakLabel, running_breaks
 from bcg.device import find_device
@@ -21,6 +21,7 @@ from bcg.device.asking import pretend_capturing, telling_the_truth
 from bcg.device.base import Device
 from bcg.device.bystander import Bystander
 from bcg.functions import FunctionReference, functions_around
+from bcg.structure import storage_key, tensors_in
 from bcg.tape import SegmentTape, Tape, users_frame
 
 
@@ -57,10 +58,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class SurveyedBreak:
-    """A break that the surveyed forward has: its label, and the tensors of its result that need a boundary."""
+    """A break that the surveyed forward has.
+
+    Attributes:
+        function: What it runs.
+        boundary_bytes: Memory that its result will need in the pool.
+    """
 
     label: BreakLabel
-    boundaries: tuple[Tensor, ...]
+    function: Callable[..., Any]
+    boundary_bytes: int
 
 
 @dataclass(frozen=True)
@@ -83,12 +90,14 @@ class Survey:
         findings: In program order, one a line of code and module.
         segments: What each would-be segment reads and does.
         breaks: The breaks between them.
+        steps: ``segment`` and ``break``, in order.
     """
 
     def __init__(self, device: Device, *, notes_numbers: bool = False) -> None:
         self.findings: list[Finding] = []
         self.segments: list[SegmentTape] = []
         self.breaks: list[SurveyedBreak] = []
+        self.steps: list[Literal["segment", "break"]] = []
         self.numbers: list[_Numbers] | None = [] if notes_numbers else None
         self._tape = _SurveyTape(device, self)
         self._seen: set[tuple[str, str]] = set()
@@ -112,7 +121,14 @@ class Survey:
         self._end_segment()
         with self._tape.looking_away(), telling_the_truth():
             result = function(*args, **kwargs)
-        self.breaks.append(SurveyedBreak(label, ()))
+        given = {storage_key(tensor) for tensor in tensors_in((args, kwargs))}
+        boundary_bytes = 0
+        for tensor in tensors_in(result):
+            if self._tape.is_on_device(tensor) and storage_key(tensor) not in given and not self._tape.made(tensor):
+                self._tape.add_made(tensor)
+                boundary_bytes += tensor.untyped_storage().nbytes()
+        self.steps.append("break")
+        self.breaks.append(SurveyedBreak(label, function, boundary_bytes))
         self._tape.begin_segment()
         return result
 
@@ -133,6 +149,7 @@ class Survey:
     def _end_segment(self) -> None:
         segment = self._tape.end_segment()
         if segment.operations:
+            self.steps.append("segment")
             self.segments.append(segment)
 
 

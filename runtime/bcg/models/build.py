@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -41,13 +42,53 @@ def build_target(
         UsageError: If a glob matches no module.
         ModelError: If the inputs can't be made, or the module doesn't take them.
     """
+    target = describe_target(
+        name,
+        module,
+        source=source,
+        weights=weights,
+        seed=seed,
+        device=device,
+        attention_break=attention_break,
+        break_globs=break_globs,
+        make_inputs=make_inputs,
+    )
+    with quiet():
+        facts = describe_outputs(target)
+    target.output_token_dims = facts.token_dims
+    target.packs_requests = facts.separates_requests is True
+    if attention_break:
+        target.break_rules = replace(target.break_rules, attention=attention_modules(module))
+        target.warnings.extend(_warnings(target, facts.separates_requests))
+    return target
+
+
+def describe_target(
+    name: str,
+    module: nn.Module,
+    *,
+    source: ModelSource,
+    weights: Weights,
+    seed: int | None,
+    device: torch.device,
+    attention_break: bool,
+    break_globs: tuple[str, ...],
+    make_inputs: MakeInputs | None = None,
+) -> Target:
+    """Make a target without running it: what its outputs mean is left open.
+
+    Raises:
+        UsageError: If a glob matches no module.
+        ModelError: If the inputs can't be made.
+    """
     module.eval().requires_grad_(False)
     make = make_inputs or default_inputs(name, module)
-    found_interface = attention_break and install_attention_break(module)
+    if attention_break:
+        install_attention_break(module)
     mixers = break_mixers(module) if attention_break else ()
     globs = break_modules(module, [glob for glob in break_globs if ":" not in glob])
     functions = [find_function(glob) for glob in break_globs if ":" in glob]
-    target = Target(
+    return Target(
         name=name,
         module=module,
         make_inputs=make,
@@ -56,21 +97,11 @@ def build_target(
         info=model_info(name, module, source=source, weights=weights, seed=seed),
         forward_options={"use_cache": False} if "use_cache" in _parameters(module) else {},
         max_tokens=max_tokens(module),
+        break_rules=BreakRules(
+            mixers=mixers, globs=globs | {function.path: (function.path,) for function in functions}
+        ),
         surroundings=functools.partial(functions_broken, functions, "rule"),
     )
-    with quiet():
-        facts = describe_outputs(target)
-    attention = attention_modules(module) if found_interface else ()
-    target.output_token_dims = facts.token_dims
-    target.packs_requests = facts.separates_requests is True
-    target.break_rules = BreakRules(
-        attention=attention,
-        mixers=mixers,
-        globs=globs | {function.path: (function.path,) for function in functions},
-    )
-    if attention_break:
-        target.warnings.extend(_warnings(target, facts.separates_requests))
-    return target
 
 
 def _warnings(target: Target, separates_requests: bool | None) -> Iterator[ReportWarning]:

@@ -49,8 +49,7 @@ def load_factory(
         UsageError: If there is no such file, module or factory.
         ModelError: If importing or calling it raises (its error is the cause), or it returns something else.
     """
-    made = _call(name, _find(name, _import(source, name), factory), device, seed)
-    module, make_inputs = _unpack(name, made)
+    module, make_inputs = call_factory(name, source, factory, device, seed)
     try:
         module = module.to(device=device, dtype=dtype)
     except torch.OutOfMemoryError as error:
@@ -66,6 +65,18 @@ def load_factory(
         break_globs=break_globs,
         make_inputs=make_inputs,
     )
+
+
+def call_factory(
+    name: str, source: str, factory: str, device: torch.device, seed: int
+) -> tuple[nn.Module, MakeInputs | None]:
+    """Import and call a factory; return its module, and its `make_inputs` if it gave one.
+
+    Raises:
+        UsageError: If there is no such file, module or factory.
+        ModelError: If importing or calling it raises, or it returns something else.
+    """
+    return _unpack(name, _call(name, _find(name, _import(source, name), factory), device, seed))
 
 
 def _import(source: str, name: str) -> ModuleType:

@@ -29,6 +29,7 @@ from bcg.report.file import (
     write_whole,
 )
 from bcg.report.findings import AutomaticBreak, BreakSize, BucketFitRow, Card
+from bcg.report.plan import InputRow, PlanBucket, PlanReport, PlanTotals
 from bcg.report.profile import (
     MODES,
     ModeName,
@@ -61,6 +62,7 @@ __all__ = [
     "CheckTiming",
     "Divergence",
     "Environment",
+    "InputRow",
     "ModeName",
     "ModeRow",
     "ModeStatus",
@@ -68,6 +70,9 @@ __all__ = [
     "ModelInfo",
     "ModelSource",
     "OptionValue",
+    "PlanBucket",
+    "PlanReport",
+    "PlanTotals",
     "ProfileBucket",
     "ProfileReport",
     "ProfileTotals",

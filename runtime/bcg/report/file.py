@@ -15,16 +15,18 @@ from bcg.errors import ReportError, UsageError
 from bcg.report.capture import CaptureReport
 from bcg.report.check import CheckReport
 from bcg.report.common import SCHEMA_VERSION
+from bcg.report.plan import PlanReport
 from bcg.report.profile import ProfileReport
 
 MAX_REPORT_BYTES = 256 * 2**20
 """A larger file is refused unread: no report of ours comes near it."""
 
-Report: TypeAlias = CaptureReport | ProfileReport | CheckReport
+Report: TypeAlias = CaptureReport | PlanReport | ProfileReport | CheckReport
 """Every kind of report; `read_report` tells them apart by ``kind``."""
 
 _KINDS: dict[str, type[Report]] = {
     "capture": CaptureReport,
+    "plan": PlanReport,
     "profile": ProfileReport,
     "replay-check": CheckReport,
 }

@@ -1,0 +1,47 @@
+"""A dry run as one HTML page."""
+
+from __future__ import annotations
+
+from html import escape
+
+from bcg.report import PlanReport
+from bcg_cli.views.html import about_lines, card_sections, footer, map_section, options_section
+from bcg_cli.views.page import header, page, section, table, tiles
+from bcg_cli.views.table import format_mebibytes, format_size
+
+
+def plan_page(report: PlanReport) -> str:
+    """Returns a dry run as a page.
+
+    Args:
+        report: The report; nothing else is read.
+    """
+    totals = report.totals
+    facts = [
+        ("weights", format_size(totals.weight_bytes)),
+        ("pool for all buckets", format_size(totals.pool_bytes)),
+        ("graphs, about", format_size(totals.graph_bytes)),
+        ("together", format_size(totals.needed_bytes)),
+    ]
+    if totals.gpu is not None:
+        facts.append((f"on {totals.gpu}", "fits" if totals.fits else "doesn't fit"))
+    rows = [
+        [str(bucket.tokens), *map(format_mebibytes, (bucket.pool_bytes, bucket.used_bytes, bucket.boundary_bytes))]
+        for bucket in report.buckets
+    ]
+    unknown = "".join(f"<li>{escape(line)}</li>" for line in report.unknown)
+    body = [
+        header("Dry run", report.model.name, about_lines(report.model, report.environment)),
+        tiles(facts),
+        section(
+            "Buckets",
+            "An estimate from shapes alone, of a pool whose largest bucket is the row's.",
+            table(["tokens", "pool MiB", "of it used MiB", "boundaries MiB"], rows),
+        ),
+        map_section(report.map_tokens, report.map, report.segments, report.breaks),
+        *card_sections(report.cards),
+        section("What a dry run can't know", "", f"<ul>{unknown}</ul>"),
+        options_section(report.options),
+        footer(report.environment, on_host=False),
+    ]
+    return page(f"{report.model.name}: dry run", body, {})

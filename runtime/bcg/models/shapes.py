@@ -1,0 +1,127 @@
+"""Targets without weights or data: only shapes, under torch's `FakeTensorMode`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig, AutoModel, PretrainedConfig
+
+from bcg.errors import ModelError, UsageError
+from bcg.models.build import describe_target, quiet
+from bcg.models.factory import call_factory
+from bcg.models.huggingface import attention_options, preset_config
+from bcg.models.presets import find_preset
+from bcg.report import ModelSource
+from bcg.target import Target, first_line
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def load_shapes(
+    model: str,
+    mode: FakeTensorMode,
+    *,
+    dtype: str | None = None,
+    attention_break: bool = True,
+    break_globs: Sequence[str] = (),
+) -> Target:
+    """Make a target of what the MODEL argument names, without weights: as `bcg.models.load_target`, but only shapes.
+
+    Args:
+        model: A preset, a Hugging Face directory or hub id (its configuration is read), or a factory, which is
+            called under the mode.
+        mode: Makes the tensors; the target can only be called under it.
+        dtype: As a GPU would load it: ``bfloat16`` where neither this nor the model says.
+        attention_break: Whether attention and recurrent mixers are breaks.
+        break_globs: Further modules and functions to break at.
+
+    Raises:
+        UsageError: `model`, `dtype` or a glob names nothing.
+        ModelError: The model can't be built without weights.
+    """
+    if dtype is not None and dtype not in _DTYPES:
+        raise UsageError(f"unknown dtype {dtype!r}", hint=f"dtypes: {', '.join(_DTYPES)}")
+    wanted = None if dtype is None else _DTYPES[dtype]
+    name, colon, factory = model.rpartition(":")
+    make_inputs = None
+    source: ModelSource
+    if colon and factory.isidentifier():
+        source = "factory"
+        module, make_inputs = _from_factory(model, name, factory, mode, wanted)
+    else:
+        config, source, default = _configuration(model)
+        module = _from_config(model, config, mode, wanted or default)
+    with mode:
+        return describe_target(
+            model,
+            module,
+            source=source,
+            weights="user" if source == "factory" else "random",
+            seed=None,
+            device=torch.device("cpu"),
+            attention_break=attention_break,
+            break_globs=tuple(break_globs),
+            make_inputs=make_inputs,
+        )
+
+
+def _configuration(model: str) -> tuple[PretrainedConfig, ModelSource, torch.dtype]:
+    path = Path(model).expanduser()
+    if not path.is_dir() and "/" not in model:
+        preset = find_preset(model)
+        return preset_config(preset), "preset", getattr(torch, preset.dtype)
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(path if path.is_dir() else model, local_files_only=path.is_dir())
+    except Exception as error:
+        raise ModelError(f"can't read the configuration of {model}: {first_line(error)}") from error
+    own = getattr(config, "dtype", None)
+    source: ModelSource = "directory" if path.is_dir() else "hub"
+    return config, source, own if isinstance(own, torch.dtype) else torch.bfloat16
+
+
+def _from_config(name: str, config: PretrainedConfig, mode: FakeTensorMode, dtype: torch.dtype) -> nn.Module:
+    try:
+        with quiet(), torch.device("meta"):
+            module: nn.Module = AutoModel.from_config(config, dtype=dtype, **attention_options(config))
+    except Exception as error:
+        raise ModelError(f"transformers can't build {name} ({type(config).__name__}): {first_line(error)}") from error
+    _make_fake(module, mode)
+    return module
+
+
+def _from_factory(
+    name: str, source: str, factory: str, mode: FakeTensorMode, dtype: torch.dtype | None
+) -> tuple[nn.Module, Any]:
+    try:
+        with mode:
+            module, make_inputs = call_factory(name, source, factory, torch.device("cpu"), 0)
+            return module.to(dtype=dtype) if dtype else module, make_inputs
+    except ModelError as error:
+        raise ModelError(f"{error.message}, in a dry run, without data", hint=error.hint) from error
+
+
+def _make_fake(module: nn.Module, mode: FakeTensorMode) -> None:
+    """Put fake tensors in place of meta ones: those know their device. Tied ones stay tied."""
+
+    @functools.cache
+    def fake(tensor: torch.Tensor) -> torch.Tensor:
+        with mode:
+            made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+        return nn.Parameter(made, requires_grad=False) if isinstance(tensor, nn.Parameter) else made
+
+    for part in module.modules():
+        tables: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
+        for held in tables:
+            for key, tensor in held.items():
+                if tensor is not None:
+                    held[key] = fake(tensor)
+        for key, value in list(vars(part).items()):
+            if isinstance(value, torch.Tensor):
+                setattr(part, key, fake(value))

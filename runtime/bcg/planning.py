@@ -1,0 +1,230 @@
+"""A dry run: what a capture would come to, from shapes alone.
+
+The forward runs under `FakeTensorMode`: a survey finds segments, breaks, externals and hazards, and a rehearsal
+gives the order in which a capture would allocate and free. The pool is then laid out as a runner lays it out
+(`bcg.layout`), so that estimate and capture share one model of the allocator.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import prod
+
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+
+from bcg.context import ForwardContext, forward_context
+from bcg.device import find_device
+from bcg.diagnose import UncapturableError
+from bcg.diagnose.cards import cards_of
+from bcg.diagnose.survey import Survey
+from bcg.errors import ModelError
+from bcg.inputs import PROBE_SIZES, InputSpec
+from bcg.layout import PoolEvent, peak_bytes, plan_arenas, reserved_bytes
+from bcg.rehearsal import rehearse
+from bcg.report import (
+    BreakRow,
+    InputRow,
+    OptionValue,
+    PlanBucket,
+    PlanReport,
+    PlanTotals,
+    SegmentRow,
+)
+from bcg.structure import storage_key
+from bcg.summary import environment, source_line
+from bcg.target import Target, first_line, make_batch
+from bcg.warmup import cut_to, distinct_prefixes
+
+GRAPH_BYTES = 2**18
+"""Driver memory of one instantiated graph: about 0.25 MiB was seen on an H100 (driver 580)."""
+
+REHEARSED_LAYERS = 3
+"""Of each kind of layer, for a bucket's pool: the third finds the pool as every later one does."""
+
+UNKNOWN = (
+    "values: branches and shapes that depend on data, beyond the host reads that are named",
+    "kernels, their number and their time; libraries' workspaces, and the context of the driver",
+    "transient memory of breaks and warm-ups, which lies outside the pool",
+    "whether replays equal eager: `bcg replay-check` tells",
+)
+
+
+def plan(
+    target: Target,
+    mode: FakeTensorMode,
+    buckets: Sequence[int],
+    options: Mapping[str, OptionValue],
+    gpu: tuple[str, int] | None = None,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> PlanReport:
+    """Plan the capture of a target that has only shapes.
+
+    Args:
+        target: From `bcg.models.shapes.load_shapes`.
+        mode: The mode that it was made under.
+        buckets: Token counts.
+        options: Of the run, for the record.
+        gpu: Name and bytes of the GPU on which it should fit.
+        on_step: Told what happens next.
+
+    Raises:
+        UncapturableError: The forward needs a value, which shapes alone can't give; with the card.
+        ModelError: The forward fails for another reason.
+    """
+    ordered = sorted(set(buckets), reverse=True)
+    on_step(f"surveying {ordered[0]} tokens")
+    found = _survey(target, mode, ordered[0])
+    rows = []
+    for tokens in ordered:
+        on_step(f"laying out the pool for {tokens} tokens")
+        rows.append(_bucket(target, mode, tokens, found, ordered[0]))
+    inputs = [_input_row(spec, ordered[0]) for spec in target.input_specs]
+    return PlanReport(
+        environment=environment(target.device),
+        model=target.info,
+        options=dict(options),
+        buckets=rows,
+        totals=_totals(target, rows, inputs, found, gpu),
+        inputs=inputs,
+        map_tokens=ordered[0],
+        map=_numbered(found.steps),
+        segments=[_segment_row(index, found) for index in range(len(found.segments))],
+        breaks=[_break_row(index, found) for index in range(len(found.breaks))],
+        cards=cards_of(found.findings),
+        unknown=list(UNKNOWN),
+    )
+
+
+def pool_bytes(target: Target, mode: FakeTensorMode, tokens: int) -> int:
+    """Estimate the pool whose largest bucket has that many tokens, laid out as a runner does."""
+    events = _events(target, mode, tokens)
+    return reserved_bytes(events, plan_arenas(events))
+
+
+def graph_bytes(target: Target, mode: FakeTensorMode) -> int:
+    """Estimate what the driver takes for the instantiated graphs of one bucket."""
+    return GRAPH_BYTES * len(_survey(target, mode, PROBE_SIZES[0]).segments)
+
+
+def _survey(target: Target, mode: FakeTensorMode, tokens: int) -> Survey:
+    found = Survey(find_device(target.device))
+    try:
+        with mode, _silent(), forward_context(ForwardContext((tokens,))):
+            batch = make_batch(target, (tokens,), torch.Generator("cpu"))
+            with found.following():
+                target(batch.inputs)
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        cards = cards_of(found.findings)
+        where = f" at {cards[-1].source_line}" if cards else ""
+        raise UncapturableError(
+            f"a dry run of {target.name} ends{where}: {first_line(error)} needs a value, and there are only shapes",
+            cards,
+            hint="capture it with weights; the break that the card names will then be found and verified",
+        ) from error
+    except RuntimeError as error:
+        raise ModelError(
+            f"the forward of {target.name} fails on shapes alone: {first_line(error)}",
+            hint="capture it with weights, or see --traceback",
+        ) from error
+    return found
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keep torch from logging a traceback of what is raised, and reported, anyway."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _bucket(target: Target, mode: FakeTensorMode, tokens: int, found: Survey, largest: int) -> PlanBucket:
+    events = _events(target, mode, tokens)
+    whole = sum(step.boundary_bytes for step in found.breaks)
+    return PlanBucket(
+        tokens=tokens,
+        pool_bytes=reserved_bytes(events, plan_arenas(events)),
+        used_bytes=peak_bytes(events),
+        boundary_bytes=whole * tokens // largest,
+    )
+
+
+def _events(target: Target, mode: FakeTensorMode, tokens: int) -> list[PoolEvent]:
+    """Rehearse a few layers of each kind, as a runner does before it makes the pool."""
+    lengths = {
+        layers: min(len(layers), REHEARSED_LAYERS * prefix)
+        for layers, prefix in distinct_prefixes(target.module).items()
+    }
+    with mode, forward_context(ForwardContext((tokens,))), cut_to(lengths):
+        batch = make_batch(target, (tokens,), torch.Generator("cpu"))
+        return rehearse(lambda: target(batch.inputs), target.device.type)
+
+
+def _totals(
+    target: Target,
+    rows: Sequence[PlanBucket],
+    inputs: Sequence[InputRow],
+    found: Survey,
+    gpu: tuple[str, int] | None,
+) -> PlanTotals:
+    tensors = {storage_key(tensor): tensor for tensor in (*target.module.parameters(), *target.module.buffers())}
+    weight_bytes = sum(tensor.untyped_storage().nbytes() for tensor in tensors.values())
+    input_bytes = sum(row.num_bytes for row in inputs)
+    largest_pool = max(row.pool_bytes for row in rows)
+    all_graphs = GRAPH_BYTES * len(found.segments) * len(rows)
+    return PlanTotals(
+        weight_bytes=weight_bytes,
+        input_bytes=input_bytes,
+        pool_bytes=largest_pool,
+        graph_bytes=all_graphs,
+        needed_bytes=weight_bytes + input_bytes + largest_pool + all_graphs,
+        gpu=gpu[0] if gpu else None,
+        gpu_bytes=gpu[1] if gpu else None,
+    )
+
+
+def _input_row(spec: InputSpec, tokens: int) -> InputRow:
+    return InputRow(
+        name=spec.name,
+        dtype=str(spec.dtype).removeprefix("torch."),
+        shape=list(spec.shape),
+        num_bytes=prod(spec.shape_for(tokens)) * spec.dtype.itemsize,
+    )
+
+
+def _numbered(steps: Sequence[str]) -> list[str]:
+    counts = {"segment": 0, "break": 0}
+    names = []
+    for step in steps:
+        names.append(f"{step}:{counts[step]}")
+        counts[step] += 1
+    return names
+
+
+def _segment_row(index: int, found: Survey) -> SegmentRow:
+    tape = found.segments[index]
+    return SegmentRow(
+        index=index,
+        modules=list(dict.fromkeys(operation.module for operation in tape.operations if operation.module)),
+        num_operations=len(tape.operations),
+        num_externals=len(tape.externals),
+        external_bytes=tape.external_bytes,
+    )
+
+
+def _break_row(index: int, found: Survey) -> BreakRow:
+    step = found.breaks[index]
+    return BreakRow(
+        index=index,
+        name=step.label.name,
+        module=step.label.module or "",
+        source=step.label.source,  # type: ignore[arg-type]
+        boundary_bytes=step.boundary_bytes,
+        source_line=source_line(step.function),
+    )

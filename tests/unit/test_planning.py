@@ -1,0 +1,79 @@
+"""Dry runs: from shapes alone, what a capture with weights comes to."""
+
+from __future__ import annotations
+
+import pytest
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from bcg.diagnose import UncapturableError
+from bcg.errors import UsageError
+from bcg.gpus import find_gpu
+from bcg.models import load_target
+from bcg.models.shapes import load_shapes
+from bcg.planning import plan
+from bcg.report import PlanReport
+from bcg.runner import GraphRunner
+
+MIB = 2**20
+
+
+def plan_of(model: str, *buckets: int, **options: object) -> PlanReport:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    return plan(load_shapes(model, mode, **options), mode, buckets, {})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("model", ["qwen3-tiny", "qwen3-moe-tiny", "deepseek-v3-tiny"])
+def test_a_plan_has_the_steps_of_the_capture(model: str) -> None:
+    found = plan_of(model, 8, 16, dtype="bfloat16")
+    runner = GraphRunner(load_target(model, dtype="bfloat16"))
+    runner.capture([16])
+    graph = runner.graphs[16]
+    assert (len(found.segments), len(found.breaks)) == (graph.num_segments, graph.num_breaks)
+    assert [row.module for row in found.breaks] == [step.label.module for step in graph.breaks]
+    assert [row.boundary_bytes for row in found.breaks] == [step.boundary_bytes for step in graph.breaks]
+    assert found.segments[1].num_externals == len(graph.segments[1].tape.externals)
+    assert found.map_tokens == 16
+    assert len(found.map) == len(graph.steps)
+    assert found.totals.weight_bytes >= found.model.weight_bytes
+    assert [bucket.tokens for bucket in found.buckets] == [16, 8]
+
+
+def test_memory_of_a_true_shape() -> None:
+    """On an H200 (torch 2.11, bfloat16) the eager forward at 4096 tokens holds at most 418 MiB at once."""
+    (bucket,) = plan_of("qwen3-8b", 4096).buckets
+    assert bucket.used_bytes == pytest.approx(418 * MIB, rel=0.01)
+    assert bucket.used_bytes <= bucket.pool_bytes <= 1.15 * bucket.used_bytes
+
+
+def test_no_weights_are_made() -> None:
+    found = plan_of("qwen3-235b-a22b", 64)
+    assert found.totals.weight_bytes > 400 * 2**30
+    assert (len(found.segments), len(found.breaks)) == (95, 94)
+
+
+def test_a_value_that_shapes_cannot_give_is_named(tmp_path: pytest.TempPathFactory) -> None:
+    path = tmp_path / "model.py"  # type: ignore[operator]
+    path.write_text(
+        "import torch\n"
+        "class Reads(torch.nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        return x * x.max().item()\n"
+        "class Model(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.embedding = torch.nn.Embedding(10, 4)\n"
+        "        self.reads = Reads()\n"
+        "    def forward(self, input_ids):\n"
+        "        return self.reads(self.embedding(input_ids))\n"
+    )
+    with pytest.raises(UncapturableError, match="^a dry run of .* ends at .*model.py:4: ") as caught:
+        plan_of(f"{path}:Model", 8)
+    (card,) = caught.value.cards
+    assert (card.module, card.operation, card.break_option) == ("reads", "Tensor.item", "--break 'reads'")
+
+
+def test_gpus() -> None:
+    assert find_gpu("H200-141GB") == ("h200-141gb", 141 * 10**9)
+    assert find_gpu("2GiB") == ("2GiB", 2 * 2**30)
+    with pytest.raises(UsageError, match="^unknown GPU 'h300'$"):
+        find_gpu("h300")
