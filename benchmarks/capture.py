@@ -31,9 +31,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from bcg import GraphRunner, Target, load_target, make_batch
 from bcg.buckets import engine_ladder
 from bcg.context import ForwardContext, forward_context
+from bcg.environment import environment
 from bcg.inputs import StaticInputs
 from bcg.structure import unowned_alias
-from bcg.summary import environment
 
 REPLAYED = (16, 64, 256, 512, 1024, 2048, 4096)
 

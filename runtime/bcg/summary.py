@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import platform
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-import bcg
+from bcg.environment import environment
 from bcg.graph import Break, BreakableCUDAGraph, Segment
 from bcg.report import (
     BreakRow,
@@ -16,7 +14,6 @@ from bcg.report import (
     CaptureBucket,
     CaptureReport,
     CaptureTotals,
-    Environment,
     OptionValue,
     RankRow,
     SegmentRow,
@@ -139,33 +136,6 @@ def rank_rows(runner: GraphRunner, results: Sequence[BucketCapture]) -> list[Ran
     )
     rows: list[RankRow] = target.alignment.exchange(row)
     return rows
-
-
-def environment(torch_device: Any) -> Environment:
-    """Describe the device and the versions that a report was made with."""
-    import torch
-
-    from bcg.device import find_device
-
-    facts = find_device(torch_device).describe()
-    return Environment(
-        device=facts["device"] or "unknown",
-        device_type=torch.device(torch_device).type,
-        driver=facts["driver"],
-        cuda=facts["cuda"],
-        torch=torch.__version__,
-        cuda_python=_version("cuda-python") or _version("cuda-bindings"),
-        transformers=_version("transformers") or "not installed",
-        bcg=bcg.__version__,
-        python=platform.python_version(),
-    )
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _bucket_row(result: BucketCapture, graph: BreakableCUDAGraph | None) -> CaptureBucket:

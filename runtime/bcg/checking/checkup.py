@@ -19,11 +19,11 @@ from bcg.checking.plan import Trial
 from bcg.checking.state import ModelState, Snapshot
 from bcg.checking.suspects import gather, suspect
 from bcg.checking.verification import CHECK_SEED, BucketVerdict, Verification, verify, worst_trial
+from bcg.environment import environment
 from bcg.errors import CheckFailure, UsageError
 from bcg.inputs import MakeInputs
 from bcg.report import Card, CheckBucket, CheckReport, CheckTiming, Divergence, OptionValue, ReportWarning, Verdict
 from bcg.runner import GraphRunner
-from bcg.summary import environment
 from bcg.sweep import BucketCapture
 from bcg.target import Target
 

@@ -1,0 +1,35 @@
+"""What a report was made with: the device and the versions."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+
+import torch
+
+import bcg
+from bcg.device import find_device
+from bcg.report import Environment
+
+
+def environment(torch_device: torch.device) -> Environment:
+    """Describe the device and the versions that a report was made with."""
+    facts = find_device(torch_device).describe()
+    return Environment(
+        device=facts["device"] or "unknown",
+        device_type=torch.device(torch_device).type,
+        driver=facts["driver"],
+        cuda=facts["cuda"],
+        torch=torch.__version__,
+        cuda_python=_version("cuda-python") or _version("cuda-bindings"),
+        transformers=_version("transformers") or "not installed",
+        bcg=bcg.__version__,
+        python=platform.python_version(),
+    )
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
