@@ -20,7 +20,7 @@ from bcg.device import find_device
 from bcg.diagnose import UncapturableError
 from bcg.diagnose.cards import cards_of
 from bcg.diagnose.survey import Survey
-from bcg.environment import environment, source_line
+from bcg.environment import environment
 from bcg.errors import ModelError
 from bcg.inputs import PROBE_SIZES, InputSpec
 from bcg.layout import PoolEvent, peak_bytes, plan_arenas, reserved_bytes
@@ -35,6 +35,7 @@ from bcg.report import (
     SegmentRow,
 )
 from bcg.structure import storage_key
+from bcg.summary import source_line
 from bcg.target import Target, first_line, make_batch
 from bcg.warmup import cut_to, distinct_prefixes
 
