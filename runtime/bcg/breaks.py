@@ -68,6 +68,16 @@ def running_breaks(runner: BreakRunner) -> Iterator[None]:
         _state.runner = None
 
 
+@contextlib.contextmanager
+def inline_breaks() -> Iterator[None]:
+    """Run this thread's breaks where they stand, inside the `with` block: a capture in it has one segment."""
+    before, _state.in_break = _state.in_break, True
+    try:
+        yield
+    finally:
+        _state.in_break = before
+
+
 def is_following() -> bool:
     """Tell whether a break called now would be one: somebody follows the forward, and no break is running."""
     return _state.runner is not None and not _state.in_break

@@ -124,7 +124,13 @@ class GraphRunner:
         find_device(self.target.device).empty_cache()
         return results
 
-    def replay(self, batch: Batch, padding: Mapping[str, torch.Tensor] | None = None) -> Any:
+    def replay(
+        self,
+        batch: Batch,
+        padding: Mapping[str, torch.Tensor] | None = None,
+        *,
+        through: Callable[[BreakableCUDAGraph], None] = BreakableCUDAGraph.replay,
+    ) -> Any:
         """Run a batch from the graph of the smallest bucket that holds it.
 
         A batch above the largest bucket runs eagerly and is counted in `num_fallbacks`.
@@ -132,6 +138,7 @@ class GraphRunner:
         Args:
             batch: What to run.
             padding: Inputs for the padding rows, in place of zeros; for checks.
+            through: Runs the bucket's graph; a profiler looks at each step on the way.
 
         Returns:
             What the target returns, cut to the batch's rows.
@@ -150,7 +157,7 @@ class GraphRunner:
             return self.eager(batch)
         captured.inputs.load(batch.inputs, tokens, batch.num_tokens, padding)
         with forward_context(ForwardContext(batch.request_lengths)):
-            captured.graphs[tokens].replay()
+            through(captured.graphs[tokens])
         return self._cut(captured.outputs[tokens], batch.num_tokens)
 
     def eager(self, batch: Batch) -> Any:
