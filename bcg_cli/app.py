@@ -15,6 +15,7 @@ from typer.main import get_command
 
 from bcg_cli import console, ranks
 from bcg_cli.commands.capture import capture
+from bcg_cli.commands.profile import profile
 from bcg_cli.commands.replay_check import replay_check
 from bcg_cli.commands.report import report
 
@@ -42,6 +43,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(capture)
+app.command()(profile)
 app.command(name="replay-check")(replay_check)
 app.command()(report)
 

@@ -145,7 +145,8 @@ def _row_table(report: ProfileReport) -> str:
     rows = []
     for bucket in sorted(report.buckets, key=lambda bucket: bucket.tokens):
         fastest = report.totals.fastest.get(str(bucket.tokens))
-        for index, row in enumerate(bucket.modes):
+        shown = [row for row in bucket.modes if row.status != "not available"]
+        for index, row in enumerate(shown):
             tokens = f"<b>{bucket.tokens:,}</b>" if index == 0 else ""
             rows.append([tokens, *_row_cells(row, best=row.mode == fastest)])
     return table(head, rows, text_columns=(0, 1, 15))

@@ -41,6 +41,8 @@ def _time_table(report: ProfileReport) -> Table:
     for bucket in sorted(report.buckets, key=lambda bucket: bucket.tokens):
         fastest = report.totals.fastest.get(str(bucket.tokens))
         for row in bucket.modes:
+            if row.status == "not available":
+                continue
             if row.p50_ms is None or row.p95_ms is None:
                 table.add_row(row.mode, str(bucket.tokens), Text(row.status, _STYLES.get(row.status, "yellow")))
             else:

@@ -52,15 +52,22 @@ class AttentionBreak:
     """
 
     def __init__(self, module: nn.Module, path: str, implementation: str, *, model_masks: bool) -> None:
+        self.implementation = implementation
         self.original = _original_function(module, implementation)
         self.label = BreakLabel(getattr(self.original, "__name__", implementation), path, "attention")
         self._module = weakref.ref(module)
-        self._model_masks = model_masks
+        self.takes_model_masks = model_masks
         self._is_causal = bool(getattr(module, "is_causal", True))
         self._config = getattr(module, "config", None)
         self._make_mask = None if model_masks else ALL_MASK_ATTENTION_FUNCTIONS.get(implementation)
         self._can_pack = self.original is sdpa_attention_forward
         self._takes_positions = "position_ids" in inspect.signature(self.original).parameters
+
+    @property
+    def needs_no_mask(self) -> bool:
+        """Whether the original function alone, without any mask, is right for a batch of one request."""
+        windowed = getattr(self._module(), "sliding_window", None) is not None
+        return self._can_pack and self._is_causal and not windowed and not self.takes_model_masks
 
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]
@@ -158,7 +165,7 @@ class AttentionBreak:
                 f"attention {path!r} has {query.shape[2]} queries for {key.shape[2]} keys: its requests "
                 "can't be told apart"
             )
-        if self._model_masks and len(context.request_lengths) > 1:
+        if self.takes_model_masks and len(context.request_lengths) > 1:
             raise ReplayError(
                 f"packed prefill needs attention that works without the model's own mask; {path!r} does not, "
                 f"and the batch has {len(context.request_lengths)} requests",
@@ -255,7 +262,7 @@ def _register(implementation: str, *, model_masks: bool) -> str:
             _breaks[module] = found
         return found(query, key, value, attention_mask if model_masks else None, options)
 
-    AttentionInterface.register(name, attention_break)
+    AttentionInterface.register(name, torch.compiler.disable(attention_break))
     if model_masks and implementation in ALL_MASK_ATTENTION_FUNCTIONS:
         AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
     return name
@@ -285,7 +292,12 @@ def install_attention_break(root: nn.Module) -> bool:
 
 def attention_modules(root: nn.Module) -> tuple[str, ...]:
     """Return the paths of the modules whose attention has run as a break, in the model's order."""
-    return tuple(path for path, module in root.named_modules() if module in _breaks)
+    return tuple(attention_breaks(root))
+
+
+def attention_breaks(root: nn.Module) -> dict[str, AttentionBreak]:
+    """Return the breaks of those modules, by their paths."""
+    return {path: _breaks[module] for path, module in root.named_modules() if module in _breaks}
 
 
 def _interface_models(root: nn.Module) -> Iterator[PreTrainedModel]:

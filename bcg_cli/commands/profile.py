@@ -1,0 +1,108 @@
+"""``bcg profile``: what each mode gains in time and costs in start-up and memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bcg.buckets import default_buckets, parse_buckets
+from bcg.errors import UsageError
+from bcg.report import MODES, ModeName, check_output_path
+from bcg_cli import console
+from bcg_cli.delivery import check_outputs, deliver
+from bcg_cli.device import resolve_device
+from bcg_cli.options import (
+    DEFAULT_MODEL,
+    AttentionBreakOption,
+    BreakOption,
+    Device,
+    DeviceOption,
+    DtypeOption,
+    HtmlOption,
+    JsonOption,
+    ModelArgument,
+    SeedOption,
+    TokensOption,
+    TracebackOption,
+)
+
+
+def profile(
+    model: ModelArgument = DEFAULT_MODEL,
+    tokens: TokensOption = None,
+    device: DeviceOption = Device.auto,
+    modes: Annotated[
+        str, typer.Option("--modes", metavar="MODE,…", help=f"Which to compare: {', '.join(MODES)}.")
+    ] = ",".join(MODES),
+    rounds: Annotated[
+        int, typer.Option("--rounds", metavar="N", min=1, help="Rounds in which the modes take turns.")
+    ] = 10,
+    break_globs: BreakOption = None,
+    attention_break: AttentionBreakOption = True,
+    dtype: DtypeOption = None,
+    seed: SeedOption = 0,
+    json: JsonOption = None,
+    html: HtmlOption = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option("--trace", metavar="FILE", help="Write a trace for Perfetto, with segments and breaks named."),
+    ] = None,
+    nvtx: Annotated[
+        bool, typer.Option("--nvtx/--no-nvtx", help="Give an attached profiling tool NVTX ranges, or none.")
+    ] = True,
+    nsys: Annotated[bool, typer.Option("--nsys", help="Print the command line for Nsight Systems, and stop.")] = False,
+    ncu: Annotated[bool, typer.Option("--ncu", help="Print the command line for Nsight Compute, and stop.")] = False,
+    traceback: TracebackOption = False,
+) -> None:
+    """Compare the ways to execute a model: latency, start-up and memory per token count."""
+    chosen = _parse_modes(modes)
+    buckets = None if tokens is None else parse_buckets(tokens)
+    if nsys or ncu:
+        _print_commands(model, tokens, chosen, nsys=nsys, ncu=ncu)
+        return
+    check_outputs(json, html)
+    if trace is not None:
+        check_output_path(trace)
+    place = resolve_device(device)
+    with console.users_code(), console.steps() as steps:
+        from bcg.profile.run import Plan, run_profile
+
+        plan = Plan(
+            model=model,
+            device=str(place),
+            buckets=tuple(buckets or default_buckets(place.type)),
+            modes=chosen,
+            num_rounds=rounds,
+            dtype=None if dtype is None else dtype.value,
+            seed=seed,
+            attention_break=attention_break,
+            break_globs=tuple(break_globs or ()),
+            nvtx=nvtx,
+            trace=None if trace is None else str(trace.resolve()),
+        )
+        report = run_profile(plan, steps.begin)
+    deliver(report, json, html)
+    if trace is not None:
+        console.note(f"trace written to {trace}; open it at ui.perfetto.dev")
+
+
+def _parse_modes(text: str) -> tuple[ModeName, ...]:
+    names = [name.strip() for name in text.split(",")]
+    unknown = [name for name in names if name not in MODES]
+    if unknown:
+        raise UsageError(f"--modes: there is no mode {unknown[0]!r}", hint=f"modes: {', '.join(MODES)}")
+    return tuple(mode for mode in MODES if mode in names)
+
+
+def _print_commands(model: str, tokens: str | None, modes: tuple[ModeName, ...], *, nsys: bool, ncu: bool) -> None:
+    from bcg.profile.run import traced_mode
+    from bcg.profile.tools import ncu_command, nsys_command
+
+    words = [model] if tokens is None else [model, "--tokens", tokens]
+    mode = traced_mode(modes)
+    if nsys:
+        console.raw_data(f"{nsys_command(words, mode)}\n".encode())
+    if ncu:
+        console.raw_data(f"{ncu_command(words, mode)}\n".encode())

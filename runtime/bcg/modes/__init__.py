@@ -1,0 +1,32 @@
+"""Modes: the ways to execute a target that a profile compares."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from bcg.modes.base import Mode
+from bcg.report import ModeName
+from bcg.target import Target
+
+_CLASSES: dict[ModeName, str] = {
+    "eager": "Eager",
+    "full": "Full",
+    "breakable": "Breakable",
+    "compiled": "Compiled",
+    "piecewise": "Piecewise",
+    "fused": "Fused",
+}
+_NEED_GPU: tuple[ModeName, ...] = ("compiled", "piecewise", "fused")
+
+
+def why_unavailable(name: ModeName, device_type: str) -> str | None:
+    """Return why a mode can't exist on a kind of device, or None."""
+    if device_type == "cpu" and name in _NEED_GPU:
+        return "not available on the host device: compiled code can be recorded in a graph only on a GPU"
+    return None
+
+
+def make_mode(name: ModeName, target: Target) -> Mode:
+    """Make a mode of a target; it takes the target over, so there is one to a process."""
+    made: Mode = getattr(import_module(f"bcg.modes.{name}"), _CLASSES[name])(target)
+    return made

@@ -1,0 +1,106 @@
+"""`fused`: breakable capture over layers that were compiled one by one.
+
+Layers are compiled with `dynamic=True` and share their code, so one compilation serves all token counts and all
+equal layers. Breaks stay outside the compiler: each layer becomes a piece before its break and a piece after it.
+The capture runs without the tape, because compiled code does not run as such under a dispatch mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from bcg.context import ForwardContext, forward_context
+from bcg.device import find_device
+from bcg.modes.base import Counts, Preparation, bucket_batch, failed, seconds
+from bcg.modes.captured import Captured
+from bcg.modes.compilers import CompilerCounts, compiler_settings, read_counts
+from bcg.report import ModeName
+from bcg.target import Target
+
+
+class Fused(Captured):
+    """The target with compiled layers, captured with its breaks."""
+
+    name: ModeName = "fused"
+
+    def __init__(self, target: Target) -> None:
+        super().__init__(target, tape=False)
+        self._before = read_counts()
+        self._notes: list[str] = []
+
+    def prepare(self, buckets: Sequence[int]) -> list[Preparation]:
+        compiler_settings()
+        num_layers = compile_layers(self.target.module)
+        if not num_layers:
+            reason = f"{self.target.info.architecture} has no list of layers to compile one by one"
+            return [Preparation(tokens, "not available", reason) for tokens in sorted(buckets, reverse=True)]
+        try:
+            compile_s = self._compile(max(buckets))
+        except Exception as error:  # noqa: BLE001 - a compiler that fails is a result
+            return [failed(tokens, error) for tokens in sorted(buckets, reverse=True)]
+        prepared = super().prepare(buckets)
+        prepared[0] = replace(prepared[0], compile_s=compile_s)
+        return [self._proved(preparation) for preparation in prepared]
+
+    def _compile(self, tokens: int) -> float:
+        batch, device = bucket_batch(self.target, tokens), find_device(self.target.device)
+
+        def run() -> None:
+            with forward_context(ForwardContext(batch.request_lengths)), device.capture_stream():
+                self.target(batch.inputs)
+
+        first = seconds(run, device.synchronize)
+        return max(0.0, first - seconds(run, device.synchronize))
+
+    def _proved(self, preparation: Preparation) -> Preparation:
+        """Refuse a capture in which no kernel of the compiler is found: it would be `breakable` under a new name."""
+        graph = self.runner.graphs.get(preparation.tokens)
+        if graph is None or any("triton" in name for segment in graph.segments for name in segment.contents().kernels):
+            return preparation
+        return replace(preparation, status="fell back", reason="no kernel of the compiler was captured")
+
+    def counts(self) -> Counts:
+        made: CompilerCounts = read_counts().since(self._before)
+        return replace(super().counts(), num_compilations=made.graphs, num_skips=made.skips, notes=made.notes)
+
+
+def compile_layers(module: nn.Module) -> int:
+    """Compile every layer of a model's lists of layers, and the small modules beside them; return how many.
+
+    The forward of each is replaced on the instance.
+    """
+    unhook(module)
+    compiled = 0
+    for holder, layers in _layer_lists(module):
+        for layer in (*layers, *_neighbours(holder)):
+            layer.forward = torch.compile(layer.forward, dynamic=True)
+            compiled += 1
+    return compiled
+
+
+def unhook(module: nn.Module) -> None:
+    """Take off transformers' own hooks, which collect outputs that nobody asked for and split compiled code."""
+    for child in module.modules():
+        hooks: dict[int, Any] = child._forward_hooks
+        for key in [key for key, hook in hooks.items() if str(hook.__module__).startswith("transformers.")]:
+            del hooks[key]
+
+
+def _layer_lists(module: nn.Module) -> Iterator[tuple[nn.Module, nn.ModuleList]]:
+    """Yield the outermost lists of layers, each with the module that holds it."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList) and len(child) > 1:
+            yield module, child
+        else:
+            yield from _layer_lists(child)
+
+
+def _neighbours(holder: nn.Module) -> Iterator[nn.Module]:
+    for child in holder.children():
+        if not isinstance(child, (nn.ModuleList, nn.Embedding)):
+            yield child

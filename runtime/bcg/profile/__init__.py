@@ -1,0 +1,1 @@
+"""What was gained in time and paid in memory: every mode of a target measured in a process of its own."""

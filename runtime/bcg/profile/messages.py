@@ -1,0 +1,145 @@
+"""What a profile and its workers say to each other: one JSON line a command, one a reply."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from bcg.report import CaptureReport, Environment, ModelInfo, ModeName, ModeStatus, ReportWarning, Timeline
+
+
+class Load(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """Make the target and the mode."""
+
+    mode: ModeName
+    model: str
+    device: str
+    dtype: str | None
+    seed: int
+    attention_break: bool
+    break_globs: list[str]
+    nvtx: bool
+
+
+class Prepare(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """Make every bucket ready, and check the first replays against eager."""
+
+    buckets: list[int]
+
+
+class Round(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """Measure some steps of one bucket."""
+
+    tokens: int
+    num_steps: int
+
+
+class Look(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """Look into a step of one bucket: launches, busy share, segments and breaks."""
+
+    tokens: int
+
+
+class Trace(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """Write a trace of one step of each of these buckets."""
+
+    path: str
+    buckets: list[int]
+
+
+class Close(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """Say what happened, and end."""
+
+
+class Loaded(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """The target is there.
+
+    Attributes:
+        free_bytes: Device memory that is left now that the weights are there.
+    """
+
+    environment: Environment
+    model: ModelInfo
+    warnings: list[ReportWarning]
+    weight_bytes: int
+    free_bytes: int
+
+
+class Prepared(msgspec.Struct, frozen=True, kw_only=True):
+    """One bucket: how it was made ready (see `bcg.modes.base.Preparation`), and how its first replays compare."""
+
+    tokens: int
+    status: ModeStatus
+    reason: str | None = None
+    compile_s: float = 0.0
+    warmup_s: float = 0.0
+    capture_s: float = 0.0
+    pool_bytes: int = 0
+    driver_bytes: int = 0
+    transient_bytes: int | None = None
+    max_abs_error: float | None = None
+    relative_error: float | None = None
+    bitwise: bool | None = None
+
+
+class AllPrepared(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """Every bucket is ready, or is not for a reason.
+
+    Attributes:
+        startup_s: Wall time of all of it.
+        capture: What was captured, for the map; None where the mode has no segments.
+    """
+
+    buckets: list[Prepared]
+    startup_s: float
+    capture: CaptureReport | None = None
+
+
+class Measured(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """Steps, in the order in which they ran."""
+
+    step_ms: list[float]
+    host_us: list[float]
+    peak_bytes: int | None = None
+
+
+class Looked(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """What a look found.
+
+    Attributes:
+        busy_ms: Time of one step in which at least one kernel ran; None where it can't be known.
+        graph_launches: Of one step.
+        kernel_launches: Of one step; None where it can't be known.
+        timeline: The replay of median length among a few; None for a mode without segments.
+    """
+
+    busy_ms: float | None = None
+    graph_launches: float | None = None
+    kernel_launches: float | None = None
+    timeline: Timeline | None = None
+
+
+class Traced(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """The trace is written."""
+
+
+class Closed(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """What the mode counted, see `bcg.modes.base.Counts`."""
+
+    num_launches: int
+    num_compilations: int
+    num_skips: int
+    notes: list[str]
+
+
+class Failed(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """A command could not be done."""
+
+    message: str
+    hint: str | None = None
+    exit_code: int = 1
+
+
+Command: TypeAlias = Load | Prepare | Round | Look | Trace | Close
+Reply: TypeAlias = Loaded | AllPrepared | Measured | Looked | Traced | Closed | Failed

@@ -1,0 +1,111 @@
+"""What a profile's reader should know before believing a number: notes with cause and remedy."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+
+from bcg.report import ModeName, ModeRow, ProfileReport, ReportWarning
+
+BUSY_ENOUGH = 0.95
+NOISY = 0.05
+DRIFT = 0.03
+MIN_ROUNDS = 6
+
+
+def notes(report: ProfileReport) -> list[ReportWarning]:
+    """Return the notes of a report."""
+    return [
+        *_busy_already(report),
+        *_noisy(report),
+        *_drifting(report),
+        *_without_a_time(report),
+        *_one_after_another(report),
+    ]
+
+
+def _rows(report: ProfileReport, mode: ModeName | None = None) -> Iterator[tuple[int, ModeRow]]:
+    for bucket in report.buckets:
+        for row in bucket.modes:
+            if row.p50_ms is not None and mode in (None, row.mode):
+                yield bucket.tokens, row
+
+
+def _busy_already(report: ProfileReport) -> Iterator[ReportWarning]:
+    busy = [(tokens, row) for tokens, row in _rows(report, "eager") if (row.busy_share or 0.0) >= BUSY_ENOUGH]
+    if busy:
+        tokens, row = busy[0]
+        yield ReportWarning(
+            code="eager-is-busy",
+            message=f"eager is already {row.busy_share:.0%} GPU-busy at {tokens} tokens: graphs cannot help there",
+            cause="its kernels run longer than Python takes to launch the next ones",
+            remedy="capture smaller token counts only; what is left to gain is in the kernels (compiled, fused)",
+        )
+
+
+def _noisy(report: ProfileReport) -> Iterator[ReportWarning]:
+    noisy = [(tokens, row) for tokens, row in _rows(report) if _spread(row.round_ms) > NOISY]
+    if noisy:
+        tokens, row = max(noisy, key=lambda pair: _spread(pair[1].round_ms))
+        yield ReportWarning(
+            code="noisy-rounds",
+            message=f"{len(noisy)} of {len(list(_rows(report)))} rows are noisy, most of all {row.mode} at {tokens} "
+            f"tokens: its rounds spread over {_spread(row.round_ms):.0%} of their median",
+            cause="something else used the machine, or its clocks changed",
+            remedy="give more --rounds, lock the clocks, or leave the machine alone",
+        )
+
+
+def _drifting(report: ProfileReport) -> Iterator[ReportWarning]:
+    drifts = [_drift(row.round_ms) for _, row in _rows(report) if len(row.round_ms) >= MIN_ROUNDS]
+    if drifts and statistics.median(drifts) > DRIFT:
+        yield ReportWarning(
+            code="thermal-drift",
+            message=f"rounds became {statistics.median(drifts):.0%} slower from the first third to the last",
+            cause="the device got warm and lowered its clocks",
+            remedy="lock the clocks, or let it warm up before; interleaved rounds keep the modes comparable",
+        )
+
+
+def _without_a_time(report: ProfileReport) -> Iterator[ReportWarning]:
+    remedies = {
+        "fell back": ("it ran, but not as this mode", "don't use its numbers; the reason says what stands in its way"),
+        "wrong": ("its result is not eager's", "run bcg replay-check, which names the first module that differs"),
+    }
+    for mode in report.modes:
+        rows = [(bucket.tokens, row) for bucket in report.buckets for row in bucket.modes if row.mode == mode.mode]
+        for status, (cause, remedy) in remedies.items():
+            hit = [(tokens, row) for tokens, row in rows if row.status == status]
+            if hit:
+                verb = "is wrong" if status == "wrong" else status
+                counts = ", ".join(str(tokens) for tokens, _ in hit)
+                yield ReportWarning(
+                    code=f"{status.replace(' ', '-')}",
+                    message=f"{mode.mode} {verb} at {counts} tokens and has no time",
+                    cause=f"{cause}: {hit[0][1].reason}",
+                    remedy=remedy,
+                )
+
+
+def _one_after_another(report: ProfileReport) -> Iterator[ReportWarning]:
+    if report.totals.rounds == "alternated" and len(report.modes) > 1:
+        yield ReportWarning(
+            code="alternated-rounds",
+            message="the modes ran one after another, not in turns",
+            cause="memory does not hold the model once for each mode",
+            remedy="compare two modes at a time with --modes, or a smaller model",
+        )
+
+
+def _spread(values: Sequence[float]) -> float:
+    """Return the distance between the quartiles as a part of the median."""
+    if len(values) < 4:
+        return 0.0
+    low, middle, high = statistics.quantiles(values, n=4)
+    return (high - low) / middle if middle else 0.0
+
+
+def _drift(values: Sequence[float]) -> float:
+    third = len(values) // 3
+    first, last = statistics.median(values[:third]), statistics.median(values[-third:])
+    return last / first - 1 if first else 0.0

@@ -1,0 +1,218 @@
+"""Running a profile: a process a mode, rounds in turns, and everything that was found in one report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+from bcg.errors import BcgError
+from bcg.modes import why_unavailable
+from bcg.profile.messages import (
+    AllPrepared,
+    Close,
+    Closed,
+    Load,
+    Loaded,
+    Look,
+    Looked,
+    Measured,
+    Prepare,
+    Prepared,
+    Round,
+    Trace,
+    Traced,
+)
+from bcg.profile.session import Session, WorkerFailed
+from bcg.report import ModeName, ProfileReport
+
+GIB = 2**30
+_ROOM = {"cuda": (4 * GIB, 0.25), "cpu": (GIB, 0.1)}
+"""What a mode needs beside its weights: at least so many bytes, and so much of the weights again."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to profile.
+
+    Attributes:
+        device: As in `torch.device`.
+        steps_per_round: Measured steps of each mode and bucket in a round.
+        nvtx: Whether an attached tool gets NVTX ranges.
+        trace: Where to write a trace of one step of each bucket, if anywhere.
+    """
+
+    model: str
+    device: str
+    buckets: tuple[int, ...]
+    modes: tuple[ModeName, ...]
+    num_rounds: int = 10
+    steps_per_round: int = 5
+    dtype: str | None = None
+    seed: int = 0
+    attention_break: bool = True
+    break_globs: tuple[str, ...] = ()
+    nvtx: bool = True
+    trace: str | None = None
+
+    @property
+    def device_type(self) -> str:
+        return self.device.partition(":")[0]
+
+
+@dataclass
+class ModeRun:
+    """All that one mode's process told.
+
+    Attributes:
+        failure: Why the mode as a whole has nothing to show.
+        is_available: Whether it can exist on this device at all.
+        rounds: By bucket, a measurement a round.
+    """
+
+    mode: ModeName
+    failure: str | None = None
+    is_available: bool = True
+    loaded: Loaded | None = None
+    prepared: AllPrepared | None = None
+    rounds: dict[int, list[Measured]] = field(default_factory=dict)
+    looks: dict[int, Looked] = field(default_factory=dict)
+    closed: Closed | None = None
+
+    def ready(self) -> list[Prepared]:
+        """The buckets that can be measured, the smallest first."""
+        if self.failure is not None or self.prepared is None:
+            return []
+        return sorted((one for one in self.prepared.buckets if one.status == "measured"), key=lambda one: one.tokens)
+
+
+Progress = Callable[[str], None]
+
+
+def run_profile(plan: Plan, on_step: Progress = lambda text: None) -> ProfileReport:
+    """Profile a model in every mode of the plan.
+
+    Args:
+        plan: What to profile.
+        on_step: Told in words what happens next.
+
+    Raises:
+        UsageError: The model, dtype or a glob names nothing.
+        BcgError: The model can't be made, or no mode at all could be measured.
+    """
+    from bcg.profile.summary import profile_report
+
+    runs = [ModeRun(mode, why_unavailable(mode, plan.device_type), False) for mode in plan.modes]
+    live = [run for run in runs if run.failure is None]
+    for run in live:
+        run.is_available = True
+    if not live:
+        raise BcgError(
+            f"none of the modes {', '.join(plan.modes)} is available here: {runs[0].failure}",
+            hint="add eager or breakable to --modes",
+        )
+    together = _run_modes(plan, live, on_step)
+    if not any(run.rounds for run in live):
+        raise BcgError(f"no mode could be measured; {live[0].mode}: {_why(live[0])}", hint="see --traceback")
+    return profile_report(plan, runs, together=together)
+
+
+def _why(run: ModeRun) -> str:
+    reasons = [one.reason for one in run.prepared.buckets if one.reason] if run.prepared else []
+    return run.failure or (reasons[0] if reasons else "no reason given")
+
+
+def _run_modes(plan: Plan, live: list[ModeRun], on_step: Progress) -> bool:
+    """Run all modes; return whether they lived together."""
+    with ExitStack() as stack:
+        on_step(f"making {plan.model}")
+        first = stack.enter_context(Session())
+        live[0].loaded = loaded = first.ask(_load(plan, live[0].mode), Loaded)
+        if _fit_together(plan, loaded, len(live)):
+            others = [stack.enter_context(Session()) for _ in live[1:]]
+            _load_all(plan, list(zip(live[1:], others, strict=True)))
+            _measure(plan, list(zip(live, [first, *others], strict=True)), on_step)
+            return True
+        _measure(plan, [(live[0], first)], on_step)
+    for run in live[1:]:
+        with Session() as session:
+            _load_all(plan, [(run, session)])
+            _measure(plan, [(run, session)], on_step)
+    return False
+
+
+def _load(plan: Plan, mode: ModeName) -> Load:
+    return Load(
+        mode=mode,
+        model=plan.model,
+        device=plan.device,
+        dtype=plan.dtype,
+        seed=plan.seed,
+        attention_break=plan.attention_break,
+        break_globs=list(plan.break_globs),
+        nvtx=plan.nvtx,
+    )
+
+
+def _fit_together(plan: Plan, loaded: Loaded, num_modes: int) -> bool:
+    least, part = _ROOM.get(plan.device_type, _ROOM["cuda"])
+    needed = loaded.weight_bytes + max(least, int(part * loaded.weight_bytes))
+    return loaded.free_bytes >= (num_modes - 1) * needed
+
+
+def _load_all(plan: Plan, pairs: Sequence[tuple[ModeRun, Session]]) -> None:
+    for run, session in pairs:
+        session.tell(_load(plan, run.mode))
+    for run, session in pairs:
+        try:
+            run.loaded = session.hear(Loaded)
+        except WorkerFailed as error:
+            run.failure = _in_words(error)
+
+
+def _measure(plan: Plan, pairs: list[tuple[ModeRun, Session]], on_step: Progress) -> None:
+    """Prepare these modes one after another, let them take turns in every round, then look into each."""
+    for run, session in pairs:
+        if run.failure is not None:
+            continue
+        on_step(f"preparing {run.mode}")
+        with _failures_of(run):
+            run.prepared = session.ask(Prepare(buckets=list(plan.buckets)), AllPrepared)
+    for number in range(plan.num_rounds):
+        on_step(f"round {number + 1} of {plan.num_rounds}" + (f" of {pairs[0][0].mode}" if len(pairs) == 1 else ""))
+        shift = number % len(pairs)
+        for tokens in sorted(plan.buckets):
+            for run, session in pairs[shift:] + pairs[:shift]:
+                if any(one.tokens == tokens for one in run.ready()):
+                    with _failures_of(run):
+                        command = Round(tokens=tokens, num_steps=plan.steps_per_round)
+                        run.rounds.setdefault(tokens, []).append(session.ask(command, Measured))
+    for run, session in pairs:
+        if run.failure is not None:
+            continue
+        on_step(f"looking into {run.mode}")
+        with _failures_of(run):
+            for one in run.ready():
+                run.looks[one.tokens] = session.ask(Look(tokens=one.tokens), Looked)
+            if plan.trace is not None and run.mode == traced_mode(plan.modes) and run.ready():
+                buckets = [one.tokens for one in run.ready()]
+                session.ask(Trace(path=plan.trace, buckets=buckets), Traced)
+            run.closed = session.ask(Close(), Closed)
+
+
+@contextmanager
+def _failures_of(run: ModeRun) -> Iterator[None]:
+    """If a mode's process fails in the block, the mode has failed and the others go on."""
+    try:
+        yield
+    except WorkerFailed as error:
+        run.failure = _in_words(error)
+
+
+def _in_words(error: WorkerFailed) -> str:
+    return f"{error.message}: {error.hint}" if error.hint else error.message
+
+
+def traced_mode(modes: Sequence[ModeName]) -> ModeName:
+    """Return the mode whose steps a trace shows: one with segments, if there is any."""
+    return next((mode for mode in ("breakable", "fused", "full") if mode in modes), modes[0])

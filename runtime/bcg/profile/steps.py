@@ -1,0 +1,129 @@
+"""Looking at each step of a replay: timing it, naming it for NVTX or a trace.
+
+The plain replay knows nothing of this: `GraphRunner.replay` takes these in place of `BreakableCUDAGraph.replay`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+
+from bcg.device.meter import Meter
+from bcg.graph import Break, BreakableCUDAGraph, Segment
+from bcg.profile.ranges import Range, Ranges
+from bcg.report import TimelineStep
+
+Around: TypeAlias = Callable[[], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class StepName:
+    """What a step is called everywhere: ``segment 3``, ``break 3``, and what is in it."""
+
+    kind: str
+    index: int
+    about: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.index}"
+
+
+def step_names(graph: BreakableCUDAGraph) -> list[StepName]:
+    """Name the steps of a graph in the order of replay."""
+    names, counts = [], {"segment": 0, "break": 0}
+    for step in graph.steps:
+        kind = "segment" if isinstance(step, Segment) else "break"
+        names.append(StepName(kind, counts[kind], _about(step)))
+        counts[kind] += 1
+    return names
+
+
+def _about(step: Segment | Break) -> str:
+    if isinstance(step, Break):
+        return f"{step.label.name} {step.label.module or ''}".strip()
+    modules = [operation.module for operation in step.tape.operations if operation.module]
+    return " … ".join(dict.fromkeys((modules[0], modules[-1]))) if modules else ""
+
+
+def replay_within(graph: BreakableCUDAGraph, around: Sequence[Around]) -> None:
+    """Replay a graph, each step inside its own context manager."""
+    stream = graph.device.current_stream()
+    with torch.inference_mode():
+        for step, enter in zip(graph.steps, around, strict=True):
+            with enter():
+                step.run(stream)
+    graph.num_replays += 1
+
+
+def named_for_nvtx(graph: BreakableCUDAGraph, ranges: Ranges) -> list[Range]:
+    """Prebuild an NVTX range for each step."""
+    return [
+        ranges.make(str(name), "segment" if name.kind == "segment" else "break", name.index)
+        for name in step_names(graph)
+    ]
+
+
+def named_for_trace(graph: BreakableCUDAGraph) -> list[Around]:
+    """Name each step for torch's profiler."""
+
+    def named(text: str) -> Around:
+        return lambda: torch.profiler.record_function(text)
+
+    return [named(f"{name}: {name.about}" if name.about else str(name)) for name in step_names(graph)]
+
+
+class Stopwatch:
+    """Times every step of a replay, on the host and by the meter.
+
+    Args:
+        graph: What is replayed.
+        meter: Of its device.
+    """
+
+    def __init__(self, graph: BreakableCUDAGraph, meter: Meter) -> None:
+        self._graph = graph
+        self._names = step_names(graph)
+        self._meter = meter
+        self._clock: list[float] = []
+        self._marks: list[Any] = []
+
+    def replay(self, graph: BreakableCUDAGraph) -> None:
+        """Replay the graph; to be given to `GraphRunner.replay`."""
+        self._clock, self._marks = [], []
+        stream, meter = graph.device.current_stream(), self._meter
+        with torch.inference_mode():
+            self._note()
+            for step in graph.steps:
+                step.run(stream)
+                self._note()
+        meter.synchronize()
+        graph.num_replays += 1
+
+    def _note(self) -> None:
+        self._marks.append(self._meter.mark())
+        self._clock.append(time.perf_counter())
+
+    def steps(self) -> list[TimelineStep]:
+        """Return the last replay, step by step."""
+        origin = self._clock[0]
+        steps = []
+        for number, name in enumerate(self._names):
+            device = self._meter.is_device
+            start, end = self._marks[number], self._marks[number + 1]
+            steps.append(
+                TimelineStep(
+                    kind="segment" if name.kind == "segment" else "break",
+                    index=name.index,
+                    name=name.about,
+                    host_start_us=(self._clock[number] - origin) * 1e6,
+                    host_us=(self._clock[number + 1] - self._clock[number]) * 1e6,
+                    device_start_us=self._meter.elapsed_ms(self._marks[0], start) * 1e3 if device else None,
+                    device_us=self._meter.elapsed_ms(start, end) * 1e3 if device else None,
+                )
+            )
+        return steps

@@ -1,0 +1,216 @@
+"""From what the modes' processes told to the plain data of a profile report."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from bcg.profile.messages import Looked, Prepared
+from bcg.profile.notes import notes
+from bcg.profile.run import ModeRun, Plan
+from bcg.report import (
+    CaptureReport,
+    ModeName,
+    ModeRow,
+    ModeStatus,
+    ModeSummary,
+    OptionValue,
+    ProfileBucket,
+    ProfileReport,
+    ProfileTotals,
+    Timeline,
+    TimelineStep,
+)
+
+REFERENCES: tuple[ModeName, ...] = ("eager", "full", "compiled", "piecewise")
+"""Modes that speed-ups are given against."""
+
+
+def profile_report(plan: Plan, runs: Sequence[ModeRun], *, together: bool) -> ProfileReport:
+    """Put together what was found.
+
+    Args:
+        plan: What was asked for.
+        runs: One a mode.
+        together: Whether the rounds were interleaved.
+    """
+    loaded = next(run.loaded for run in runs if run.loaded is not None)
+    buckets = [
+        ProfileBucket(tokens=tokens, modes=_with_speedups([_row(run, tokens) for run in runs]))
+        for tokens in sorted(plan.buckets)
+    ]
+    captured = _mapped(runs)
+    report = ProfileReport(
+        environment=loaded.environment,
+        model=loaded.model,
+        options=_options(plan),
+        buckets=buckets,
+        modes=[_mode(run, [_of(bucket, run.mode) for bucket in buckets]) for run in runs],
+        totals=ProfileTotals(
+            num_rounds=plan.num_rounds,
+            steps_per_round=plan.steps_per_round,
+            rounds="interleaved" if together else "alternated",
+            fastest=_fastest(buckets),
+        ),
+        timelines=_timelines(plan, runs),
+        map_tokens=captured.map_tokens if captured else 0,
+        map=captured.map if captured else [],
+        segments=captured.segments if captured else [],
+        breaks=captured.breaks if captured else [],
+    )
+    return msgspec.structs.replace(report, warnings=[*loaded.warnings, *notes(report)])
+
+
+def _options(plan: Plan) -> dict[str, OptionValue]:
+    return {
+        "tokens": list(plan.buckets),
+        "device": plan.device,
+        "modes": list(plan.modes),
+        "rounds": plan.num_rounds,
+        "break": list(plan.break_globs),
+        "attention_break": plan.attention_break,
+        "dtype": plan.dtype,
+        "seed": plan.seed,
+    }
+
+
+def _row(run: ModeRun, tokens: int) -> ModeRow:
+    prepared = _prepared(run, tokens)
+    if prepared is None or run.failure is not None:
+        status: ModeStatus = "failed" if run.is_available else "not available"
+        return ModeRow(mode=run.mode, status=status, reason=run.failure)
+    costs = _costs(run.mode, prepared)
+    look, rounds = run.looks.get(tokens, Looked()), run.rounds.get(tokens, [])
+    if prepared.status != "measured" or not rounds:
+        return ModeRow(mode=run.mode, status=prepared.status, reason=prepared.reason, **costs)
+    if run.mode != "eager" and look.graph_launches == 0:
+        reason = "not a single graph was launched in a step"
+        return ModeRow(mode=run.mode, status="fell back", reason=reason, **costs)
+    step_ms = [value for one in rounds for value in one.step_ms]
+    p50_ms = statistics.median(step_ms)
+    return ModeRow(
+        mode=run.mode,
+        status="measured",
+        p50_ms=p50_ms,
+        p95_ms=_percentile_95(step_ms),
+        round_ms=[statistics.median(one.step_ms) for one in rounds],
+        tokens_per_s=tokens / p50_ms * 1e3,
+        host_us=statistics.median(value for one in rounds for value in one.host_us),
+        busy_share=None if look.busy_ms is None else min(1.0, look.busy_ms / p50_ms),
+        graph_launches=look.graph_launches if run.mode != "eager" else 0,
+        kernel_launches=look.kernel_launches,
+        **_split(look.timeline),
+        **costs,
+    )
+
+
+def _costs(mode: ModeName, prepared: Prepared) -> dict[str, Any]:
+    kept = prepared.pool_bytes + prepared.driver_bytes
+    names = (
+        *("compile_s", "warmup_s", "capture_s", "pool_bytes", "driver_bytes", "transient_bytes"),
+        *("max_abs_error", "relative_error", "bitwise"),
+    )
+    facts = {name: getattr(prepared, name) for name in names}
+    return facts | {"memory_bytes": (prepared.transient_bytes or 0) if mode == "eager" else kept}
+
+
+def _split(timeline: Timeline | None) -> dict[str, Any]:
+    if timeline is None:
+        return {}
+    found: dict[str, float] = {}
+    for kind in ("segment", "break"):
+        steps = [step for step in timeline.steps if step.kind == kind]
+        found[f"{kind}s_ms"] = sum(_length_us(step) for step in steps) / 1e3
+        found[f"{kind}s_host_us"] = sum(step.host_us for step in steps)
+    return found
+
+
+def _length_us(step: TimelineStep) -> float:
+    return step.host_us if step.device_us is None else step.device_us
+
+
+def _percentile_95(values: Sequence[float]) -> float:
+    return statistics.quantiles(values, n=20, method="inclusive")[-1] if len(values) > 1 else values[0]
+
+
+def _with_speedups(rows: list[ModeRow]) -> list[ModeRow]:
+    times = {row.mode: row.p50_ms for row in rows if row.p50_ms is not None}
+    return [
+        row
+        if row.p50_ms is None
+        else msgspec.structs.replace(
+            row, **{f"speedup_vs_{mode}": times[mode] / row.p50_ms for mode in REFERENCES if mode in times}
+        )
+        for row in rows
+    ]
+
+
+def _mode(run: ModeRun, rows: list[ModeRow]) -> ModeSummary:
+    measured = [row for row in rows if row.status == "measured"]
+    status: ModeStatus = "measured" if measured else rows[0].status
+    peaks = [one.peak_bytes for rounds in run.rounds.values() for one in rounds if one.peak_bytes is not None]
+    pool_bytes, driver_bytes = sum(row.pool_bytes for row in rows), sum(row.driver_bytes for row in rows)
+    return ModeSummary(
+        mode=run.mode,
+        status=status,
+        reason=None if measured else rows[0].reason,
+        startup_s=run.prepared.startup_s if run.prepared else 0.0,
+        compile_s=sum(row.compile_s for row in rows),
+        warmup_s=sum(row.warmup_s for row in rows),
+        capture_s=sum(row.capture_s for row in rows),
+        pool_bytes=pool_bytes,
+        driver_bytes=driver_bytes,
+        memory_bytes=pool_bytes + driver_bytes,
+        peak_bytes=max(peaks, default=None),
+        num_graph_launches=_launches(run, measured),
+        num_compilations=run.closed.num_compilations if run.closed else 0,
+        num_skips=run.closed.num_skips if run.closed else 0,
+        notes=run.closed.notes if run.closed else [],
+    )
+
+
+def _launches(run: ModeRun, measured: list[ModeRow]) -> int:
+    counted = run.closed.num_launches if run.closed else 0
+    if counted or run.mode == "eager":
+        return counted
+    num_steps = sum(len(one.step_ms) for rounds in run.rounds.values() for one in rounds) // max(1, len(run.rounds))
+    return round(sum((row.graph_launches or 0) * num_steps for row in measured))
+
+
+def _prepared(run: ModeRun, tokens: int) -> Prepared | None:
+    if run.prepared is None:
+        return None
+    return next((one for one in run.prepared.buckets if one.tokens == tokens), None)
+
+
+def _of(bucket: ProfileBucket, mode: ModeName) -> ModeRow:
+    return next(row for row in bucket.modes if row.mode == mode)
+
+
+def _fastest(buckets: Sequence[ProfileBucket]) -> dict[str, ModeName]:
+    found: dict[str, ModeName] = {}
+    for bucket in buckets:
+        times = [(row.p50_ms, row.mode) for row in bucket.modes if row.p50_ms is not None]
+        if times:
+            found[str(bucket.tokens)] = min(times)[1]
+    return found
+
+
+def _mapped(runs: Sequence[ModeRun]) -> CaptureReport | None:
+    """Return what the most telling of the modes with segments captured."""
+    captures = {run.mode: run.prepared.capture for run in runs if run.prepared and run.prepared.capture}
+    return next((captures[mode] for mode in ("breakable", "fused", "full") if mode in captures), None)
+
+
+def _timelines(plan: Plan, runs: Sequence[ModeRun]) -> list[Timeline]:
+    shown = dict.fromkeys((min(plan.buckets), max(plan.buckets)))
+    return [
+        look.timeline
+        for run in runs
+        if run.mode != "full"
+        for tokens in shown
+        if (look := run.looks.get(tokens)) is not None and look.timeline is not None
+    ]

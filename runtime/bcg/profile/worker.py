@@ -1,0 +1,327 @@
+"""The process of one mode: reads commands, answers each with one line.
+
+    python -m bcg.profile.worker READ_FD WRITE_FD
+
+Whatever the model prints goes to stderr. The process ends with its commands, or when its parent is gone.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import time
+from contextlib import ExitStack
+from typing import IO, Any
+
+import msgspec
+
+from bcg.errors import BcgError
+from bcg.profile.messages import (
+    AllPrepared,
+    Close,
+    Closed,
+    Command,
+    Failed,
+    Load,
+    Loaded,
+    Look,
+    Looked,
+    Measured,
+    Prepare,
+    Prepared,
+    Reply,
+    Round,
+    Trace,
+    Traced,
+)
+
+NUM_SETTLING_STEPS = 2
+"""Unmeasured steps at the start of a round: another process had the device in between."""
+NUM_LOOKS = 5
+CHECK_SEEDS = (1, 2)
+"""Inputs of the two replays that are checked: a frozen result can't be right for both."""
+
+
+class Worker:
+    """One mode of one target.
+
+    Args:
+        command: What to load.
+    """
+
+    def __init__(self, command: Load) -> None:
+        from bcg.device.meter import find_meter
+        from bcg.models import load_target
+        from bcg.modes import make_mode
+        from bcg.profile.ranges import Ranges
+
+        self._target = load_target(
+            command.model,
+            device=command.device,
+            dtype=command.dtype,
+            seed=command.seed,
+            attention_break=command.attention_break,
+            break_globs=command.break_globs,
+        )
+        self._mode = make_mode(command.mode, self._target)
+        self._meter = find_meter(self._target.device)
+        self._ranges = Ranges(command.nvtx)
+        self._batches: dict[int, Any] = {}
+        self._throughs: dict[int, Any] = {}
+        self._measuring = ExitStack()
+        self._is_measuring = False
+
+    def loaded(self) -> Loaded:
+        """Describe the target."""
+        from bcg.summary import environment
+
+        return Loaded(
+            environment=environment(self._target.device),
+            model=self._target.info,
+            warnings=self._target.warnings,
+            weight_bytes=self._target.info.weight_bytes,
+            free_bytes=self._meter.free_bytes(),
+        )
+
+    def prepare(self, command: Prepare) -> AllPrepared:
+        """Compute what eager gives, make every bucket ready, and compare the first replays."""
+        from bcg.modes.base import bucket_batch
+
+        checks = {
+            tokens: [bucket_batch(self._target, tokens, seed * 1_000_003) for seed in CHECK_SEEDS]
+            for tokens in command.buckets
+        }
+        expected = self._expected(checks)
+        self._batches = {tokens: bucket_batch(self._target, tokens) for tokens in command.buckets}
+        started = time.perf_counter()
+        with self._ranges.make("prepare", "capture")():
+            preparations = self._mode.prepare(command.buckets)
+        self._meter.synchronize()
+        startup_s = time.perf_counter() - started
+        with self._ranges.make("check", "check")():
+            buckets = [self._checked(one, checks[one.tokens], expected.get(one.tokens)) for one in preparations]
+        self._name_steps()
+        return AllPrepared(buckets=buckets, startup_s=startup_s, capture=self._capture())
+
+    def round(self, command: Round) -> Measured:
+        """Run steps of one bucket, each timed on its own from an idle device."""
+        self._begin_measuring()
+        batch, meter = self._batches[command.tokens], self._meter
+        for _ in range(NUM_SETTLING_STEPS):
+            self._run(command.tokens, batch)
+        step_ms, host_us = [], []
+        with meter.peak_of() as peak, self._ranges.make("round", "replay", command.tokens)():
+            for _ in range(command.num_steps):
+                meter.synchronize()
+                start = meter.mark()
+                began = time.perf_counter()
+                self._run(command.tokens, batch)
+                returned = time.perf_counter()
+                end = meter.mark()
+                meter.synchronize()
+                step_ms.append(meter.elapsed_ms(start, end))
+                host_us.append((returned - began) * 1e6)
+        return Measured(step_ms=step_ms, host_us=host_us, peak_bytes=peak[0] if peak else None)
+
+    def look(self, command: Look) -> Looked:
+        """Look into one step; after all rounds, because a profiler leaves traces in the launch path."""
+        from bcg.profile.launches import device_activity
+
+        self._end_measuring()
+        batch, runner = self._batches[command.tokens], self._mode.runner
+        replay, launches = None, None
+        if runner is not None:
+            replay = self._replay_of_median_length(command.tokens)
+            launches = float(runner.graphs[command.tokens].num_segments)
+        activity = None
+        if self._meter.is_device and not self._ranges.active:
+            activity = device_activity(lambda: self._mode.run(batch), num_steps=3)
+        if activity is None:
+            return Looked(graph_launches=launches, timeline=replay)
+        return Looked(
+            busy_ms=activity.busy_ms,
+            graph_launches=activity.graph_launches,
+            kernel_launches=activity.kernel_launches,
+            timeline=replay,
+        )
+
+    def trace(self, command: Trace) -> Traced:
+        """Write one step of each bucket as a trace in which segments and breaks are named."""
+        from torch.profiler import ProfilerActivity, profile, record_function
+
+        from bcg.profile.steps import named_for_trace, replay_within
+
+        self._end_measuring()
+        runner = self._mode.runner
+        activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if self._meter.is_device else [])
+        with profile(activities=activities) as profiler:
+            for tokens in command.buckets:
+                batch = self._batches[tokens]
+                with record_function(f"{self._mode.name}: {tokens} tokens"):
+                    if runner is None:
+                        self._mode.run(batch)
+                    else:
+                        names = named_for_trace(runner.graphs[tokens])
+                        runner.replay(batch, through=functools.partial(replay_within, around=names))
+                    self._meter.synchronize()
+        profiler.export_chrome_trace(command.path)
+        return Traced()
+
+    def close(self) -> Closed:
+        """Free everything and say what was counted."""
+        self._end_measuring()
+        counts = self._mode.counts()
+        self._mode.close()
+        return Closed(
+            num_launches=counts.num_launches,
+            num_compilations=counts.num_compilations,
+            num_skips=counts.num_skips,
+            notes=counts.notes,
+        )
+
+    def _expected(self, checks: dict[int, Any]) -> dict[int, list[Any]]:
+        import torch
+
+        from bcg.modes.eager import Eager
+        from bcg.structure import map_tensors
+
+        eager, expected = Eager(self._target), {}
+        for tokens, batches in checks.items():
+            try:
+                expected[tokens] = [map_tensors(lambda one: one.clone(), eager.run(batch)) for batch in batches]
+            except torch.OutOfMemoryError:
+                continue
+        return expected
+
+    def _checked(self, one: Any, batches: list[Any], expected: list[Any] | None) -> Prepared:
+        from bcg.profile.agreement import Agreement, agreement
+
+        facts = {name: getattr(one, name) for name in Prepared.__struct_fields__ if hasattr(one, name)}
+        if one.status != "measured":
+            return Prepared(**facts)
+        if expected is None:
+            return Prepared(**facts | {"status": "out of memory", "reason": "eager itself does not fit"})
+        found = Agreement()
+        try:
+            for batch, result in zip(batches, expected, strict=True):
+                found = found.joined(agreement(result, self._mode.run(batch)))
+        except Exception as error:  # noqa: BLE001 - a mode that can't replay is a row of the report
+            reason = f"the first replay failed: {type(error).__name__}: {error}".splitlines()[0][:300]
+            return Prepared(**facts | {"status": "failed", "reason": reason})
+        errors = {
+            "max_abs_error": found.max_abs_error,
+            "relative_error": found.relative_error,
+            "bitwise": found.bitwise,
+        }
+        if not found.within:
+            reason = f"its first replay differs from eager: relative error {found.relative_error:.2g}"
+            return Prepared(**facts | errors | {"status": "wrong", "reason": reason})
+        return Prepared(**facts | errors)
+
+    def _capture(self) -> Any:
+        from bcg.modes.captured import Captured
+        from bcg.summary import capture_report
+
+        if not isinstance(self._mode, Captured) or not self._mode.runner.graphs:
+            return None
+        return capture_report(self._mode.runner, self._mode.results, {})
+
+    def _name_steps(self) -> None:
+        """With a tool attached, replays take the way on which each step is inside its range."""
+        from bcg.profile.steps import named_for_nvtx, replay_within
+
+        runner = self._mode.runner
+        if runner is None or not self._ranges.active:
+            return
+        for tokens, graph in runner.graphs.items():
+            names = named_for_nvtx(graph, self._ranges)
+            whole = self._ranges.make(f"replay {tokens}", "replay", tokens)
+
+            def through(graph: Any, names: Any = names, whole: Any = whole) -> None:
+                with whole():
+                    replay_within(graph, names)
+
+            self._throughs[tokens] = through
+
+    def _run(self, tokens: int, batch: Any) -> Any:
+        through = self._throughs.get(tokens)
+        if through is None:
+            return self._mode.run(batch)
+        assert self._mode.runner is not None
+        return self._mode.runner.replay(batch, through=through)
+
+    def _replay_of_median_length(self, tokens: int) -> Any:
+        from bcg.profile.steps import Stopwatch
+        from bcg.report import Timeline
+
+        runner = self._mode.runner
+        assert runner is not None
+        watch = Stopwatch(runner.graphs[tokens], self._meter)
+        replays = []
+        for _ in range(NUM_LOOKS):
+            runner.replay(self._batches[tokens], through=watch.replay)
+            replays.append(watch.steps())
+        replays.sort(key=lambda steps: sum(step.device_us or step.host_us for step in steps))
+        return Timeline(mode=self._mode.name, tokens=tokens, steps=replays[len(replays) // 2])
+
+    def _begin_measuring(self) -> None:
+        """Open the region that ``nsys --nvtx-capture=profile@bcg`` and ``--capture-range=cudaProfilerApi`` record."""
+        if not self._is_measuring:
+            self._measuring.enter_context(self._ranges.make("profile", "replay")())
+            self._measuring.enter_context(self._meter.tool_range())
+            self._is_measuring = True
+
+    def _end_measuring(self) -> None:
+        self._measuring.close()
+        self._is_measuring = False
+
+
+def answer(worker: Worker | None, command: Command) -> tuple[Worker | None, Reply]:
+    """Do what a command says; return the worker, which the first one makes, and the reply."""
+    if isinstance(command, Load):
+        worker = Worker(command)
+        return worker, worker.loaded()
+    assert worker is not None
+    if isinstance(command, Prepare):
+        return worker, worker.prepare(command)
+    if isinstance(command, Round):
+        return worker, worker.round(command)
+    if isinstance(command, Look):
+        return worker, worker.look(command)
+    if isinstance(command, Trace):
+        return worker, worker.trace(command)
+    return worker, worker.close()
+
+
+def serve(commands: IO[bytes], replies: IO[bytes]) -> None:
+    """Answer commands until they end."""
+    worker: Worker | None = None
+    for line in commands:
+        command: Command = msgspec.json.decode(line, type=Command)
+        reply: Reply
+        try:
+            worker, reply = answer(worker, command)
+        except BcgError as error:
+            reply = Failed(message=error.message, hint=error.hint, exit_code=error.exit_code)
+        except Exception as error:  # noqa: BLE001 - the last stop of this process; the parent goes on
+            import traceback
+
+            traceback.print_exc()
+            reply = Failed(message=" ".join(f"{type(error).__name__}: {error}".split())[:600])
+        replies.write(msgspec.json.encode(reply, enc_hook=str) + b"\n")
+        replies.flush()
+        if isinstance(command, Close):
+            return
+
+
+def main() -> None:
+    """Serve the two pipes named on the command line."""
+    read, write = (int(word) for word in sys.argv[1:3])
+    os.dup2(2, 1)
+    with open(read, "rb") as commands, open(write, "wb") as replies:
+        serve(commands, replies)
+
+
+if __name__ == "__main__":
+    main()
