@@ -51,6 +51,11 @@ def test_the_surface_is_frozen() -> None:
             *("--auto-break", "--no-auto-break", "--rounds", "--locate", "--no-locate", "--rtol", "--atol"),
             *("--dtype", "--seed", "--json", "--html", "--traceback"),
         ],
+        "profile": [
+            *("model", "--tokens", "--device", "--modes", "--rounds", "--break", "--attention-break"),
+            *("--no-attention-break", "--dtype", "--seed", "--json", "--html", "--trace", "--nvtx", "--no-nvtx"),
+            *("--nsys", "--ncu", "--traceback"),
+        ],
         "report": ["file", "--html", "--against", "--gate", "--traceback"],
     }
 

@@ -15,7 +15,8 @@ import torch
 
 from bcg.inputs import Batch
 from bcg.report import ModeName, ModeStatus
-from bcg.runner import INPUT_SEED, GraphRunner
+from bcg.runner import GraphRunner
+from bcg.sweep import INPUT_SEED
 from bcg.target import Target, first_line, make_batch
 
 

@@ -11,7 +11,8 @@ from bcg.errors import CaptureError
 from bcg.inputs import Batch
 from bcg.modes.base import Counts, Preparation
 from bcg.report import ModeName
-from bcg.runner import BucketCapture, GraphRunner
+from bcg.runner import GraphRunner
+from bcg.sweep import BucketCapture
 from bcg.target import Target
 
 

@@ -47,7 +47,7 @@ def _about(step: Segment | Break) -> str:
     if isinstance(step, Break):
         return f"{step.label.name} {step.label.module or ''}".strip()
     modules = [operation.module for operation in step.tape.operations if operation.module]
-    return " … ".join(dict.fromkeys((modules[0], modules[-1]))) if modules else ""
+    return " to ".join(dict.fromkeys((modules[0], modules[-1]))) if modules else ""
 
 
 def replay_within(graph: BreakableCUDAGraph, around: Sequence[Around]) -> None:

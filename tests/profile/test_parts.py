@@ -1,0 +1,193 @@
+"""The parts of a profile that need no process: notes, agreement, traces, ranges, tools, compiled layers."""
+
+from __future__ import annotations
+
+import functools
+
+import msgspec
+import pytest
+import torch
+
+from bcg.profile.agreement import agreement
+from bcg.profile.launches import read_activity
+from bcg.profile.notes import notes
+from bcg.profile.ranges import Ranges
+from bcg.profile.tools import ncu_command, nsys_command
+from bcg.report import ProfileReport
+from tests.cli.reports import profile_report
+from tests.unit.test_compare import times
+
+rename = msgspec.structs.replace
+
+
+def codes(report: ProfileReport) -> set[str]:
+    return {note.code for note in notes(report)}
+
+
+def rounds(report: ProfileReport, values: list[float]) -> ProfileReport:
+    """The same report with these rounds, relative to each row's median."""
+    buckets = [
+        rename(
+            bucket,
+            modes=[
+                rename(row, round_ms=[row.p50_ms * value for value in values]) if row.p50_ms else row
+                for row in bucket.modes
+            ],
+        )
+        for bucket in report.buckets
+    ]
+    return rename(report, buckets=buckets)
+
+
+def test_quiet_rounds_have_no_note_but_what_fell_back_has() -> None:
+    assert codes(profile_report()) == {"fell-back"}
+
+
+def test_noise_and_drift_are_noted() -> None:
+    assert "noisy-rounds" in codes(times(profile_report(), 1.0, noise=0.1))
+    assert "thermal-drift" in codes(rounds(profile_report(), [1.0, 1.0, 1.0, 1.02, 1.04, 1.05, 1.06, 1.06, 1.06]))
+    assert "thermal-drift" not in codes(rounds(profile_report(), [1.0, 1.01] * 5))
+
+
+def test_an_eager_that_keeps_the_gpu_busy_is_noted_with_its_smallest_size() -> None:
+    report = profile_report()
+    buckets = [
+        rename(
+            bucket,
+            modes=[
+                rename(row, busy_share=0.98 if bucket.tokens >= 1024 else 0.3) if row.mode == "eager" else row
+                for row in bucket.modes
+            ],
+        )
+        for bucket in report.buckets
+    ]
+    (note,) = [note for note in notes(rename(report, buckets=buckets)) if note.code == "eager-is-busy"]
+    assert note.message == "eager is already 98% GPU-busy at 1024 tokens: graphs cannot help there"
+    assert note.cause and note.remedy
+
+
+def test_alternated_rounds_are_noted() -> None:
+    report = profile_report()
+    assert "alternated-rounds" in codes(rename(report, totals=rename(report.totals, rounds="alternated")))
+
+
+def test_agreement_tells_bits_rounding_and_wrong() -> None:
+    one = torch.randn(8, 16)
+    assert agreement(one, one.clone()).bitwise
+    near = agreement(one, one * (1 + 1e-6))
+    assert (near.bitwise, near.within) == (False, True)
+    far = agreement(one, one + 0.1)
+    assert not far.within
+    assert far.max_abs_error == pytest.approx(0.1, rel=1e-4)
+    assert not agreement(one, torch.full_like(one, torch.nan)).within
+    assert not agreement(one, one[:4]).within
+    assert not agreement((one, one), one).within
+    assert not agreement(torch.zeros(4), torch.ones(4)).within
+    with_nan = torch.where(one > 1, torch.nan, one)
+    assert agreement(with_nan, with_nan.clone()).bitwise
+
+
+def test_activity_of_a_trace() -> None:
+    events = [
+        {"cat": "kernel", "name": "a", "ts": 0, "dur": 10},
+        {"cat": "kernel", "name": "b", "ts": 5, "dur": 10},
+        {"cat": "gpu_memcpy", "name": "c", "ts": 100, "dur": 5},
+        {"cat": "cuda_runtime", "name": "cudaGraphLaunch", "ts": 0, "dur": 1},
+        {"cat": "cuda_driver", "name": "cuLaunchKernelEx", "ts": 0, "dur": 1},
+        {"cat": "cuda_runtime", "name": "cudaStreamSynchronize", "ts": 0, "dur": 1},
+        {"cat": "cpu_op", "name": "aten::add", "ts": 0, "dur": 1000},
+        {"ph": "M", "name": "process_name"},
+    ]
+    found = read_activity(events, num_steps=2)
+    assert found is not None
+    assert (found.busy_ms, found.graph_launches, found.kernel_launches) == (0.01, 0.5, 0.5)
+    assert read_activity(events[3:], num_steps=2) is None
+
+
+def test_without_a_tool_there_is_no_range_at_all() -> None:
+    ranges = Ranges()
+    assert not ranges.active
+    with ranges.make("segment 0", "segment", 0)() as nothing:
+        assert nothing is None
+
+
+def test_with_a_tool_ranges_are_registered_prebuilt_and_balanced(monkeypatch: pytest.MonkeyPatch) -> None:
+    import nvtx
+
+    class Recorder:
+        def __init__(self) -> None:
+            self.made: list[dict] = []
+            self.stack: list[object] = []
+            self.log: list[str] = []
+
+        def get_event_attributes(self, **attributes: object) -> dict:
+            self.made.append(attributes)
+            return attributes
+
+        def push_range(self, attributes: dict) -> None:
+            self.log.append(f"+{attributes['message']}")
+
+        def pop_range(self) -> None:
+            self.log.append("-")
+
+    domain = Recorder()
+    monkeypatch.setattr(nvtx, "get_domain", lambda name: domain if name == "bcg" else None)
+    ranges = Ranges()
+    assert ranges.active
+    assert not Ranges(wanted=False).active
+    segment, whole = ranges.make("segment 3", "segment", 3), ranges.make("profile", "replay")
+    made = len(domain.made)
+    with pytest.raises(ZeroDivisionError), whole(), segment():
+        1 / 0  # noqa: B018
+    with segment():
+        pass
+    assert domain.log == ["+profile", "+segment 3", "-", "-", "+segment 3", "-"]
+    assert len(domain.made) == made == 2
+    assert domain.made[0] == {"message": "segment 3", "color": 0xFF3B82F6, "category": "segment", "payload": 3}
+
+
+def test_command_lines_of_the_tools() -> None:
+    nsys = nsys_command(["qwen3-8b", "--tokens", "16"], "breakable")
+    assert "--capture-range=nvtx --nvtx-capture=profile@bcg" in nsys
+    assert nsys.endswith("bcg profile qwen3-8b --tokens 16 --modes breakable --rounds 1")
+    ncu = ncu_command(["qwen3-8b"], "fused")
+    assert "--nvtx --nvtx-include 'bcg@segment 0/'" in ncu
+    assert ncu.endswith("bcg profile qwen3-8b --modes fused --rounds 1")
+
+
+def test_one_compilation_serves_all_layers_and_token_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The back end is left out, which takes long and is not ours: tracing, cuts and guards are what is tested."""
+    from bcg import load_target
+    from bcg.modes.base import bucket_batch
+    from bcg.modes.compilers import compiler_settings, read_counts
+    from bcg.modes.eager import Eager
+    from bcg.modes.fused import compile_layers
+
+    plain, target = (load_target("qwen3-tiny", device="cpu") for _ in range(2))
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    before = read_counts()
+    compiler_settings()
+    assert compile_layers(target.module) >= 4
+    for tokens in (32, 16, 4):
+        batch = bucket_batch(plain, tokens)
+        assert agreement(Eager(plain).run(batch), Eager(target).run(batch)).within
+        made = read_counts().since(before)
+        assert made.graphs <= 4, "a piece before and one after attention, the norm, the rotary embedding"
+        assert made.notes == []
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiler_that_skips_its_graphs_fell_back() -> None:
+    """On the host device the compiler runs, but has no CUDA graphs: that must never look like a time."""
+    from pathlib import Path
+
+    from bcg import load_target
+    from bcg.modes.compiled import Compiled
+
+    target = load_target(f"{Path(__file__).parent / 'models.py'}:layered", device="cpu", attention_break=False)
+    (preparation,) = Compiled(target).prepare((4,))
+    assert preparation.status == "fell back", preparation.reason
+    assert "CUDA graphs skipped" in preparation.reason
+    torch._dynamo.reset()

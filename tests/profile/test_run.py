@@ -1,0 +1,161 @@
+"""A whole profile on the host device: modes in processes of their own, checked, measured in turns."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from bcg.errors import BcgError, UsageError
+from bcg.profile.run import Plan, run_profile
+from bcg.report import ModeRow, ProfileReport, decode_report, encode_report
+from bcg_cli.views.kinds import html_page
+
+MODELS = Path(__file__).parent / "models.py"
+SEGMENTS = 3
+BREAKS = 2
+
+
+def plan(factory: str, **changes) -> Plan:
+    options = {"buckets": (4, 8), "modes": ("eager", "full", "breakable"), "num_rounds": 4, "steps_per_round": 3}
+    return Plan(model=f"{MODELS}:{factory}", device="cpu", **options | changes)
+
+
+def rows(report: ProfileReport, mode: str) -> list[ModeRow]:
+    return [row for bucket in report.buckets for row in bucket.modes if row.mode == mode]
+
+
+@pytest.fixture(scope="module")
+def trace_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("trace") / "trace.json"
+
+
+@pytest.fixture(scope="module")
+def report(trace_path: Path) -> ProfileReport:
+    """Four modes; one of them can't be on the host device."""
+    return run_profile(plan("layered", modes=("eager", "full", "breakable", "fused"), trace=str(trace_path)))
+
+
+def test_every_row_has_its_times(report: ProfileReport) -> None:
+    assert [bucket.tokens for bucket in report.buckets] == [4, 8]
+    for mode in ("eager", "full", "breakable"):
+        for row in rows(report, mode):
+            assert row.status == "measured"
+            assert 0 < row.p50_ms <= row.p95_ms
+            assert len(row.round_ms) == 4
+            assert row.host_us > 0 and row.tokens_per_s > 0
+            assert row.bitwise is True
+
+
+def test_speed_ups_are_ratios_of_medians(report: ProfileReport) -> None:
+    for bucket in report.buckets:
+        times = {row.mode: row.p50_ms for row in bucket.modes if row.p50_ms}
+        for row in bucket.modes:
+            if row.p50_ms:
+                assert row.speedup_vs_eager == pytest.approx(times["eager"] / row.p50_ms)
+                assert row.speedup_vs_full == pytest.approx(times["full"] / row.p50_ms)
+                assert row.speedup_vs_compiled is None
+        assert times[report.totals.fastest[str(bucket.tokens)]] == min(times.values())
+
+
+def test_launches_and_the_share_of_breaks(report: ProfileReport) -> None:
+    assert [row.graph_launches for row in rows(report, "eager")] == [0, 0]
+    assert [row.graph_launches for row in rows(report, "full")] == [1, 1]
+    for row in rows(report, "breakable"):
+        assert row.graph_launches == SEGMENTS
+        assert row.segments_ms > 0 and row.breaks_ms > 0 and row.breaks_host_us > 0
+        assert row.busy_share is None
+    launches = {mode.mode: mode.num_graph_launches for mode in report.modes}
+    assert launches["eager"] == 0
+    assert launches["breakable"] >= 2 * 4 * 3 * SEGMENTS
+
+
+def test_start_up_and_memory(report: ProfileReport) -> None:
+    modes = {mode.mode: mode for mode in report.modes}
+    for name in ("full", "breakable"):
+        mode = modes[name]
+        assert mode.startup_s >= mode.warmup_s + mode.capture_s > 0
+        assert mode.compile_s == 0
+        assert mode.memory_bytes == mode.pool_bytes > 0
+    assert all(row.transient_bytes == row.memory_bytes > 0 for row in rows(report, "eager"))
+
+
+def test_what_cannot_be_here_says_so_and_has_no_time(report: ProfileReport) -> None:
+    for row in rows(report, "fused"):
+        assert row.status == "not available"
+        assert "not available on the host device" in row.reason
+        assert row.p50_ms is None and row.speedup_vs_eager is None
+
+
+def test_the_map_and_the_timelines_are_those_of_breakable(report: ProfileReport) -> None:
+    assert (report.map_tokens, len(report.segments), len(report.breaks)) == (8, SEGMENTS, BREAKS)
+    assert [(replay.mode, replay.tokens) for replay in report.timelines] == [("breakable", 4), ("breakable", 8)]
+    steps = report.timelines[0].steps
+    assert [step.kind for step in steps] == ["segment", "break", "segment", "break", "segment"]
+    assert all(step.device_us is None for step in steps)
+    assert steps[1].name == "halve layers.0"
+    ends = [step.host_start_us + step.host_us for step in steps]
+    assert [step.host_start_us for step in steps[1:]] == pytest.approx(ends[:-1])
+
+
+def test_the_trace_names_segments_and_breaks(report: ProfileReport, trace_path: Path) -> None:
+    names = [event.get("name") for event in json.loads(trace_path.read_text())["traceEvents"]]
+    for name in ("breakable: 4 tokens", "breakable: 8 tokens"):
+        assert names.count(name) == 1
+    assert names.count("break 1: halve layers.1") == 2
+    assert sum(str(name).startswith("segment 2: layers.1.down") for name in names) == 2
+
+
+def test_a_report_survives_its_file_and_becomes_a_page(report: ProfileReport) -> None:
+    assert decode_report(encode_report(report)) == report
+    page = html_page(report)
+    assert "One replay of breakable at 4 tokens" in page
+
+
+def test_a_wrong_mode_gets_no_time() -> None:
+    report = run_profile(plan("treacherous", modes=("eager", "breakable"), buckets=(4,), num_rounds=1))
+    (row,) = rows(report, "breakable")
+    assert row.status == "wrong"
+    assert row.p50_ms is None and row.round_ms == []
+    assert row.max_abs_error == pytest.approx(1.0)
+    assert "differs from eager" in row.reason
+    assert [warning.code for warning in report.warnings if warning.code == "wrong"] == ["wrong"]
+
+
+def test_what_no_graph_can_hold_is_a_result_with_its_reason() -> None:
+    report = run_profile(plan("reading_host", buckets=(4,), num_rounds=1))
+    (full,), (breakable,) = rows(report, "full"), rows(report, "breakable")
+    assert full.status == "not capturable"
+    assert "the host reads a device value" in full.reason
+    assert full.p50_ms is None
+    assert breakable.status == "measured"
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("ending", "^the process of the mode ended with 7$"),
+        ("killed", "^the process of the mode was killed by SIGKILL$"),
+    ],
+)
+def test_a_process_that_dies_is_an_error_that_says_how(factory: str, message: str) -> None:
+    with pytest.raises(BcgError, match=message):
+        run_profile(plan(factory, modes=("eager",)))
+
+
+def test_a_model_that_is_not_there_is_wrong_usage() -> None:
+    with pytest.raises(UsageError, match="missing.py"):
+        run_profile(Plan(model="missing.py:model", device="cpu", buckets=(4,), modes=("eager",)))
+
+
+def test_modes_that_can_not_be_here_alone_are_refused() -> None:
+    with pytest.raises(BcgError, match="^none of the modes compiled, fused is available here"):
+        run_profile(plan("layered", modes=("compiled", "fused")))
+
+
+def test_no_process_is_left() -> None:
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+    commands = [Path(f"/proc/{child}/cmdline").read_bytes() for child in children]
+    assert not [command for command in commands if b"bcg.profile.worker" in command]
