@@ -74,7 +74,7 @@ class Worker:
 
     def loaded(self) -> Loaded:
         """Describe the target."""
-        from bcg.summary import environment
+        from bcg.environment import environment
 
         return Loaded(
             environment=environment(self._target.device),
