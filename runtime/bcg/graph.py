@@ -12,11 +12,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from bcg.boundary import Outlet
 from bcg.breaks import BreakLabel
 from bcg.device import find_device
 from bcg.device.base import Device, Pool, Recording, SegmentContents
 from bcg.errors import ReplayError
+from bcg.outlets import Outlet
 from bcg.tape import FirstRead, SegmentTape
 
 
