@@ -20,7 +20,7 @@ from torch import nn
 
 from bcg.breaks import BreakLabel, call_break, is_following
 from bcg.errors import UsageError
-from bcg.tape import is_users
+from bcg.whereabouts import is_users
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,26 +8,30 @@ tensors that the capture made live in the graph pool and are not held.
 from __future__ import annotations
 
 import contextlib
-import functools
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.nn.modules import module as nn_module
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bcg.collectives import is_collective, only_wraps, run_as_break
+from bcg.collectives import run_as_break
 from bcg.device.base import Device, Recorder
 from bcg.errors import HostReadError, Place
+from bcg.host_reads import (
+    READS_BEFORE_THE_DISPATCHER,
+    Traits,
+    copies_from_host,
+    copies_to_host,
+    indexes_by_mask,
+    traits_of,
+)
 from bcg.structure import is_wrapped, storage_address, storage_key, tensors_in
+from bcg.whereabouts import ModulePath, users_frame
 
 HOST_READ_HINT = (
     "run the function that reads it as a break (@eager_on_graph, or --break with the module's path), "
@@ -107,7 +111,7 @@ class Tape:
         self._recorder = recorder
         self._segment: SegmentTape | None = None
         self._made: dict[int, StorageWeakRef] = {}
-        self._modules = _ModulePath()
+        self._modules = ModulePath()
         self._interned: dict[Operation, Operation] = {}
         self._dispatch_mode = _DispatchTape(self)
         self._function_mode = _FunctionTape(self)
@@ -162,7 +166,7 @@ class Tape:
         segment = self._segment
         if segment is None:
             return function(*args, **kwargs)
-        traits = _traits(function)
+        traits = traits_of(function)
         if traits.only_wraps:
             return function(*args, **kwargs)
         if traits.is_collective and not self._records_collectives:
@@ -207,19 +211,19 @@ class Tape:
     def _refuse_host_read(
         self,
         function: Any,
-        traits: _Traits,
+        traits: Traits,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         given: list[Tensor],
     ) -> None:
-        if self.device_type != "cpu" and _copies_from_host(function, args, kwargs, self.device_type):
+        if self.device_type != "cpu" and copies_from_host(function, args, kwargs, self.device_type):
             self.refuse(str(function), "it copies from pageable host memory to the device")
         if not any(self.is_on_device(tensor) for tensor in given):
             return
         reason = traits.reads_host
-        if reason is None and _indexes_by_mask(args):
+        if reason is None and indexes_by_mask(args):
             reason = "its result's shape depends on the values of a mask"
-        if reason is None and self.device_type != "cpu" and _copies_to_host(function, args, kwargs):
+        if reason is None and self.device_type != "cpu" and copies_to_host(function, args, kwargs):
             reason = "it copies from the device to the host"
         if reason is not None:
             self.refuse(str(function), reason)
@@ -260,21 +264,6 @@ class _DispatchTape(TorchDispatchMode):
         return self._tape.run(func, args, kwargs or {})
 
 
-_READS_BEFORE_THE_DISPATCHER = {
-    Tensor.tolist: "tolist() reads it",
-    Tensor.numpy: "numpy() reads it",
-    Tensor.__array__: "an array conversion reads it",
-    Tensor.item: "item() reads it",
-    Tensor.__bool__: "bool() reads it",
-    Tensor.__int__: "int() reads it",
-    Tensor.__float__: "float() reads it",
-    Tensor.__complex__: "complex() reads it",
-    Tensor.__index__: "an index reads it",
-    Tensor.__contains__: "`in` reads it",
-    Tensor.__repr__: "printing reads it",
-    Tensor.__format__: "formatting reads it",
-    Tensor.cpu: "cpu() copies it to the host",
-}
 _FROM_HOST_DATA = (torch.tensor, torch.as_tensor)
 
 
@@ -287,7 +276,7 @@ class _FunctionTape(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        reason = _READS_BEFORE_THE_DISPATCHER.get(func)
+        reason = READS_BEFORE_THE_DISPATCHER.get(func)
         tape = self._tape
         if reason is not None and tape.is_recording and args and isinstance(args[0], Tensor):
             if tape.is_on_device(args[0]):
@@ -302,134 +291,3 @@ def _copies_to_device(tape: Tape, args: Any, kwargs: Any) -> bool:
     if device is None or torch.device(device).type != tape.device_type:
         return False
     return not (args and isinstance(args[0], Tensor) and tape.is_on_device(args[0]))
-
-
-class _Traits(NamedTuple):
-    reads_host: str | None
-    may_read_host: bool
-    writes: bool
-    is_collective: bool
-    only_wraps: bool
-
-
-_SYNCHRONIZING = {
-    "aten::item": "the host needs the value",
-    "aten::_local_scalar_dense": "the host needs the value",
-    "aten::is_nonzero": "the host needs the value",
-    "aten::equal": "the host needs the answer",
-    "aten::allclose": "the host needs the answer",
-    "aten::pin_memory": "it allocates pinned host memory",
-    "aten::_pin_memory": "it allocates pinned host memory",
-}
-_INDEXING = {
-    "aten::index",
-    "aten::index_put",
-    "aten::index_put_",
-    "aten::_index_put_impl_",
-    "aten::_unsafe_index",
-}
-_COPYING = {"aten::_to_copy", "aten::to", "aten::copy_"}
-
-
-@functools.cache
-def _traits(function: Any) -> _Traits:
-    name = function._schema.name
-    reason = _SYNCHRONIZING.get(name)
-    if reason is None and torch.Tag.data_dependent_output in function.tags:
-        reason = "the host needs its value"
-    if reason is None and torch.Tag.dynamic_output_shape in function.tags and name not in _INDEXING:
-        reason = "its result's shape depends on the values"
-    return _Traits(
-        reads_host=reason,
-        may_read_host=name in _INDEXING or name in _COPYING,
-        writes=bool(function._schema.is_mutable),
-        is_collective=is_collective(str(function)),
-        only_wraps=only_wraps(str(function)),
-    )
-
-
-def _indexes_by_mask(args: tuple[Any, ...]) -> bool:
-    """Indexing by a mask needs the number of its true entries; filling by a mask with one value does not."""
-    if len(args) < 2 or not isinstance(args[1], (tuple, list)):
-        return False
-    masked = any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1])
-    fills_one_value = len(args) > 2 and isinstance(args[2], Tensor) and args[2].numel() == 1
-    return masked and not fills_one_value
-
-
-def _copies_to_host(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    if function._schema.name == "aten::copy_":
-        return bool(args[0].device.type == "cpu" and args[1].device.type != "cpu")
-    devices = [value for value in (*args[1:], *kwargs.values()) if isinstance(value, torch.device)]
-    return any(device.type == "cpu" for device in devices)
-
-
-def _copies_from_host(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], device_type: str) -> bool:
-    if function._schema.name not in _COPYING:
-        return False
-    source = args[1] if function._schema.name == "aten::copy_" else args[0]
-    if not isinstance(source, Tensor) or source.device.type != "cpu" or source.is_pinned():
-        return False
-    if function._schema.name == "aten::copy_":
-        return bool(args[0].device.type == device_type)
-    devices = [value for value in (*args[1:], *kwargs.values()) if isinstance(value, torch.device)]
-    return any(device.type == device_type for device in devices)
-
-
-_LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-
-
-@functools.cache
-def is_users(file: str) -> bool:
-    """Tell whether a file is neither torch's nor bcg's."""
-    return not file.startswith((*_LIBRARIES, "<frozen"))
-
-
-def users_frame(frame: FrameType | None) -> FrameType | None:
-    """Return the innermost frame from `frame` outwards that is neither torch's nor bcg's."""
-    while frame is not None and not is_users(frame.f_code.co_filename):
-        frame = frame.f_back
-    return frame
-
-
-class _ModulePath:
-    """Follows which module's forward is running on the thread that made it."""
-
-    def __init__(self) -> None:
-        self._thread = threading.get_ident()
-        self._stack: list[str] = []
-        self._names: dict[nn.Module, str] = {}
-
-    @property
-    def path(self) -> str:
-        return self._stack[-1] if self._stack else ""
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        return tuple(reversed(self._stack[1:]))
-
-    @contextlib.contextmanager
-    def followed(self) -> Iterator[None]:
-        enter: Callable[..., None] = self._enter
-        handles = [
-            nn_module.register_module_forward_pre_hook(enter),
-            nn_module.register_module_forward_hook(self._leave, always_call=True),
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _enter(self, module: nn.Module, args: Any) -> None:
-        if threading.get_ident() != self._thread:
-            return
-        name = self._names.get(module)
-        if name is None:
-            self._names.update({part: path for path, part in module.named_modules() if path})
-            name = self._names[module] = self._names.get(module, type(module).__name__)
-        self._stack.append(name)
-
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if threading.get_ident() == self._thread and self._stack:
-            self._stack.pop()

@@ -16,7 +16,8 @@ from bcg.device import find_device
 from bcg.device.base import Device
 from bcg.device.bystander import Bystander
 from bcg.structure import tensors_in
-from bcg.tape import Operation, SegmentTape, Tape, is_users
+from bcg.tape import Operation, SegmentTape, Tape
+from bcg.whereabouts import is_users
 
 
 @dataclass

@@ -18,8 +18,8 @@ from bcg.functions import FunctionReference, functions_broken
 from bcg.report import BreakSize
 from bcg.rules import break_module
 from bcg.structure import is_wrapped
-from bcg.tape import users_frame
 from bcg.target import Target
+from bcg.whereabouts import users_frame
 
 _FROM_HOST_DATA = {"torch.tensor", "torch.as_tensor"}
 _HOST_COPIES = {"_to_copy", "to", "copy_", "_pin_memory", "pin_memory"}

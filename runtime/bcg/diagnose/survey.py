@@ -22,7 +22,8 @@ from bcg.device.base import Device
 from bcg.device.bystander import Bystander
 from bcg.functions import FunctionReference, functions_around
 from bcg.structure import storage_key, tensors_in
-from bcg.tape import SegmentTape, Tape, users_frame
+from bcg.tape import SegmentTape, Tape
+from bcg.whereabouts import users_frame
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,113 @@
+"""Which operations need the host: those that read a value of the device, or whose result's shape depends on one."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bcg.collectives import is_collective, only_wraps
+
+READS_BEFORE_THE_DISPATCHER = {
+    Tensor.tolist: "tolist() reads it",
+    Tensor.numpy: "numpy() reads it",
+    Tensor.__array__: "an array conversion reads it",
+    Tensor.item: "item() reads it",
+    Tensor.__bool__: "bool() reads it",
+    Tensor.__int__: "int() reads it",
+    Tensor.__float__: "float() reads it",
+    Tensor.__complex__: "complex() reads it",
+    Tensor.__index__: "an index reads it",
+    Tensor.__contains__: "`in` reads it",
+    Tensor.__repr__: "printing reads it",
+    Tensor.__format__: "formatting reads it",
+    Tensor.cpu: "cpu() copies it to the host",
+}
+"""Methods of tensors that never reach the dispatcher for a CPU tensor, and what they do."""
+
+
+class Traits(NamedTuple):
+    """What an operation is known to do, whatever it is given.
+
+    Attributes:
+        reads_host: Why it needs the host; `None` if it doesn't always.
+        may_read_host: Whether that depends on its arguments.
+        writes: Whether it writes to an argument.
+        is_collective: Whether processes take part in it together.
+        only_wraps: Whether it only wraps a tensor for a collective.
+    """
+
+    reads_host: str | None
+    may_read_host: bool
+    writes: bool
+    is_collective: bool
+    only_wraps: bool
+
+
+_SYNCHRONIZING = {
+    "aten::item": "the host needs the value",
+    "aten::_local_scalar_dense": "the host needs the value",
+    "aten::is_nonzero": "the host needs the value",
+    "aten::equal": "the host needs the answer",
+    "aten::allclose": "the host needs the answer",
+    "aten::pin_memory": "it allocates pinned host memory",
+    "aten::_pin_memory": "it allocates pinned host memory",
+}
+_INDEXING = {
+    "aten::index",
+    "aten::index_put",
+    "aten::index_put_",
+    "aten::_index_put_impl_",
+    "aten::_unsafe_index",
+}
+_COPYING = {"aten::_to_copy", "aten::to", "aten::copy_"}
+
+
+@functools.cache
+def traits_of(function: Any) -> Traits:
+    """Return the traits of an ATen or other dispatched operation."""
+    name = function._schema.name
+    reason = _SYNCHRONIZING.get(name)
+    if reason is None and torch.Tag.data_dependent_output in function.tags:
+        reason = "the host needs its value"
+    if reason is None and torch.Tag.dynamic_output_shape in function.tags and name not in _INDEXING:
+        reason = "its result's shape depends on the values"
+    return Traits(
+        reads_host=reason,
+        may_read_host=name in _INDEXING or name in _COPYING,
+        writes=bool(function._schema.is_mutable),
+        is_collective=is_collective(str(function)),
+        only_wraps=only_wraps(str(function)),
+    )
+
+
+def indexes_by_mask(args: tuple[Any, ...]) -> bool:
+    """Indexing by a mask needs the number of its true entries; filling by a mask with one value does not."""
+    if len(args) < 2 or not isinstance(args[1], (tuple, list)):
+        return False
+    masked = any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+    fills_one_value = len(args) > 2 and isinstance(args[2], Tensor) and args[2].numel() == 1
+    return masked and not fills_one_value
+
+
+def copies_to_host(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Tell whether a copy goes from a device to the host."""
+    if function._schema.name == "aten::copy_":
+        return bool(args[0].device.type == "cpu" and args[1].device.type != "cpu")
+    devices = [value for value in (*args[1:], *kwargs.values()) if isinstance(value, torch.device)]
+    return any(device.type == "cpu" for device in devices)
+
+
+def copies_from_host(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], device_type: str) -> bool:
+    """Tell whether a copy goes from unpinned host memory to the device."""
+    if function._schema.name not in _COPYING:
+        return False
+    source = args[1] if function._schema.name == "aten::copy_" else args[0]
+    if not isinstance(source, Tensor) or source.device.type != "cpu" or source.is_pinned():
+        return False
+    if function._schema.name == "aten::copy_":
+        return bool(args[0].device.type == device_type)
+    devices = [value for value in (*args[1:], *kwargs.values()) if isinstance(value, torch.device)]
+    return any(device.type == device_type for device in devices)

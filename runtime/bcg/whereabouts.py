@@ -1,0 +1,73 @@
+"""Where a forward is: the innermost line of the user's or the architecture's code, and the innermost module."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules import module as nn_module
+
+_LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+
+
+@functools.cache
+def is_users(file: str) -> bool:
+    """Tell whether a file is neither torch's nor bcg's."""
+    return not file.startswith((*_LIBRARIES, "<frozen"))
+
+
+def users_frame(frame: FrameType | None) -> FrameType | None:
+    """Return the innermost frame from `frame` outwards that is neither torch's nor bcg's."""
+    while frame is not None and not is_users(frame.f_code.co_filename):
+        frame = frame.f_back
+    return frame
+
+
+class ModulePath:
+    """Follows which module's forward is running on the thread that made it."""
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+        self._stack: list[str] = []
+        self._names: dict[nn.Module, str] = {}
+
+    @property
+    def path(self) -> str:
+        return self._stack[-1] if self._stack else ""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return tuple(reversed(self._stack[1:]))
+
+    @contextlib.contextmanager
+    def followed(self) -> Iterator[None]:
+        enter: Callable[..., None] = self._enter
+        handles = [
+            nn_module.register_module_forward_pre_hook(enter),
+            nn_module.register_module_forward_hook(self._leave, always_call=True),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        if threading.get_ident() != self._thread:
+            return
+        name = self._names.get(module)
+        if name is None:
+            self._names.update({part: path for path, part in module.named_modules() if path})
+            name = self._names[module] = self._names.get(module, type(module).__name__)
+        self._stack.append(name)
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if threading.get_ident() == self._thread and self._stack:
+            self._stack.pop()
