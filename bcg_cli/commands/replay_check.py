@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -10,6 +11,7 @@ import typer
 
 from bcg.buckets import default_buckets, parse_buckets
 from bcg.errors import UsageError
+from bcg.prompts import read_prompts
 from bcg.report import OptionValue
 from bcg_cli import console
 from bcg_cli.delivery import check_outputs, deliver
@@ -50,6 +52,14 @@ def replay_check(
         bool,
         typer.Option("--locate/--no-locate", help="After a mismatch, find the first module that differs, and why."),
     ] = True,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts",
+            metavar="FILE",
+            help="Replay these texts too: one a line, or JSON lines with `prompt`; for a model with a tokenizer.",
+        ),
+    ] = None,
     rtol: Annotated[
         float | None,
         typer.Option(
@@ -71,6 +81,7 @@ def replay_check(
     for name, value in (("--rtol", rtol), ("--atol", atol)):
         if value is not None and not 0 <= value < float("inf"):
             raise UsageError(f"{name} must be a number of at least 0, got {value:g}")
+    texts = None if prompts is None else read_prompts(prompts)
     check_outputs(json, html)
     place = resolve_device(device)
     globs = list(break_globs or ())
@@ -82,6 +93,7 @@ def replay_check(
         "auto_break": auto_break,
         "rounds": rounds,
         "locate": locate,
+        "prompts": None if prompts is None else str(prompts),
         "rtol": rtol,
         "atol": atol,
         "dtype": None if dtype is None else dtype.value,
@@ -119,6 +131,7 @@ def replay_check(
             buckets=buckets_for(target),
             num_rounds=rounds,
             locates=locate,
+            prompts=texts,
             rtol=rtol,
             atol=atol,
             options=options,

@@ -115,6 +115,6 @@ def _prompts(prompts: PromptCheck) -> Text:
     )
     return Text.assemble(
         f"Prompts: {prompts.num_replayed} of {prompts.num_prompts} replayed, {prompts.num_tokens:,} tokens in "
-        f"{prompts.num_batches} batches{tokens}: ",
+        f"{prompts.num_batches} batch{'' if prompts.num_batches == 1 else 'es'}{tokens}: ",
         (words, _STYLE[prompts.verdict]),
     )

@@ -48,7 +48,8 @@ def test_the_surface_is_frozen() -> None:
         ],
         "replay-check": [
             *("model", "--tokens", "--device", "--break", "--attention-break", "--no-attention-break"),
-            *("--auto-break", "--no-auto-break", "--rounds", "--locate", "--no-locate", "--rtol", "--atol"),
+            *("--auto-break", "--no-auto-break", "--rounds", "--locate", "--no-locate", "--prompts"),
+            *("--rtol", "--atol"),
             *("--dtype", "--seed", "--json", "--html", "--traceback"),
         ],
         "profile": [

@@ -151,3 +151,38 @@ def test_bad_numbers(bcg: Any, words: tuple[str, str], text: str) -> None:
     assert done.code == 2
     assert text in done.err
     assert done.out == ""
+
+
+def test_prompts_are_read_before_anything_else(bcg: Any, models: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("")
+    for path, text in ((tmp_path / "none", "cannot read prompts"), (tmp_path / "empty", "hold no prompt")):
+        done = bcg("replay-check", "no-such-model", *WORDS, "--prompts", path)
+        assert done.code == 2
+        assert text in done.err
+    (tmp_path / "prompts").write_text("hello")
+    done = bcg("replay-check", *WORDS, "--prompts", tmp_path / "prompts")
+    assert done.code == 2
+    assert "error: prompts need a model with a tokenizer, and qwen3-tiny has none\nhint: " in done.err
+
+
+def test_prompts_without_a_tokenizer_beside_the_model(bcg: Any, minilm: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (model / name).symlink_to(minilm / name)
+    (tmp_path / "prompts").write_text("hello")
+    done = bcg("replay-check", model, *WORDS, "--prompts", tmp_path / "prompts")
+    assert done.code == 2
+    assert "error: prompts need a model with a tokenizer, and there is none in" in done.err
+    (model / "tokenizer.json").write_text("{")
+    done = bcg("replay-check", model, *WORDS, "--prompts", tmp_path / "prompts")
+    assert done.code == 1
+    assert "error: the tokenizer of" in done.err
+
+
+def test_prompts_are_shown(bcg: Any, minilm: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts").write_text("hello\n" + "word " * 60)
+    done = bcg("replay-check", minilm, "--device", "cpu", "--tokens", "16", "--prompts", tmp_path / "prompts")
+    assert done.code == 0, done.err
+    assert "Prompts: 1 of 2 replayed, 3 tokens in 1 batch: match (bitwise)" in " ".join(done.out.split())
+    assert "1 of 2 prompts are longer than 16 tokens" in " ".join(done.out.split())

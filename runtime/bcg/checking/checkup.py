@@ -16,13 +16,24 @@ from bcg.checking.advance import find_advanced
 from bcg.checking.compare import Comparison, Tolerance
 from bcg.checking.locate import Recapture, locate, locate_leak
 from bcg.checking.plan import Trial
+from bcg.checking.prompts import check_prompts, language_model_head, tokenize
 from bcg.checking.state import ModelState, Snapshot
 from bcg.checking.suspects import gather, suspect
 from bcg.checking.verification import CHECK_SEED, BucketVerdict, Verification, verify, worst_trial
 from bcg.environment import environment
 from bcg.errors import CheckFailure, UsageError
 from bcg.inputs import MakeInputs
-from bcg.report import Card, CheckBucket, CheckReport, CheckTiming, Divergence, OptionValue, ReportWarning, Verdict
+from bcg.report import (
+    Card,
+    CheckBucket,
+    CheckReport,
+    CheckTiming,
+    Divergence,
+    OptionValue,
+    PromptCheck,
+    ReportWarning,
+    Verdict,
+)
 from bcg.runner import GraphRunner
 from bcg.sweep import BucketCapture
 from bcg.target import Target
@@ -36,6 +47,7 @@ def check(
     device: str | torch.device = "cpu",
     num_rounds: int = 2,
     locates: bool = True,
+    prompts: Sequence[str] | None = None,
     rtol: float | None = None,
     atol: float = 0.0,
     options: Mapping[str, OptionValue] | None = None,
@@ -50,6 +62,8 @@ def check(
         device: Where a module, or the model that is named, runs; a target has its own.
         num_rounds: How often every batch is replayed.
         locates: After a mismatch, capture again to find the first module that differs, and why.
+        prompts: Texts for a model with a tokenizer: packed into batches, replayed and compared with eager, and for a
+            causal language model the greedy next token of each as well.
         rtol: Largest difference that counts as a match, relative to the tensor's largest magnitude; by default
             that of the dtype: 1e-6 for float32, 1.6e-2 for bfloat16, 2e-3 for float16.
         atol: Absolute difference that counts as a match in any case.
@@ -57,7 +71,7 @@ def check(
         on_step: Told what happens next.
 
     Raises:
-        UsageError: A bucket, the tolerances or the number of rounds make no sense.
+        UsageError: A bucket, the tolerances or the number of rounds make no sense, or the model takes no prompts.
         CaptureError: The capture failed.
         ModelError: The model could not be made, or its eager forward fails.
     """
@@ -65,8 +79,9 @@ def check(
     if num_rounds < 1:
         raise UsageError(f"a check needs at least one round, got {num_rounds}")
     target = _target(model, make_inputs, device)
-    wanted = default_buckets(target.device.type) if buckets is None else check_buckets(list(buckets))
-    return _Check(target, tolerance, on_step).run(wanted, num_rounds, locates, dict(options or {}))
+    wanted = check_buckets(list(buckets or default_buckets(target.device.type, target.max_tokens)))
+    encoded = None if prompts is None else tokenize(target, prompts)
+    return _Check(target, tolerance, on_step).run(wanted, num_rounds, locates, encoded, dict(options or {}))
 
 
 def assert_graph_safe(model: Target | nn.Module | str, **options: Any) -> CheckReport:
@@ -91,20 +106,18 @@ def failure_of(report: CheckReport) -> CheckFailure | None:
     if report.verdict == "match":
         return None
     wrong = [bucket for bucket in report.buckets if bucket.verdict != "match"]
-    count = f"{len(wrong)} of {len(report.buckets)} buckets"
+    what = f"in {len(wrong)} of {len(report.buckets)} buckets"
+    if not wrong and report.prompts is not None and report.prompts.verdict != "match":
+        what = "on the prompts"
+    reason = next((reason for bucket in wrong for reason in bucket.reasons), "see the report")
     if report.verdict == "inconclusive":
-        reason = next((reason for bucket in wrong for reason in bucket.reasons), "nothing was compared")
-        return CheckFailure(f"the check is inconclusive in {count}: {reason}", hint="see the warnings of the report")
+        return CheckFailure(f"the check is inconclusive {what}: {reason}", hint="see the warnings of the report")
     if not report.findings:
-        reason = next((reason for bucket in wrong for reason in bucket.reasons), "prompts differ")
-        return CheckFailure(f"replay is not eager in {count}: {reason}")
+        return CheckFailure(f"replay is not eager {what}: {reason}")
     card = report.findings[0]
-    where = " ".join(
-        part for part in (f"in {card.module}" if card.module else "", f"at {card.source_line}") if part != "at "
-    )
+    where = (f" in {card.module}" if card.module else "") + (f" at {card.source_line}" if card.source_line else "")
     return CheckFailure(
-        f"replay is not eager in {count}: {card.hazard or 'unknown cause'}: {card.title} {where}".rstrip(),
-        hint=card.remedy or None,
+        f"replay is not eager {what}: {card.hazard or 'unknown cause'}: {card.title}{where}", hint=card.remedy or None
     )
 
 
@@ -151,7 +164,12 @@ class _Check:
         self._warnings: list[ReportWarning] = []
 
     def run(
-        self, buckets: Sequence[int], num_rounds: int, locates: bool, options: dict[str, OptionValue]
+        self,
+        buckets: Sequence[int],
+        num_rounds: int,
+        locates: bool,
+        encoded: Sequence[Sequence[int]] | None,
+        options: dict[str, OptionValue],
     ) -> CheckReport:
         before = self._state.save()
         started = time.perf_counter()
@@ -163,6 +181,8 @@ class _Check:
                 self._runner, num_rounds=num_rounds, tolerance=self._tolerance, seed=CHECK_SEED, on_step=self._on_step
             )
             verified = time.perf_counter()
+            prompts = None if encoded is None else self._check_prompts(encoded, after)
+            prompted = time.perf_counter()
             cards, divergences = self._explain(verification, before, after, locates)
             explained = time.perf_counter()
         finally:
@@ -172,19 +192,38 @@ class _Check:
             environment=environment(self._target.device),
             model=self._target.info,
             options=options,
-            verdict=_overall([row.verdict for row in rows], cards),
+            verdict=_overall([*(row.verdict for row in rows), *([prompts.verdict] if prompts else [])], cards),
             buckets=sorted(rows, key=lambda row: row.tokens),
             spread=verification.spread,
+            prompts=prompts,
             findings=cards,
             warnings=[*self._target.warnings, *self._warnings, *self._what_to_know(results)],
             timing=CheckTiming(
                 capture_ms=(captured - started) * 1e3,
                 eager_ms=verification.eager_ms,
                 replay_ms=verification.replay_ms,
-                locate_ms=(explained - verified) * 1e3,
+                prompts_ms=(prompted - verified) * 1e3,
+                locate_ms=(explained - prompted) * 1e3,
                 eager_pass_ms=verification.eager_pass_ms,
             ),
         )
+
+    def _check_prompts(self, encoded: Sequence[Sequence[int]], base: Snapshot) -> PromptCheck:
+        self._on_step("replaying prompts")
+        head = language_model_head(self._target)
+        found = check_prompts(self._runner, encoded, head, self._state, base, self._tolerance)
+        if found.num_eager:
+            largest = max(self._runner.graphs)
+            self._warnings.append(
+                ReportWarning(
+                    code="prompts-not-replayed",
+                    message=f"{found.num_eager} of {found.num_prompts} prompts are longer than {largest} tokens: they "
+                    "ran eagerly and prove nothing",
+                    cause="the largest bucket does not hold them",
+                    remedy="give larger --tokens, or shorter prompts",
+                )
+            )
+        return found
 
     def _explain(
         self, verification: Verification, before: Snapshot, after: Snapshot, locates: bool

@@ -1,0 +1,176 @@
+"""Real prompts through the graphs: tokenized, packed into batches, compared with eager, next tokens included."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from bcg.checking.compare import Comparison, Tolerance, compare
+from bcg.checking.state import ModelState, Snapshot
+from bcg.device import find_device
+from bcg.errors import ModelError, UsageError
+from bcg.inputs import Batch
+from bcg.models.build import quiet
+from bcg.report import PromptCheck, Verdict
+from bcg.runner import GraphRunner
+from bcg.structure import map_tensors, tensors_in
+from bcg.target import Target, first_line, make_batch
+
+LanguageModelHead = Callable[[Tensor], Tensor]
+"""From hidden states ``[rows, hidden]`` to logits ``[rows, vocabulary]``."""
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+"""Without any of these transformers makes a tokenizer that knows no word, and says nothing."""
+
+
+def tokenize(target: Target, prompts: Sequence[str]) -> list[list[int]]:
+    """Turn prompts into token ids with the tokenizer that lies beside the model.
+
+    Raises:
+        UsageError: The model has no tokenizer, or doesn't take token ids.
+        ModelError: A prompt gives no token, or an id that the model doesn't know.
+    """
+    if target.info.source not in ("directory", "hub"):
+        raise UsageError(
+            f"prompts need a model with a tokenizer, and {target.name} has none",
+            hint="give a Hugging Face directory or a hub id",
+        )
+    if "input_ids" not in {spec.name for spec in target.input_specs}:
+        raise UsageError(f"prompts need a model that takes input_ids, and {target.name} doesn't")
+    is_directory = target.info.source == "directory"
+    if is_directory and not any((Path(target.name) / name).is_file() for name in _TOKENIZER_FILES):
+        raise UsageError(
+            f"prompts need a model with a tokenizer, and there is none in {target.name}",
+            hint="put tokenizer.json beside config.json",
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(target.name, local_files_only=is_directory)
+    except Exception as error:
+        raise ModelError(
+            f"the tokenizer of {target.name} can't be loaded: {first_line(error)}", hint="--traceback shows where"
+        ) from error
+    with quiet():  # of prompts that are longer than the model
+        encoded: list[list[int]] = [list(tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        if not ids:
+            raise ModelError(f"the tokenizer of {target.name} makes no token of {prompt[:40]!r}")
+    return encoded
+
+
+def language_model_head(target: Target) -> LanguageModelHead | None:
+    """Return the head of a causal language model, which is outside the capture; None if the model has none.
+
+    A head that is tied to the embeddings is these; another is read from the directory's weights.
+    """
+    config: Any = getattr(target.module, "config", None)
+    architectures = getattr(config, "architectures", None) or ()
+    if not any(name.endswith("ForCausalLM") for name in architectures):
+        return None
+    if getattr(config, "tie_word_embeddings", False):
+        embeddings: Any = target.module.get_input_embeddings
+        weight = embeddings().weight
+    else:
+        weight = _stored_head(Path(target.name), target.device)
+    if weight is None:
+        return None
+    return lambda hidden: hidden @ weight.to(hidden.dtype).T
+
+
+def _stored_head(directory: Path, device: torch.device) -> Tensor | None:
+    for path in sorted(directory.glob("*.safetensors")):
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            if "lm_head.weight" in file.keys():  # noqa: SIM118 - not a dict
+                weight: Tensor = file.get_tensor("lm_head.weight")
+                return weight
+    return None
+
+
+def check_prompts(
+    runner: GraphRunner,
+    encoded: Sequence[Sequence[int]],
+    head: LanguageModelHead | None,
+    state: ModelState,
+    base: Snapshot,
+    tolerance: Tolerance,
+) -> PromptCheck:
+    """Replay prompts in batches as large as the buckets allow, and compare with eager on the same padded batch.
+
+    Prompts above the largest bucket run eagerly and are counted; those above the model's positions don't run.
+    """
+    target = runner.target
+    largest = max(runner.graphs)
+    short = [list(ids) for ids in encoded if len(ids) <= largest]
+    num_long = len(encoded) - len(short)
+    for ids in encoded:
+        if largest < len(ids) <= (target.max_tokens or math.inf):
+            state.restore(base)
+            runner.eager(_batch(target, [ids]))
+    total = Comparison()
+    num_batches = num_other = num_tokens = num_replays = 0
+    for packed in _pack(short, largest if target.packs_requests else 0):
+        batch = _batch(target, packed)
+        state.restore(base)
+        expected = map_tensors(torch.clone, runner.eager_padded(batch))
+        state.restore(base)
+        assert runner.pool is not None
+        find_device(target.device).poison(runner.pool)
+        before = runner.num_replays
+        got = runner.replay(batch)
+        num_replays += runner.num_replays - before
+        total = total.joined(compare(expected, got, tolerance))
+        num_batches += 1
+        num_tokens += batch.num_tokens
+        if head is not None:
+            ours, others = _next_tokens(target, head, expected, batch), _next_tokens(target, head, got, batch)
+            num_other += int((ours != others).sum())
+    state.restore(base)
+    verdict: Verdict = "match" if total.within and not num_other else "mismatch"
+    return PromptCheck(
+        verdict=verdict if num_replays == num_batches > 0 else "inconclusive",
+        num_prompts=len(encoded),
+        num_replayed=len(short),
+        num_eager=num_long,
+        num_batches=num_batches,
+        num_tokens=num_tokens,
+        bitwise=total.bitwise and num_batches > 0,
+        max_abs_error=total.max_abs_error if math.isfinite(total.max_abs_error) else None,
+        max_rel_error=total.max_rel_error if math.isfinite(total.max_rel_error) else None,
+        num_next_tokens=len(short) if head is not None else 0,
+        num_other_next_tokens=num_other,
+    )
+
+
+def _pack(prompts: Sequence[list[int]], most_tokens: int) -> Iterator[list[list[int]]]:
+    """Fill batches in order up to `most_tokens`; each prompt on its own if that is 0."""
+    packed: list[list[int]] = []
+    for ids in prompts:
+        if packed and sum(map(len, packed)) + len(ids) > most_tokens:
+            yield packed
+            packed = []
+        packed.append(ids)
+    if packed:
+        yield packed
+
+
+def _batch(target: Target, prompts: Sequence[Sequence[int]]) -> Batch:
+    generator = torch.Generator(target.device).manual_seed(0)
+    batch = make_batch(target, tuple(map(len, prompts)), generator)
+    ids = batch.inputs["input_ids"]
+    flat = torch.tensor(list(itertools.chain.from_iterable(prompts)), dtype=ids.dtype, device=ids.device)
+    return Batch({**batch.inputs, "input_ids": flat.view(ids.shape)}, batch.request_lengths)
+
+
+def _next_tokens(target: Target, head: LanguageModelHead, output: Any, batch: Batch) -> Tensor:
+    """Return the greedy next token after each request."""
+    hidden = next(tensors_in(output)).movedim(target.output_token_dims[0] or 0, 0).flatten(1)
+    last = list(itertools.accumulate(batch.request_lengths))
+    with torch.inference_mode():
+        return head(hidden[[row - 1 for row in last]]).argmax(-1)
