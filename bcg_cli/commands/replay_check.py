@@ -101,7 +101,7 @@ def replay_check(
     }
     with console.users_code(), console.steps() as steps:
         steps.begin(f"making {model}")
-        from bcg.checking import check, failure_of
+        from bcg.checking import UnfinishedCheckError, check, failure_of
         from bcg.diagnose import load_with_breaks
         from bcg.models import load_target
         from bcg.target import Target
@@ -126,19 +126,23 @@ def replay_check(
             target = load(attention_break)
         model_ms = (time.perf_counter() - started) * 1e3
         options["tokens"] = list(buckets_for(target))
-        report = check(
-            target,
-            buckets=buckets_for(target),
-            num_rounds=rounds,
-            locates=locate,
-            prompts=texts,
-            rtol=rtol,
-            atol=atol,
-            options=options,
-            on_step=steps.begin,
-        )
+        unfinished = None
+        try:
+            report = check(
+                target,
+                buckets=buckets_for(target),
+                num_rounds=rounds,
+                locates=locate,
+                prompts=texts,
+                rtol=rtol,
+                atol=atol,
+                options=options,
+                on_step=steps.begin,
+            )
+        except UnfinishedCheckError as error:
+            report, unfinished = error.report, error
     report = msgspec.structs.replace(report, timing=msgspec.structs.replace(report.timing, model_ms=model_ms))
     deliver(report, json, html)
-    failure = failure_of(report)
+    failure = unfinished or failure_of(report)
     if failure is not None:
         raise failure

@@ -91,7 +91,17 @@ class HostReadError(CaptureError):
 
 
 class ReplayError(BcgError):
-    """A captured graph can't be replayed with what was given."""
+    """A captured graph can't be replayed with what was given.
+
+    Args:
+        message: One line, see `BcgError`.
+        hint: What to do next.
+        hazard: The row of the hazard catalogue, such as ``S17``.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, hazard: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.hazard = hazard
 
 
 class ReportError(BcgError):

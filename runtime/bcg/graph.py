@@ -126,6 +126,7 @@ class PoolUse:
             raise ReplayError(
                 "a graph of the same pool is being replayed by another thread, or by a break of this one",
                 hint="replay graphs that share a pool one after another",
+                hazard="S17",
             )
         try:
             if self._used and stream != self._last_stream:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bcg import Batch, GraphRunner, ReplayError, Target, current_forward_context, eager_on_graph, load_target
-from bcg.checking import Tolerance, verify
+from bcg.checking import Tolerance, UnfinishedCheckError, check, verify
 from bcg.models.build import build_target
 
 BUCKETS = (4, 8, 16)
@@ -194,3 +195,61 @@ def test_several_requests_are_refused_where_requests_mix(device: str) -> None:
     for run in (runner.replay, runner.eager, runner.eager_padded):
         with pytest.raises(ReplayError, match="^test takes one request at a time, got a batch of 2$"):
             run(batch)
+
+
+def is_replaying() -> bool:
+    return any(frame.name == "replay" for frame in traceback.extract_stack())
+
+
+class LosingTheDevice(nn.Module):
+    """Its break fails as a kernel would that read what it may not, once a batch is smaller than its bucket."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.touch(x * 2) + 1
+
+    @eager_on_graph
+    def touch(self, x: Tensor) -> Tensor:
+        context = current_forward_context()
+        if context is not None and context.num_tokens == 3 and is_replaying():
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return x.clone()
+
+
+def test_a_lost_device_ends_the_check_with_the_report_so_far() -> None:
+    with pytest.raises(UnfinishedCheckError, match="^the device is lost to this process: CUDA error: an il") as caught:
+        check(target_of(LosingTheDevice(), "cpu"), buckets=BUCKETS)
+    report = caught.value.report
+    assert report.verdict == "inconclusive"
+    assert all("the check could not be ended" in bucket.reasons[-1] for bucket in report.buckets)
+
+
+def test_a_replay_that_raises_is_told_in_its_words() -> None:
+    report = check(target_of(Raising(), "cpu"), buckets=BUCKETS)
+    assert report.verdict == "mismatch"
+    (card,) = report.findings
+    assert card.title.startswith("break Raising.longest[1] returned")
+
+
+class ReplaysInside(nn.Module):
+    """A break that replays a graph of the very pool that is in use."""
+
+    runner: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.again(x * 2) + 1
+
+    @eager_on_graph
+    def again(self, x: Tensor) -> Tensor:
+        if is_replaying():
+            next(iter(self.runner.graphs.values())).replay()
+        return x.clone()
+
+
+def test_replaying_a_pool_that_is_in_use_is_named(device: str) -> None:
+    module = ReplaysInside()
+    runner = GraphRunner(target_of(module, device))
+    runner.capture((4,))
+    module.runner = runner
+    found = verify(runner)
+    assert found.buckets[0].hazard == "S17"
+    assert found.verdict == "mismatch"

@@ -3,8 +3,17 @@
 The package is called `checking` because the public function is `bcg.check`: a package of that name would hide it.
 """
 
-from bcg.checking.checkup import assert_graph_safe, check, failure_of
+from bcg.checking.checkup import UnfinishedCheckError, assert_graph_safe, check, failure_of
 from bcg.checking.compare import Tolerance
 from bcg.checking.verification import BucketVerdict, Verification, verify
 
-__all__ = ["BucketVerdict", "Tolerance", "Verification", "assert_graph_safe", "check", "failure_of", "verify"]
+__all__ = [
+    "BucketVerdict",
+    "Tolerance",
+    "UnfinishedCheckError",
+    "Verification",
+    "assert_graph_safe",
+    "check",
+    "failure_of",
+    "verify",
+]

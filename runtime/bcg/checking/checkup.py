@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
@@ -19,9 +21,16 @@ from bcg.checking.plan import Trial
 from bcg.checking.prompts import check_prompts, language_model_head, tokenize
 from bcg.checking.state import ModelState, Snapshot
 from bcg.checking.suspects import gather, suspect
-from bcg.checking.verification import CHECK_SEED, BucketVerdict, Verification, verify, worst_trial
+from bcg.checking.verification import (
+    CHECK_SEED,
+    BucketVerdict,
+    LostDeviceError,
+    Verification,
+    verify,
+    worst_trial,
+)
 from bcg.environment import environment
-from bcg.errors import CheckFailure, UsageError
+from bcg.errors import BcgError, CheckFailure, UsageError
 from bcg.inputs import MakeInputs
 from bcg.report import (
     Card,
@@ -74,6 +83,7 @@ def check(
         UsageError: A bucket, the tolerances or the number of rounds make no sense, or the model takes no prompts.
         CaptureError: The capture failed.
         ModelError: The model could not be made, or its eager forward fails.
+        UnfinishedCheckError: A replay took the device from this process; it holds the report so far.
     """
     tolerance = _tolerance(rtol, atol)
     if num_rounds < 1:
@@ -152,6 +162,30 @@ def _target(model: Target | nn.Module | str, make_inputs: MakeInputs | None, dev
     )
 
 
+class UnfinishedCheckError(BcgError):
+    """A check that could not be ended, because the device was lost.
+
+    Attributes:
+        report: What had been found before.
+    """
+
+    def __init__(self, error: LostDeviceError, report: CheckReport) -> None:
+        super().__init__(error.message, hint=error.hint)
+        self.report = report
+
+
+@dataclass(frozen=True)
+class _Explanation:
+    """What is wrong, and where replay and eager part, by bucket."""
+
+    cards: list[Card] = field(default_factory=list)
+    divergences: dict[int, Divergence] = field(default_factory=dict)
+
+
+def _since(started: float) -> float:
+    return (time.perf_counter() - started) * 1e3
+
+
 class _Check:
     """One run of `check`."""
 
@@ -174,36 +208,51 @@ class _Check:
         before = self._state.save()
         started = time.perf_counter()
         results = self._runner.capture(buckets, on_bucket=lambda done: self._on_step(f"captured {done.tokens} tokens"))
-        captured = time.perf_counter()
+        timing = CheckTiming(capture_ms=_since(started))
+        after = self._state.save()
         try:
-            after = self._state.save()
             verification = verify(
                 self._runner, num_rounds=num_rounds, tolerance=self._tolerance, seed=CHECK_SEED, on_step=self._on_step
             )
-            verified = time.perf_counter()
+        except LostDeviceError as error:
+            report = self._report(results, error.verification, _Explanation(), timing, options)
+            raise UnfinishedCheckError(error, report) from error
+        try:
+            started = time.perf_counter()
             prompts = None if encoded is None else self._check_prompts(encoded, after)
-            prompted = time.perf_counter()
-            cards, divergences = self._explain(verification, before, after, locates)
-            explained = time.perf_counter()
+            timing = msgspec.structs.replace(timing, prompts_ms=_since(started) if encoded else 0.0)
+            started = time.perf_counter()
+            explanation = self._explain(verification, before, after, locates)
+            timing = msgspec.structs.replace(timing, locate_ms=_since(started))
         finally:
             self._state.restore(before)
-        rows = [_bucket_row(verification, result, divergences) for result in results]
+        return self._report(results, verification, explanation, timing, options, prompts)
+
+    def _report(
+        self,
+        results: Sequence[BucketCapture],
+        verification: Verification,
+        explanation: _Explanation,
+        timing: CheckTiming,
+        options: dict[str, OptionValue],
+        prompts: PromptCheck | None = None,
+    ) -> CheckReport:
+        rows = [_bucket_row(verification, result, explanation.divergences) for result in results]
+        verdicts = [row.verdict for row in rows] + ([prompts.verdict] if prompts else [])
         return CheckReport(
             environment=environment(self._target.device),
             model=self._target.info,
             options=options,
-            verdict=_overall([*(row.verdict for row in rows), *([prompts.verdict] if prompts else [])], cards),
+            verdict=_overall(verdicts, explanation.cards),
             buckets=sorted(rows, key=lambda row: row.tokens),
             spread=verification.spread,
             prompts=prompts,
-            findings=cards,
+            findings=explanation.cards,
             warnings=[*self._target.warnings, *self._warnings, *self._what_to_know(results)],
-            timing=CheckTiming(
-                capture_ms=(captured - started) * 1e3,
+            timing=msgspec.structs.replace(
+                timing,
                 eager_ms=verification.eager_ms,
                 replay_ms=verification.replay_ms,
-                prompts_ms=(prompted - verified) * 1e3,
-                locate_ms=(explained - prompted) * 1e3,
                 eager_pass_ms=verification.eager_pass_ms,
             ),
         )
@@ -225,9 +274,7 @@ class _Check:
             )
         return found
 
-    def _explain(
-        self, verification: Verification, before: Snapshot, after: Snapshot, locates: bool
-    ) -> tuple[list[Card], dict[int, Divergence]]:
+    def _explain(self, verification: Verification, before: Snapshot, after: Snapshot, locates: bool) -> _Explanation:
         """Name what is wrong: state first, then the cause of other results, then padding."""
         root, pool = self._target.module, self._runner.pool
         assert pool is not None
@@ -241,12 +288,14 @@ class _Check:
         moved = next((found for bucket in verification.buckets for found in bucket.moved.values()), None)
         if moved is not None:
             cards.append(findings.moved_card(root, self._state, *moved))
+        elif errors := [(error, bucket.hazard) for bucket in verification.buckets for error in bucket.errors]:
+            cards += [findings.make_card(hazard or "", error) for error, hazard in dict.fromkeys(errors)][:1]
         elif failed:
             cards += self._explain_mismatch(verification, failed, locates, divergences)
         elif verification.verdict == "mismatch":
             cards += self._explain_leak(verification, locates)
         cards += findings.launch_cards(verification)
-        return cards, divergences
+        return _Explanation(cards, divergences)
 
     def _explain_mismatch(
         self,
@@ -260,18 +309,15 @@ class _Check:
         if not locates:
             return [findings.make_card("", f"replay differs from eager in the bucket of {trial.tokens}")]
         self._on_step(f"locating, {trial.tokens} tokens")
-        errors = [error for bucket in verification.buckets for error in bucket.errors]
         base = self._state.save()
         recapture = locate(self._target, trial, list(self._runner.graphs), self._state, base, self._tolerance)
         if recapture.divergence is not None:
             divergences[trial.tokens] = recapture.divergence
         card = suspect(gather(self._runner, recapture.runner, trial, self._state, base))
-        return [card or self._unexplained(trial, recapture, errors)]
+        return [card or self._unexplained(trial, recapture)]
 
-    def _unexplained(self, trial: Trial, recapture: Recapture, errors: Sequence[str]) -> Card:
+    def _unexplained(self, trial: Trial, recapture: Recapture) -> Card:
         module = recapture.culprit
-        if errors:
-            return findings.make_card("", errors[0])
         if recapture.divergence is None:
             return findings.make_card(
                 "", f"replay differs from eager in the bucket of {trial.tokens}, but no more once captured again"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,9 +12,9 @@ import torch
 
 from bcg.checking.compare import APART, Comparison, Tolerance, are_near, compare, has_numbers
 from bcg.checking.plan import Trial, batch_of, plan_trials, poisoned_padding, shuffled_rounds
-from bcg.checking.state import Change, ModelState, Snapshot, changes
+from bcg.checking.state import Change, ModelState, Snapshot, changes, restore_generators
 from bcg.device import find_device
-from bcg.errors import ReplayError
+from bcg.errors import BcgError, ReplayError
 from bcg.inputs import Batch
 from bcg.runner import GraphRunner
 from bcg.structure import map_tensors
@@ -55,6 +56,7 @@ class BucketVerdict:
         failed: Trials that did not match.
         moved: Trials that were not replayed, because a tensor that the graph reads was freed or got other memory.
         errors: What replays raised, first lines.
+        hazard: The row of the catalogue that the first of these named.
         leaks: Trials in which padding reached real rows.
         state_changes: State that replay left otherwise than eager did.
         kept_outputs: Attribute paths where a tensor of the graph's pool is left: the next replay overwrites it.
@@ -68,6 +70,7 @@ class BucketVerdict:
     failed: list[Trial] = field(default_factory=list)
     moved: dict[Trial, tuple[torch.Tensor, FirstRead]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
+    hazard: str | None = None
     leaks: list[Trial] = field(default_factory=list)
     state_changes: list[Change] = field(default_factory=list)
     kept_outputs: list[str] = field(default_factory=list)
@@ -113,6 +116,21 @@ class Verification:
         return self.verdict == "match"
 
 
+class LostDeviceError(BcgError):
+    """An error took the device from this process: nothing more can be run on it.
+
+    Attributes:
+        verification: What had been found before.
+    """
+
+    def __init__(self, message: str, verification: Verification) -> None:
+        super().__init__(
+            f"the device is lost to this process: {message}",
+            hint="run it again with CUDA_LAUNCH_BLOCKING=1 to see where, or leave out the bucket",
+        )
+        self.verification = verification
+
+
 def verify(
     runner: GraphRunner,
     *,
@@ -137,6 +155,7 @@ def verify(
     Raises:
         ReplayError: Nothing was captured.
         ModelError: The eager forward failed.
+        LostDeviceError: A replay took the device from this process.
     """
     if not runner.graphs:
         raise ReplayError("no bucket was captured", hint="call capture() with the token counts to serve")
@@ -158,58 +177,69 @@ class _Verifier:
         self._verdicts = {tokens: BucketVerdict(tokens) for tokens in sorted(runner.graphs)}
         self._references: dict[Trial, Reference] = {}
         self._full_outputs: dict[Trial, Any] = {}
-        self._spread = 0.0
-        self._eager_pass_ms = 0.0
+        self._found = Verification(list(self._verdicts.values()))
 
     def run(self, num_rounds: int) -> Verification:
         trials = plan_trials(list(self._verdicts), packs_requests=self._runner.target.packs_requests, seed=self._seed)
-        started = time.perf_counter()
         try:
-            self._find_state(trials)
-            for trial in trials:
-                self._on_step(f"eager, {trial.num_tokens} tokens")
-                self._run_eager(trial)
-            self._device.synchronize()
-            eager_done = time.perf_counter()
-            for _, trial in shuffled_rounds(trials, num_rounds, self._seed):
-                self._on_step(f"replaying {trial.num_tokens} tokens")
-                self._replay(trial)
-            self._device.synchronize()
-        finally:
-            self._state.restore(self._base)
-        return Verification(
-            list(self._verdicts.values()),
-            spread=self._spread,
-            eager_ms=(eager_done - started) * 1e3,
-            replay_ms=(time.perf_counter() - eager_done) * 1e3,
-            eager_pass_ms=self._eager_pass_ms,
-        )
+            self._compare_all(trials, num_rounds)
+        except Exception as error:
+            if not is_sticky(error):
+                self._state.restore(self._base)
+                raise
+            for verdict in self._verdicts.values():
+                verdict.doubts.append(f"the check could not be ended: {first_line(error)}")
+            raise LostDeviceError(first_line(error), self._found) from error
+        self._state.restore(self._base)
+        return self._found
+
+    def _compare_all(self, trials: Sequence[Trial], num_rounds: int) -> None:
+        started = time.perf_counter()
+        self._find_state(trials)
+        for trial in trials:
+            self._on_step(f"eager, {trial.num_tokens} tokens")
+            self._run_eager(trial)
+        self._device.synchronize()
+        eager_done = time.perf_counter()
+        self._found.eager_ms = (eager_done - started) * 1e3
+        for number, trial in shuffled_rounds(trials, num_rounds, self._seed):
+            self._on_step(f"replaying {trial.num_tokens} tokens")
+            self._replay(trial, on_side_stream=number % 2 == 1)
+        self._device.synchronize()
+        self._found.replay_ms = (time.perf_counter() - eager_done) * 1e3
 
     def _find_state(self, trials: Sequence[Trial]) -> None:
         """Run a full batch of every bucket to see whether forwards change state: where not, none is saved again."""
         for trial in trials:
             if trial.num_padding == 0:
-                self._state.restore(self._base)
+                self._put_back()
                 self._on_step(f"eager, {trial.num_tokens} tokens")
                 self._full_outputs[trial] = _kept(self._runner.eager_padded(batch_of(trial, self._runner.target)))
                 self._changes_state = self._changes_state or bool(changes(self._base, self._state.save()))
 
+    def _put_back(self) -> None:
+        """Bring state and random generators back to where they were before the first run."""
+        if self._changes_state:
+            self._state.restore(self._base)
+        else:
+            restore_generators(self._base.generators)
+
     def _run_eager(self, trial: Trial) -> None:
         runner, verdict = self._runner, self._verdicts[trial.tokens]
         batch, padding = batch_of(trial, runner.target), poisoned_padding(trial, runner.target)
-        self._state.restore(self._base)
+        self._put_back()
         started = time.perf_counter()
         output = _kept(runner.eager_padded(batch, padding))
         self._device.synchronize()
-        self._eager_pass_ms += (time.perf_counter() - started) * 1e3
+        self._found.eager_pass_ms += (time.perf_counter() - started) * 1e3
         after = self._state.save() if self._changes_state else None
         self._references[trial] = Reference(batch, padding, output, after)
         if not has_numbers(output):
             verdict.doubts.append(f"eager itself gives nothing but NaN at {trial.num_tokens} tokens")
-        self._state.restore(self._base)
+        self._put_back()
         if padding is None:
             again = compare(output, self._full_outputs.pop(trial), self._tolerance)
-            self._spread = max(self._spread, again.max_rel_error)
+            self._found.spread = max(self._found.spread, again.max_rel_error)
         elif self._padding_leaks(trial, batch, output):
             verdict.leaks.append(trial)
 
@@ -219,15 +249,15 @@ class _Verifier:
         comparison = compare(alone, output, self._tolerance)
         if comparison.within or self._is_within_spread(comparison, trial, output):
             return False
-        self._state.restore(self._base)
+        self._put_back()
         beside_zeros = self._runner.eager_padded(batch)
         return not (compare(beside_zeros, output, self._tolerance).within and are_near(alone, output))
 
-    def _replay(self, trial: Trial) -> None:
+    def _replay(self, trial: Trial, *, on_side_stream: bool) -> None:
         runner, verdict, reference = self._runner, self._verdicts[trial.tokens], self._references[trial]
         graph = runner.graphs[trial.tokens]
         num_before = graph.num_replays
-        self._state.restore(self._base)
+        self._put_back()
         moved = next(graph.moved_externals(), None)
         if moved is not None:  # a replay would read garbage, or end the process
             verdict.moved[trial] = moved
@@ -235,22 +265,27 @@ class _Verifier:
             return
         assert runner.pool is not None
         self._device.poison(runner.pool)
+        stream = self._device.side_stream() if on_side_stream else contextlib.nullcontext()
         try:
-            output = runner.replay(reference.batch, reference.padding)
+            with stream:
+                output = runner.replay(reference.batch, reference.padding)
+            self._device.synchronize()
         except Exception as error:
-            if _is_sticky(error):
+            if is_sticky(error):
                 raise
             verdict.failed.append(trial)
             verdict.errors.append(first_line(error))
+            verdict.hazard = verdict.hazard or getattr(error, "hazard", None)
             verdict.comparison = verdict.comparison.joined(APART)
             return
         verdict.num_replays += graph.num_replays - num_before
         verdict.num_launches += (graph.num_replays - num_before) * graph.num_segments
-        self._judge(trial, verdict, compare(reference.output, output, self._tolerance))
+        comparison = compare(reference.output, output, self._tolerance)
         if reference.after is not None:
             after = self._state.save()
             self._compare_state(verdict, reference.after, after)
             self._find_kept_outputs(verdict, after)
+        self._judge(trial, verdict, comparison)
 
     def _judge(self, trial: Trial, verdict: BucketVerdict, comparison: Comparison) -> None:
         verdict.comparison = verdict.comparison.joined(comparison)
@@ -258,7 +293,7 @@ class _Verifier:
             return
         if self._is_within_spread(comparison, trial, self._references[trial].output):
             verdict.doubts.append(
-                f"eager differs from itself by {self._spread:.1e} of the scale, replay from eager by "
+                f"eager differs from itself by {self._found.spread:.1e} of the scale, replay from eager by "
                 f"{comparison.max_rel_error:.1e}"
             )
             return
@@ -276,12 +311,12 @@ class _Verifier:
         """Tell whether eager differs from itself about as much; in doubt it is run a few times more."""
         batch, padding = batch_of(trial, self._runner.target), poisoned_padding(trial, self._runner.target)
         for _ in range(_NUM_DOUBTS):
-            self._state.restore(self._base)
+            self._put_back()
             again = compare(eager, self._runner.eager_padded(batch, padding), self._tolerance)
-            self._spread = max(self._spread, again.max_rel_error)
-            if self._spread == 0:
+            self._found.spread = max(self._found.spread, again.max_rel_error)
+            if self._found.spread == 0:
                 return False
-        return comparison.max_rel_error <= 4 * self._spread
+        return comparison.max_rel_error <= 4 * self._found.spread
 
     def _compare_state(self, verdict: BucketVerdict, eager: Snapshot, replayed: Snapshot) -> None:
         known = {change.path for change in verdict.state_changes}
@@ -297,7 +332,7 @@ def _kept(output: Any) -> Any:
     return map_tensors(torch.clone, output)
 
 
-def _is_sticky(error: Exception) -> bool:
+def is_sticky(error: Exception) -> bool:
     """Tell whether the device is lost to this process, as after an illegal access."""
     text = str(error)
     return any(sign in text for sign in ("illegal memory access", "device-side assert", "unspecified launch failure"))

@@ -150,6 +150,9 @@ class Device(Protocol):
         Warm-ups run on it, so that what libraries set up per stream is there when the capture begins.
         """
 
+    def side_stream(self) -> AbstractContextManager[None]:
+        """Make another stream than the caller's and the captures' current, ordered after and before the caller's."""
+
     def current_stream(self) -> Any:
         """The stream that work is launched on now, as `Recording.launch` takes it."""
 

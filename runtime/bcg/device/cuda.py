@@ -323,6 +323,9 @@ class CudaDevice:
     def capture_stream(self) -> AbstractContextManager[None]:
         return _ordered_on(capture_stream(self._index))
 
+    def side_stream(self) -> AbstractContextManager[None]:
+        return _ordered_on(torch.cuda.Stream(device=self._index))
+
     def current_stream(self) -> Any:
         return _stream_handle(torch._C._cuda_getCurrentRawStream(self._index))
 

@@ -238,6 +238,9 @@ class HostDevice:
     def capture_stream(self) -> AbstractContextManager[None]:
         return contextlib.nullcontext()
 
+    def side_stream(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
     def current_stream(self) -> None:
         return None
 
