@@ -1,11 +1,12 @@
-"""S12: the forward counts on the host, and a replay doesn't. Healthy: it counts on the device."""
+"""S12: the forward counts on the host, and a replay doesn't. Healthy: it counts in a break."""
 
-import torch
 from planted import between_layers
 from torch import Tensor, nn
 
+from bcg import eager_on_graph
 
-class CountsOnHost(nn.Module):
+
+class Counts(nn.Module):
     num_calls = 0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -13,19 +14,21 @@ class CountsOnHost(nn.Module):
         return x + 1
 
 
-class CountsOnDevice(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("num_calls", torch.zeros((), dtype=torch.int64))
+class CountsInBreak(nn.Module):
+    num_calls = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        self.num_calls.add_(1)
+        self.count()
         return x + 1
+
+    @eager_on_graph
+    def count(self) -> None:
+        self.num_calls += 1
 
 
 def faulty():
-    return between_layers(CountsOnHost())
+    return between_layers(Counts())
 
 
 def healthy():
-    return between_layers(CountsOnDevice())
+    return between_layers(CountsInBreak())
