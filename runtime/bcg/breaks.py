@@ -60,12 +60,14 @@ def current_capture() -> BreakRunner | None:
 
 @contextlib.contextmanager
 def running_breaks(runner: BreakRunner) -> Iterator[None]:
-    """Give the breaks of this thread to `runner` inside the `with` block."""
+    """Give the breaks of this thread to `runner` inside the `with` block, even where an eager break calls it."""
+    in_break, _state.in_break = _state.in_break, False
     _state.runner = runner
     try:
         yield
     finally:
         _state.runner = None
+        _state.in_break = in_break
 
 
 @contextlib.contextmanager

@@ -77,10 +77,13 @@ class BreakableCUDAGraphCapture:
         self._is_recording = False
 
     def __enter__(self) -> BreakableCUDAGraphCapture:
-        if breaks.current_capture() is not None:
+        active = breaks.current_capture()
+        if active is not None:
+            place = active._tape.place("a nested capture") if isinstance(active, BreakableCUDAGraphCapture) else None
             raise CaptureError(
-                "a capture is already active on this thread",
-                hint="end it before beginning another",
+                "a capture is already active on this thread" + (f": {place}" if place else ""),
+                hint="end it before beginning another; a model leaves capturing to its caller",
+                place=place,
                 hazard="L14",
             )
         if self.graph.steps:

@@ -230,7 +230,7 @@ class Tape:
 
     def refuse(self, name: str, reason: str) -> None:
         """Raise for a host read, and keep the error: user code that swallows it must not hide it."""
-        place = self._operation(name).place
+        place = self.place(name)
         error = HostReadError(
             f"the host reads a device value inside a segment: {place}: {reason}",
             hint=HOST_READ_HINT,
@@ -243,6 +243,10 @@ class Tape:
     @property
     def is_recording(self) -> bool:
         return self._segment is not None
+
+    def place(self, name: str) -> Place:
+        """Say where the body is now, for an error about `name`."""
+        return self._operation(name).place
 
     def _operation(self, name: str) -> Operation:
         frame = users_frame(sys._getframe(2))

@@ -74,7 +74,9 @@ def test_24_a_capture_inside_a_capture_is_refused(device: str) -> None:
     with BreakableCUDAGraphCapture(outer):
         y = x + 1
         with (
-            pytest.raises(CaptureError, match="^a capture is already active on this thread$") as caught,
+            pytest.raises(
+                CaptureError, match="^a capture is already active on this thread: a nested capture at .*test_state.py:"
+            ) as caught,
             BreakableCUDAGraphCapture(BreakableCUDAGraph(device)),
         ):
             pass
@@ -84,6 +86,23 @@ def test_24_a_capture_inside_a_capture_is_refused(device: str) -> None:
     outer.replay()
     assert y.tolist() == [5.0] * 4
     assert outer.num_segments == 1
+
+
+def test_a_capture_that_an_eager_break_makes_has_its_breaks(device: str) -> None:
+    x = torch.ones(4, device=device)
+    graph = BreakableCUDAGraph(device)
+    results = []
+
+    @eager_on_graph
+    def capture_when_first_called() -> None:
+        with BreakableCUDAGraphCapture(graph):
+            results.append(eager_on_graph(lambda t: t * t.sum().item())(x + 1) + 0)
+
+    capture_when_first_called()
+    assert (graph.num_segments, graph.num_breaks) == (2, 1)
+    x.fill_(2)
+    graph.replay()
+    assert results[0].tolist() == [36.0] * 4
 
 
 def test_24_a_captured_graph_is_not_captured_over(device: str) -> None:
