@@ -19,7 +19,7 @@ class OneEntry(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("workspace", torch.empty(MOST_TOKENS * WIDTH))
+        self.register_buffer("workspace", torch.zeros(MOST_TOKENS * WIDTH))
         self.num_rows = 0
 
     def forward(self, x: Tensor) -> Tensor:

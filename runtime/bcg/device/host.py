@@ -28,6 +28,8 @@ from bcg.structure import is_wrapped, map_tensors, storage_bytes, storage_key, t
 
 ALIGNMENT = 64
 """Bytes to which a block's size is rounded up."""
+MAX_CHURN = 2**17
+"""Larger blocks go back to the system when they are freed: nobody gets them again, poisoned or not."""
 
 
 class HostPool:
@@ -263,7 +265,7 @@ class HostDevice:
         with torch.inference_mode():
             for block in self.as_pool(pool).free_blocks():
                 block.fill_(POISON_BYTE)
-        churn = [torch.full((size,), POISON_BYTE, dtype=torch.uint8) for size in CHURN_SIZES]
+        churn = [torch.full((size,), POISON_BYTE, dtype=torch.uint8) for size in CHURN_SIZES if size <= MAX_CHURN]
         churn.clear()
 
     def peak_bytes(self, function: Callable[[], Any]) -> tuple[int, Any]:
