@@ -93,7 +93,7 @@ class BreakableCUDAGraphCapture:
         self._recorder: Recorder = device.recorder(
             self._pool_handle, self._stream, self._error_mode, self.graph.generators
         )
-        self._tape = Tape(device, self._recorder)
+        self._tape: Tape = Tape(device, self._recorder)
         self._is_taped = self._known_externals is None or device.needs_tape
         self._steps, self._first_error = [], None
         self._inference = torch.is_inference_mode_enabled()
