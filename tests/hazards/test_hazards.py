@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bcg import CaptureError, check
+from bcg import CaptureError, check, load_target
+from bcg.diagnose import failures_explained
 from bcg.hazards import HAZARDS
 from bcg.report import CheckReport
 from tests.hazards.table import GPU, PLANTED, Planted
@@ -22,7 +23,9 @@ CASES = [
 
 
 def run(planted: Planted, factory: str, device: str) -> CheckReport:
-    return check(f"{HERE / planted.file}:{factory}", buckets=BUCKETS, device=device)
+    target = load_target(f"{HERE / planted.file}:{factory}", device=device)
+    with failures_explained(target, BUCKETS):
+        return check(target, buckets=BUCKETS)
 
 
 @pytest.mark.parametrize(("planted", "device"), CASES)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bcg.device.base import CHURN_SIZES, POISON_BYTE, MemoryReading, Pool, SegmentContents
 from bcg.errors import CaptureError, UsageError
+from bcg.hazards import HAZARDS
 
 
 def _check(result: tuple[Any, ...]) -> Any:
@@ -219,7 +220,12 @@ class CudaRecorder:
 
     def execute(self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         result = function(*args, **kwargs)
-        self._note_stream()
+        if self._note_stream() and not torch.cuda.is_current_stream_capturing():
+            raise CaptureError(
+                f"{function} runs on a side stream that has not waited for the stream of the capture",
+                hint=HAZARDS["L3"].remedy,
+                hazard="L3",
+            )
         return result
 
     def _current_stream(self) -> AbstractContextManager[Any]:
@@ -228,11 +234,17 @@ class CudaRecorder:
             return contextlib.nullcontext()
         return torch.cuda.stream(self._stream)
 
-    def _note_stream(self) -> None:
-        """Remember a side stream on which the segment works: it is joined at the end and forked again after."""
+    def _note_stream(self) -> bool:
+        """Remember a side stream on which the segment works: it is joined at the end and forked again after.
+
+        Returns:
+            Whether the stream is a new one.
+        """
         raw = torch._C._cuda_getCurrentRawStream(self._index)
-        if raw != self._stream.cuda_stream and raw not in self._sides:
-            self._sides[raw] = torch.cuda.current_stream(self._index)
+        if raw == self._stream.cuda_stream or raw in self._sides:
+            return False
+        self._sides[raw] = torch.cuda.current_stream(self._index)
+        return True
 
     def end(self) -> CudaRecording | None:
         graph = self._graph
