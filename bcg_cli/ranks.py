@@ -6,6 +6,7 @@ bcg, by the rank itself under ``torchrun``.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -91,6 +92,7 @@ class Ranks:
         watch = Watch(world, _end)
         watch.start()
         yield world
+        gc.collect()  # graphs that nobody holds any more
         world.close()
         watch.stop()
         _process.world = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
@@ -18,21 +18,30 @@ from bcg_cli.delivery import check_outputs, deliver
 from bcg_cli.device import resolve_device
 from bcg_cli.options import (
     DEFAULT_MODEL,
+    DEFAULT_RANK_TIMEOUT_S,
     AttentionBreakOption,
     BreakOption,
     Device,
     DeviceOption,
     DtypeOption,
+    ExpertParallelOption,
     HtmlOption,
     JsonOption,
     ModelArgument,
+    RankTimeoutOption,
     SeedOption,
+    TensorParallelOption,
     TokensOption,
     TracebackOption,
 )
+from bcg_cli.ranks import Ranks, talks
+
+if TYPE_CHECKING:
+    from bcg.distributed.world import World
 
 
 def replay_check(
+    context: typer.Context,
     model: ModelArgument = DEFAULT_MODEL,
     tokens: TokensOption = None,
     device: DeviceOption = Device.auto,
@@ -74,6 +83,9 @@ def replay_check(
     seed: SeedOption = 0,
     json: JsonOption = None,
     html: HtmlOption = None,
+    tp: TensorParallelOption = None,
+    ep: ExpertParallelOption = False,
+    rank_timeout: RankTimeoutOption = DEFAULT_RANK_TIMEOUT_S,
     traceback: TracebackOption = False,
 ) -> None:
     """Replay every bucket with other inputs, compare with eager, and name what is wrong where they differ."""
@@ -83,6 +95,9 @@ def replay_check(
             raise UsageError(f"{name} must be a number of at least 0, got {value:g}")
     texts = None if prompts is None else read_prompts(prompts)
     check_outputs(json, html)
+    ranks = Ranks(tp, ep, rank_timeout)
+    if ranks.start(context.obj):
+        return
     place = resolve_device(device)
     globs = list(break_globs or ())
     options: dict[str, OptionValue] = {
@@ -98,22 +113,26 @@ def replay_check(
         "atol": atol,
         "dtype": None if dtype is None else dtype.value,
         "seed": seed,
+        "tp": tp,
+        "ep": ep,
     }
-    with console.users_code(), console.steps() as steps:
+    with console.users_code(), console.steps() as steps, ranks.joined(place) as world:
         steps.begin(f"making {model}")
-        from bcg.checking import UnfinishedCheckError, check, failure_of
+        from bcg.checking import UnfinishedCheckError, check, check_ranks, failure_of
         from bcg.diagnose import load_with_breaks
         from bcg.models import load_target
         from bcg.target import Target
 
-        def load(with_attention_break: bool) -> Target:
+        def load(with_attention_break: bool, over: World | None = world) -> Target:
             return load_target(
                 model,
-                device=place,
+                device=place if world is None else world.device,
                 dtype=None if dtype is None else dtype.value,
                 seed=seed,
                 attention_break=with_attention_break,
                 break_globs=globs,
+                ranks=over,
+                expert_parallel=ep,
             )
 
         def buckets_for(target: Target) -> tuple[int, ...]:
@@ -132,7 +151,8 @@ def replay_check(
                 target,
                 buckets=buckets_for(target),
                 num_rounds=rounds,
-                locates=locate,
+                # Locating runs forwards that a rank can't run alone.
+                locates=locate and world is None,
                 prompts=texts,
                 rtol=rtol,
                 atol=atol,
@@ -140,8 +160,15 @@ def replay_check(
                 on_step=steps.begin,
             )
         except UnfinishedCheckError as error:
+            if world is not None:
+                raise
             report, unfinished = error.report, error
+        if world is not None:
+            whole = None if target.info.source == "factory" else lambda: load(attention_break, None)
+            report = check_ranks(target, report, whole)
     report = msgspec.structs.replace(report, timing=msgspec.structs.replace(report.timing, model_ms=model_ms))
+    if not talks(world):
+        return
     deliver(report, json, html)
     failure = unfinished or failure_of(report)
     if failure is not None:

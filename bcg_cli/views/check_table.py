@@ -10,6 +10,7 @@ from rich.text import Text
 
 from bcg.report import CheckBucket, CheckReport, PromptCheck, Verdict
 from bcg_cli.views.findings import card_view
+from bcg_cli.views.ranks import verdict_lines
 from bcg_cli.views.table import RULED, header_text, warning_text
 
 _STYLE: dict[Verdict, str] = {"match": "green", "mismatch": "bold red", "inconclusive": "yellow"}
@@ -27,6 +28,7 @@ def check_view(report: CheckReport) -> RenderableType:
         _bucket_table(report),
         *_notes(report),
     ]
+    parts += verdict_lines(report.ranks, report.assembled)
     for warning in report.warnings:
         parts += [Text(), warning_text(warning)]
     for card in report.findings:

@@ -19,6 +19,7 @@ from bcg.report import (
 from bcg_cli.views import figures
 from bcg_cli.views.folding import Fold, fold_map, step_of
 from bcg_cli.views.page import Figure, fold, header, page, pair, plot_box, section, table, tiles
+from bcg_cli.views.ranks import ranks_section
 from bcg_cli.views.table import format_count, format_mebibytes, format_size
 
 SHOWN_KERNELS = 40
@@ -43,6 +44,7 @@ def capture_page(report: CaptureReport) -> str:
         )
     body.append(section("Token counts", "Largest first, as they were captured.", _bucket_table(report)))
     body.append(map_section(report.map_tokens, report.map, report.segments, report.breaks))
+    body += [ranks_section(report.ranks)] if report.ranks else []
     body += [_automatic_section(report)] if report.automatic_breaks else []
     body += card_sections(report.cards)
     body += [_workload_section(report)] if report.workload else []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
+from rich.text import Text
 
 from bcg.report import CheckReport, PlanReport, ProfileReport, Report
 from bcg_cli.views.check_html import check_page
@@ -12,6 +13,7 @@ from bcg_cli.views.plan_html import plan_page
 from bcg_cli.views.plan_table import plan_view
 from bcg_cli.views.profile_html import profile_page
 from bcg_cli.views.profile_table import profile_view
+from bcg_cli.views.ranks import ranks_view
 from bcg_cli.views.table import capture_view
 
 
@@ -21,7 +23,9 @@ def terminal_view(report: Report) -> RenderableType:
         return check_view(report)
     if isinstance(report, PlanReport):
         return plan_view(report)
-    return profile_view(report) if isinstance(report, ProfileReport) else capture_view(report)
+    if isinstance(report, ProfileReport):
+        return profile_view(report)
+    return Group(capture_view(report), Text(), ranks_view(report.ranks)) if report.ranks else capture_view(report)
 
 
 def html_page(report: Report) -> str:

@@ -50,7 +50,7 @@ def test_the_surface_is_frozen() -> None:
             *("model", "--tokens", "--device", "--break", "--attention-break", "--no-attention-break"),
             *("--auto-break", "--no-auto-break", "--rounds", "--locate", "--no-locate", "--prompts"),
             *("--rtol", "--atol"),
-            *("--dtype", "--seed", "--json", "--html", "--traceback"),
+            *("--dtype", "--seed", "--json", "--html", "--tp", "--ep", "--rank-timeout", "--traceback"),
         ],
         "profile": [
             *("model", "--tokens", "--device", "--modes", "--rounds", "--break", "--attention-break"),

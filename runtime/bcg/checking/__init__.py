@@ -5,6 +5,7 @@ The package is called `checking` because the public function is `bcg.check`: a p
 
 from bcg.checking.checkup import UnfinishedCheckError, assert_graph_safe, check, failure_of
 from bcg.checking.compare import Tolerance
+from bcg.checking.ranks import check_ranks
 from bcg.checking.verification import BucketVerdict, Verification, verify
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Verification",
     "assert_graph_safe",
     "check",
+    "check_ranks",
     "failure_of",
     "verify",
 ]

@@ -19,6 +19,7 @@ from bcg.checking.compare import Comparison, Tolerance
 from bcg.checking.locate import Recapture, locate, locate_leak
 from bcg.checking.plan import Trial
 from bcg.checking.prompts import check_prompts, language_model_head, tokenize
+from bcg.checking.ranks import rank_failure
 from bcg.checking.state import ModelState, Snapshot
 from bcg.checking.suspects import gather, suspect
 from bcg.checking.verification import (
@@ -115,6 +116,8 @@ def failure_of(report: CheckReport) -> CheckFailure | None:
     """Return what a report's verdict means as an error; None where everything matches."""
     if report.verdict == "match":
         return None
+    if (of_ranks := rank_failure(report)) is not None:
+        return of_ranks
     wrong = [bucket for bucket in report.buckets if bucket.verdict != "match"]
     what = f"in {len(wrong)} of {len(report.buckets)} buckets"
     if not wrong and report.prompts is not None and report.prompts.verdict != "match":

@@ -28,6 +28,9 @@ DEFAULT_TIMEOUT_S = 600.0
 GRACE_S = 3.0
 """Seconds that a rank leaves to the one it waits for, to tell its own error first."""
 
+_LOOK_S = 1.0
+"""Seconds between two tellings of progress, and between two looks at it."""
+
 _POLL_S = (0.0002, 0.05)
 """First and longest pause between two looks at the store."""
 
@@ -56,6 +59,7 @@ class World:
         self.timeout_s = timeout_s
         self.place, self.since, self.is_waiting, self.has_begun = "the start", time.monotonic(), False, False
         self._store = store
+        self._told_since = self.since
         self._attempt = self._meeting = self._exchange = 0
         self._begun = ""
 
@@ -105,6 +109,9 @@ class World:
 
     def tick(self) -> None:
         self.since = time.monotonic()
+        if self.since - self._told_since > _LOOK_S:
+            self._told_since = self.since
+            self._store.set(f"progress/{self.rank}", str(self.since))
 
     def at(self, place: str) -> None:
         """Note progress, and where: a rank that notes none for `timeout_s` ends the run."""
@@ -122,7 +129,8 @@ class World:
         self.at(f"{place} of {self._begun}")
         places = [said.decode() for said in self._all(key, f"{self._begun}: {place}".encode())]
         if len(set(places)) > 1:
-            places = [said.removeprefix(f"{self._begun}: ") for said in places]
+            if all(said.startswith(f"{self._begun}: ") for said in places):
+                places = [said.removeprefix(f"{self._begun}: ") for said in places]
             # With more than two ranks the one that differs from most is the odd one out.
             usual = max(places, key=places.count)
             odd = next(rank for rank in reversed(range(self.size)) if places[rank] != usual)
@@ -152,8 +160,11 @@ class World:
 
     def last_place(self, rank: int) -> str:
         """Return where a rank was last, in words."""
-        key = f"at/{rank}"
-        return self._store.get(key).decode() if self._store.check([key]) else "the start"
+        return self._told("at", rank) or "the start"
+
+    def _told(self, what: str, rank: int) -> str:
+        key = f"{what}/{rank}"
+        return self._store.get(key).decode() if self._store.check([key]) else ""
 
     def _all(self, key: str, ours: bytes) -> list[bytes]:
         """Give `ours`, wait for what every rank gives under the same key, and return it by rank."""
@@ -168,24 +179,25 @@ class World:
         return [value.decode().encode("latin-1") for value in self._store.multi_get(keys)]
 
     def _wait_for(self, keys: list[str], *, is_meeting: bool) -> None:
-        since, pause = time.monotonic(), _POLL_S[0]
-        seen: dict[int, str] = {}
+        pause, since = _POLL_S[0], time.monotonic()
+        looked, seen = since, ""
         while not self._store.check(keys):
             time.sleep(pause)
             pause = min(pause * 1.5, _POLL_S[1])
             self._raise_for_others(is_meeting=is_meeting)
-            if time.monotonic() - since < self.timeout_s + GRACE_S:
+            now = time.monotonic()
+            if now - looked < _LOOK_S:
                 continue
-            missing = [rank for rank, key in enumerate(keys) if not self._store.check([key])]
-            places = {rank: self.last_place(rank) for rank in missing}
-            if places != seen:  # it came along in the meantime
-                since, seen = time.monotonic(), places
-                continue
-            where = "; ".join(f"rank {rank} was last at {place}" for rank, place in places.items())
-            raise PeerLost(
-                f"rank {self.rank} waited more than {self.timeout_s:g} s at {self.place}: {where}",
-                hint="a larger --rank-timeout waits longer",
-            )
+            looked, missing = now, [rank for rank, key in enumerate(keys) if not self._store.check([key])]
+            progress = "".join(self._told("progress", rank) for rank in missing)
+            if progress != seen:
+                since, seen = now, progress
+            elif now - since > self.timeout_s + GRACE_S:
+                where = "; ".join(f"rank {rank} was last at {self.last_place(rank)}" for rank in missing)
+                raise PeerLost(
+                    f"rank {self.rank} waited more than {self.timeout_s:g} s at {self.place}: {where}",
+                    hint="a larger --rank-timeout waits longer",
+                )
 
     def _raise_for_others(self, *, is_meeting: bool) -> None:
         dropped = f"dropped/{self._attempt}"

@@ -13,7 +13,6 @@ from bcg.report.common import (
     ModelInfo,
     ModelSource,
     OptionValue,
-    RankRow,
     ReportWarning,
     SegmentRow,
     Weights,
@@ -42,11 +41,13 @@ from bcg.report.profile import (
     Timeline,
     TimelineStep,
 )
+from bcg.report.ranks import AssembledCheck, RankRow, RankVerdict
 
 __all__ = [
     "MAX_REPORT_BYTES",
     "MODES",
     "SCHEMA_VERSION",
+    "AssembledCheck",
     "AutomaticBreak",
     "BreakRow",
     "BreakSize",
@@ -78,6 +79,7 @@ __all__ = [
     "ProfileTotals",
     "PromptCheck",
     "RankRow",
+    "RankVerdict",
     "Report",
     "ReportWarning",
     "SegmentRow",

@@ -12,12 +12,12 @@ from bcg.report.common import (
     Environment,
     ModelInfo,
     OptionValue,
-    RankRow,
     ReportWarning,
     SegmentRow,
     check_map,
 )
 from bcg.report.findings import AutomaticBreak, BucketFitRow, Card
+from bcg.report.ranks import RankRow
 
 BucketStatus: TypeAlias = Literal["captured", "out of memory", "failed"]
 

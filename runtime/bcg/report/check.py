@@ -8,6 +8,7 @@ import msgspec
 
 from bcg.report.common import SCHEMA_VERSION, Environment, ModelInfo, OptionValue, ReportWarning
 from bcg.report.findings import Card
+from bcg.report.ranks import AssembledCheck, RankVerdict
 
 Verdict: TypeAlias = Literal["match", "mismatch", "inconclusive"]
 
@@ -112,6 +113,8 @@ class CheckReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
     Attributes:
         verdict: Match only if every bucket and the prompts match, and something was replayed.
         spread: How far two eager runs of one batch are apart, relative to the scale; 0 where they agree bitwise.
+        ranks: A row from each process that the model is sharded over; empty for one process.
+        assembled: What they give together, against one process; None where that was not compared.
         findings: What is wrong, each named by its row of the catalogue where it is known.
     """
 
@@ -126,6 +129,8 @@ class CheckReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
     findings: list[Card] = []
     warnings: list[ReportWarning] = []
     timing: CheckTiming
+    ranks: list[RankVerdict] = []
+    assembled: AssembledCheck | None = None
 
     @property
     def on_host(self) -> bool:

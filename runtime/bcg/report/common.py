@@ -109,24 +109,6 @@ def check_map(steps: list[str], segments: list[SegmentRow], breaks: list[BreakRo
         raise ValueError(f"`map` names {unknown[:60]}, which is not among its segments and breaks")
 
 
-class RankRow(msgspec.Struct, frozen=True, kw_only=True):
-    """What one rank of a sharded model captured: sums over its buckets, steps of the one that the map shows.
-
-    Attributes:
-        device: Its own name.
-        weight_bytes: Parameters that this rank holds.
-    """
-
-    rank: int
-    device: str
-    num_segments: int
-    num_breaks: int
-    capture_ms: float
-    pool_bytes: int
-    driver_bytes: int
-    weight_bytes: int
-
-
 class ReportWarning(msgspec.Struct, frozen=True, kw_only=True):
     """Something that the reader should know, with why and what to do."""
 

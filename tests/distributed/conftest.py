@@ -1,0 +1,52 @@
+"""Runs of several processes, as a user starts them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run left behind."""
+
+    code: int
+    out: str
+    err: str
+    report: Path
+
+
+@pytest.fixture
+def run_ranks(tmp_path: Path) -> Callable[..., Run]:
+    """Runs ``bcg`` with these words on the host device, and sees that no process is left behind."""
+
+    def run(*words: object, torchrun: int | None = None) -> Run:
+        report = tmp_path / "report.json"
+        module = [] if torchrun is None else ["torch.distributed.run", "--nproc-per-node", str(torchrun), "-m"]
+        command = [sys.executable, "-m", *module, "bcg_cli", *map(str, words), "--device", "cpu", "--json", str(report)]
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'runtime'}:{ROOT}"}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert _processes_with(str(report)) == []
+        return Run(done.returncode, done.stdout, done.stderr, report)
+
+    return run
+
+
+def _processes_with(word: str) -> list[int]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            arguments = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if word.encode() in arguments:
+            found.append(int(entry.name))
+    return found

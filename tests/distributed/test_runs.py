@@ -1,0 +1,88 @@
+"""Whole runs over two processes with gloo: sharded models replay right; what goes wrong on one rank ends the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bcg.report import CaptureReport, CheckReport, read_report
+from tests.distributed.conftest import Run
+
+PLANTED = Path(__file__).with_name("planted.py")
+TIMEOUT_S = 4
+
+Ranks = Callable[..., Run]
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "torchrun"),
+    [("qwen3-tiny", ("--tp", "2"), None), ("qwen3-moe-tiny", (), 2), ("qwen3-moe-tiny", ("--tp", "2", "--ep"), None)],
+    ids=["tensor", "tensor-moe-torchrun", "expert"],
+)
+def test_a_sharded_model_is_captured_and_replays_as_eager_and_as_one_process(
+    run_ranks: Ranks, model: str, options: tuple[str, ...], torchrun: int | None
+) -> None:
+    run = run_ranks("replay-check", model, "--tokens", "16,32", "--rounds", 1, *options, torchrun=torchrun)
+    assert run.code == 0, run.err
+    assert run.out.count("match (bitwise)") == 4
+    report = read_report(run.report)
+    assert isinstance(report, CheckReport)
+    assert report.verdict == "match"
+    assert [(row.rank, row.verdict, row.bitwise) for row in report.ranks] == [(0, "match", True), (1, "match", True)]
+    assert all(row.num_replays > 0 for row in report.ranks)
+    assert report.assembled is not None
+    assert report.assembled.verdict == "match"
+    assert report.assembled.num_batches == 2
+    assert 0 < report.assembled.mean_rel_error < 1e-5
+
+
+def capture_planted(run_ranks: Ranks, factory: str, *words: object, torchrun: int | None = None) -> Run:
+    options = ("--no-auto-break", "--tokens", "64,32", "--rank-timeout", TIMEOUT_S, *words)
+    return run_ranks("capture", f"{PLANTED}:{factory}", *options, torchrun=torchrun)
+
+
+def test_all_ranks_drop_a_bucket_that_one_of_them_fails(run_ranks: Ranks) -> None:
+    run = capture_planted(run_ranks, "runs_out_of_memory", "--tp", 2)
+    assert run.code == 0, run.err
+    report = read_report(run.report)
+    assert isinstance(report, CaptureReport)
+    assert [(bucket.tokens, bucket.status) for bucket in report.buckets] == [(64, "captured"), (32, "out of memory")]
+    assert report.buckets[1].error == "rank 1: planted on rank 1"
+    assert [(row.rank, row.num_segments, row.num_breaks) for row in report.ranks] == [(0, 3, 2), (1, 3, 2)]
+    assert [row.source for row in report.breaks] == ["collective", "collective"]
+    assert [row.module for row in report.breaks] == ["layers.0", "layers.1"]
+    assert all(row.pool_bytes > 0 and row.weight_bytes == 4 * (32 * 8 + 2 * 8 * 8) for row in report.ranks)
+
+
+def test_an_extra_break_on_one_rank_is_named_and_does_not_hang(run_ranks: Ranks) -> None:
+    run = capture_planted(run_ranks, "breaks_once_more", "--tp", 2)
+    assert run.code == 1
+    assert "ranks differ (hazard S19): rank 1 is at \"step 3: break break_graph in module 'Model'\"" in run.err
+    assert "rank 0 at \"step 3: break c10d.allreduce_.default in module 'layers.1'\"" in run.err
+    assert run.out == ""
+
+
+def test_a_rank_that_raises_ends_the_run_with_its_own_error_first(run_ranks: Ranks) -> None:
+    """Under torchrun the rank itself tells it; where bcg started the ranks, as in the tests below, bcg does."""
+    run = capture_planted(run_ranks, "raises", torchrun=2)
+    assert run.code == 1
+    error, hint = [line for line in run.err.splitlines() if line.startswith(("error:", "hint:"))]
+    assert error == "error: rank 1: bucket of 32 tokens: ValueError: planted on rank 1"
+    log = Path(hint.rsplit("the log of rank 1 is ", 1)[1])
+    assert "ValueError: planted on rank 1" in log.read_text()
+    assert not run.report.exists()
+
+
+def test_a_rank_that_is_killed_ends_the_run(run_ranks: Ranks) -> None:
+    run = capture_planted(run_ranks, "is_killed", "--tp", 2)
+    assert run.code == 1
+    assert run.err.startswith("error: rank 1: was killed by SIGKILL\n")
+
+
+def test_a_rank_that_stands_still_ends_the_run_within_the_timeout(run_ranks: Ranks) -> None:
+    run = capture_planted(run_ranks, "sleeps", "--tp", 2)
+    assert run.code == 1
+    assert run.err.startswith(f"error: rank 1: no progress for {TIMEOUT_S} s since ")
+    assert "planted.py:" in run.err.splitlines()[0]

@@ -1,0 +1,59 @@
+"""Which of transformers' rules are applied, and that weights don't depend on who makes them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from bcg.errors import ModelError
+from bcg.models.huggingface import preset_config, random_model
+from bcg.models.presets import PRESETS
+from bcg.models.sharding import Plan, Sharding, plan_of
+
+CPU = torch.device("cpu")
+
+
+def plan(name: str, size: int, *, expert_parallel: bool = False) -> Plan:
+    with torch.device("meta"):
+        model = AutoModel.from_config(preset_config(PRESETS[name]))
+    return plan_of(name, model, Sharding(size, expert_parallel))
+
+
+def test_attention_is_split_where_its_heads_divide() -> None:
+    found = plan("qwen3-tiny", 2)
+    assert found.tensor["layers.*.self_attn.k_proj"] == "colwise"
+    assert not found.whole_attention
+    assert found.warnings("qwen3-tiny", 2) == []
+
+
+def test_attention_stays_whole_where_a_key_value_head_would_be_cut() -> None:
+    found = plan("qwen3-235b-a22b", 8)
+    assert not any("self_attn" in rule for rule in found.tensor)
+    assert found.tensor["layers.*.mlp.experts.gate_up_proj"] == "packed_colwise"
+    (warning,) = found.warnings("qwen3-235b-a22b", 8)
+    assert warning.code == "attention-not-sharded"
+
+
+def test_expert_rules_take_the_place_of_tensor_rules() -> None:
+    found = plan("qwen3-moe-tiny", 2, expert_parallel=True)
+    assert found.expert["layers.*.mlp.experts.down_proj"] == "grouped_gemm"
+    assert not any(rule.startswith("layers.*.mlp.experts") for rule in found.tensor)
+    assert found.tensor["layers.*.self_attn.o_proj"] == "rowwise"
+
+
+def test_a_model_without_experts_has_nothing_to_share_by_expert() -> None:
+    with pytest.raises(ModelError, match="^transformers has no expert-parallel plan for Qwen3Model of qwen3-tiny$"):
+        plan("qwen3-tiny", 2, expert_parallel=True)
+
+
+def test_a_modules_weights_depend_on_its_path_and_the_seed_alone() -> None:
+    config = preset_config(PRESETS["qwen3-tiny"])
+    whole = random_model("whole", config, CPU, torch.float32, 3).state_dict()
+    config.num_hidden_layers = 2
+    shorter = random_model("shorter", config, CPU, torch.float32, 3).state_dict()
+    other = random_model("other", config, CPU, torch.float32, 4).state_dict()
+    assert all(torch.equal(whole[name], value) for name, value in shorter.items())
+    assert not torch.equal(shorter["layers.0.mlp.up_proj.weight"], other["layers.0.mlp.up_proj.weight"])
+    assert not torch.equal(shorter["layers.0.mlp.up_proj.weight"], shorter["layers.0.mlp.gate_proj.weight"])
+    assert not torch.equal(shorter["layers.0.mlp.up_proj.weight"], shorter["layers.1.mlp.up_proj.weight"])
