@@ -124,7 +124,6 @@ RankTimeoutOption = Annotated[
         "--rank-timeout", min=1, metavar="SECONDS", help="End the run when a rank makes no progress for so long."
     ),
 ]
-DEFAULT_RANK_TIMEOUT_S = 600.0
 JsonOption = Annotated[
     Path | None,
     typer.Option("--json", metavar="FILE", help="Write the report there; - writes it, and nothing else, to stdout."),

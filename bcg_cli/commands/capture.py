@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from bcg.distributed.member import DEFAULT_TIMEOUT_S
 from bcg.errors import BcgError, CheckFailure, UsageError
 from bcg.gpus import find_gpu
 from bcg.report import CaptureReport, OptionValue
@@ -19,7 +20,6 @@ from bcg_cli.dry_run import ShapeWords, estimate_memory
 from bcg_cli.dry_run import dry_run as plan_capture
 from bcg_cli.options import (
     DEFAULT_MODEL,
-    DEFAULT_RANK_TIMEOUT_S,
     AttentionBreakOption,
     AutoBreakOption,
     BreakOption,
@@ -73,7 +73,7 @@ def capture(
     html: HtmlOption = None,
     tp: TensorParallelOption = None,
     ep: ExpertParallelOption = False,
-    rank_timeout: RankTimeoutOption = DEFAULT_RANK_TIMEOUT_S,
+    rank_timeout: RankTimeoutOption = DEFAULT_TIMEOUT_S,
     traceback: TracebackOption = False,
 ) -> None:
     """Capture a model per token count, and show segments, breaks, time and memory."""

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from bcg.buckets import default_buckets, parse_buckets
+from bcg.distributed.member import DEFAULT_TIMEOUT_S, this_member
 from bcg.errors import UsageError
 from bcg.report import MODES, ModeName, check_output_path
 from bcg_cli import console
@@ -20,16 +21,21 @@ from bcg_cli.options import (
     Device,
     DeviceOption,
     DtypeOption,
+    ExpertParallelOption,
     HtmlOption,
     JsonOption,
     ModelArgument,
+    RankTimeoutOption,
     SeedOption,
+    TensorParallelOption,
     TokensOption,
     TracebackOption,
 )
+from bcg_cli.ranks import Ranks
 
 
 def profile(
+    context: typer.Context,
     model: ModelArgument = DEFAULT_MODEL,
     tokens: TokensOption = None,
     device: DeviceOption = Device.auto,
@@ -54,6 +60,9 @@ def profile(
     ] = True,
     nsys: Annotated[bool, typer.Option("--nsys", help="Print the command line for Nsight Systems, and stop.")] = False,
     ncu: Annotated[bool, typer.Option("--ncu", help="Print the command line for Nsight Compute, and stop.")] = False,
+    tp: TensorParallelOption = None,
+    ep: ExpertParallelOption = False,
+    rank_timeout: RankTimeoutOption = DEFAULT_TIMEOUT_S,
     traceback: TracebackOption = False,
 ) -> None:
     """Compare the ways to execute a model: latency, start-up and memory per token count."""
@@ -65,6 +74,11 @@ def profile(
     check_outputs(json, html)
     if trace is not None:
         check_output_path(trace)
+    ranks = Ranks(tp, ep, rank_timeout)
+    if ranks.start(context.obj):
+        return
+    member = this_member()
+    talks = member is None or member.rank == 0
     place = resolve_device(device)
     with console.users_code(), console.steps() as steps:
         from bcg.profile.run import Plan, run_profile
@@ -80,9 +94,14 @@ def profile(
             attention_break=attention_break,
             break_globs=tuple(break_globs or ()),
             nvtx=nvtx,
-            trace=None if trace is None else str(trace.resolve()),
+            trace=None if trace is None or not talks else str(trace.resolve()),
+            num_ranks=None if member is None else member.size,
+            expert_parallel=ep,
+            rank_timeout_s=rank_timeout,
         )
         report = run_profile(plan, steps.begin)
+    if not talks:
+        return
     deliver(report, json, html)
     if trace is not None:
         console.note(f"trace written to {trace}; open it at ui.perfetto.dev")

@@ -10,6 +10,7 @@ import msgspec
 import typer
 
 from bcg.buckets import default_buckets, parse_buckets
+from bcg.distributed.member import DEFAULT_TIMEOUT_S
 from bcg.errors import UsageError
 from bcg.prompts import read_prompts
 from bcg.report import OptionValue
@@ -18,7 +19,6 @@ from bcg_cli.delivery import check_outputs, deliver
 from bcg_cli.device import resolve_device
 from bcg_cli.options import (
     DEFAULT_MODEL,
-    DEFAULT_RANK_TIMEOUT_S,
     AttentionBreakOption,
     BreakOption,
     Device,
@@ -85,7 +85,7 @@ def replay_check(
     html: HtmlOption = None,
     tp: TensorParallelOption = None,
     ep: ExpertParallelOption = False,
-    rank_timeout: RankTimeoutOption = DEFAULT_RANK_TIMEOUT_S,
+    rank_timeout: RankTimeoutOption = DEFAULT_TIMEOUT_S,
     traceback: TracebackOption = False,
 ) -> None:
     """Replay every bucket with other inputs, compare with eager, and name what is wrong where they differ."""

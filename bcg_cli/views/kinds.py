@@ -23,9 +23,8 @@ def terminal_view(report: Report) -> RenderableType:
         return check_view(report)
     if isinstance(report, PlanReport):
         return plan_view(report)
-    if isinstance(report, ProfileReport):
-        return profile_view(report)
-    return Group(capture_view(report), Text(), ranks_view(report.ranks)) if report.ranks else capture_view(report)
+    view = profile_view(report) if isinstance(report, ProfileReport) else capture_view(report)
+    return Group(view, Text(), ranks_view(report.ranks)) if report.ranks else view
 
 
 def html_page(report: Report) -> str:

@@ -55,7 +55,7 @@ def test_the_surface_is_frozen() -> None:
         "profile": [
             *("model", "--tokens", "--device", "--modes", "--rounds", "--break", "--attention-break"),
             *("--no-attention-break", "--dtype", "--seed", "--json", "--html", "--trace", "--nvtx", "--no-nvtx"),
-            *("--nsys", "--ncu", "--traceback"),
+            *("--nsys", "--ncu", "--tp", "--ep", "--rank-timeout", "--traceback"),
         ],
         "report": ["file", "--html", "--against", "--gate", "--traceback"],
     }

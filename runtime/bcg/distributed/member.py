@@ -11,6 +11,9 @@ from pathlib import Path
 RUN_PREFIX = "bcg-"
 """Beginning of the ids of runs that bcg started itself: there the launching process tells failures, not the ranks."""
 
+DEFAULT_TIMEOUT_S = 600.0
+"""Seconds after which a rank that makes no progress ends the run."""
+
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 

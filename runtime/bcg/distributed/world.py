@@ -19,11 +19,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from bcg.alignment import Dropped
 from bcg.distributed.failure import Failure, PeerLost
-from bcg.distributed.member import Member
+from bcg.distributed.member import DEFAULT_TIMEOUT_S, Member
 from bcg.errors import CaptureError, UsageError
-
-DEFAULT_TIMEOUT_S = 600.0
-"""Seconds after which a rank that makes no progress ends the run."""
 
 GRACE_S = 3.0
 """Seconds that a rank leaves to the one it waits for, to tell its own error first."""
@@ -72,10 +69,13 @@ class World:
         return self._member.size
 
     @classmethod
-    def join(cls, member: Member, device: torch.device, timeout_s: float = DEFAULT_TIMEOUT_S) -> World:
+    def join(
+        cls, member: Member, device: torch.device, timeout_s: float = DEFAULT_TIMEOUT_S, name: str = "bcg"
+    ) -> World:
         """Join the run that the launcher prepared: NCCL where `device` is a GPU, gloo on the host.
 
-        On the host the ranks of a machine share its cores.
+        On the host the ranks of a machine share its cores. Several process groups of one run, such as those of the
+        modes of a profile, have names of their own.
 
         Raises:
             UsageError: There is no GPU for this rank.
@@ -93,14 +93,14 @@ class World:
         base, _, _ = next(rendezvous("env://", member.rank, member.size))
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            store=PrefixStore("bcg/collectives", base),
+            store=PrefixStore(f"{name}/collectives", base),
             rank=member.rank,
             world_size=member.size,
             # Stalls are found and named by `bcg.distributed.watch`; this is for what it can't see.
             timeout=timedelta(seconds=2 * timeout_s + 60),
             device_id=device if device.type == "cuda" else None,
         )
-        return cls(member, device, timeout_s, PrefixStore("bcg/ranks", base.clone()))
+        return cls(member, device, timeout_s, PrefixStore(f"{name}/ranks", base.clone()))
 
     def close(self) -> None:
         """Wait for all ranks and destroy the process group; no graph that holds collectives may be left."""

@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from bcg.distributed.member import DEFAULT_TIMEOUT_S
 from bcg.report import CaptureReport, Environment, ModelInfo, ModeName, ModeStatus, ReportWarning, Timeline
 
 
@@ -20,6 +21,8 @@ class Load(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     attention_break: bool
     break_globs: list[str]
     nvtx: bool
+    expert_parallel: bool = False
+    rank_timeout_s: float = DEFAULT_TIMEOUT_S
 
 
 class Prepare(msgspec.Struct, tag=True, frozen=True, kw_only=True):

@@ -92,7 +92,9 @@ def _one_after_another(report: ProfileReport) -> Iterator[ReportWarning]:
         yield ReportWarning(
             code="alternated-rounds",
             message="the modes ran one after another, not in turns",
-            cause="memory does not hold the model once for each mode",
+            cause="the processes of a sharded model run one mode at a time"
+            if report.ranks
+            else "memory does not hold the model once for each mode",
             remedy="compare two modes at a time with --modes, or a smaller model",
         )
 

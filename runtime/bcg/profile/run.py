@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
+from bcg.distributed.member import DEFAULT_TIMEOUT_S
 from bcg.errors import BcgError
 from bcg.modes import why_unavailable
 from bcg.profile.messages import (
@@ -40,6 +41,10 @@ class Plan:
         steps_per_round: Measured steps of each mode and bucket in a round.
         nvtx: Whether an attached tool gets NVTX ranges.
         trace: Where to write a trace of one step of each bucket, if anywhere.
+        num_ranks: Processes that a torch launcher started for each mode; None without one. They run the modes one
+            after another, so that they need not agree on what fits.
+        expert_parallel: Whether each rank has whole experts.
+        rank_timeout_s: After which a rank without progress ends its mode.
     """
 
     model: str
@@ -54,6 +59,9 @@ class Plan:
     break_globs: tuple[str, ...] = ()
     nvtx: bool = True
     trace: str | None = None
+    num_ranks: int | None = None
+    expert_parallel: bool = False
+    rank_timeout_s: float = DEFAULT_TIMEOUT_S
 
     @property
     def device_type(self) -> str:
@@ -128,7 +136,7 @@ def _run_modes(plan: Plan, live: list[ModeRun], on_step: Progress) -> bool:
         on_step(f"making {plan.model}")
         first = stack.enter_context(Session())
         live[0].loaded = loaded = first.ask(_load(plan, live[0].mode), Loaded)
-        if _fit_together(plan, loaded, len(live)):
+        if plan.num_ranks is None and _fit_together(plan, loaded, len(live)):
             others = [stack.enter_context(Session()) for _ in live[1:]]
             _load_all(plan, list(zip(live[1:], others, strict=True)))
             _measure(plan, list(zip(live, [first, *others], strict=True)), on_step)
@@ -151,6 +159,8 @@ def _load(plan: Plan, mode: ModeName) -> Load:
         attention_break=plan.attention_break,
         break_globs=list(plan.break_globs),
         nvtx=plan.nvtx,
+        expert_parallel=plan.expert_parallel,
+        rank_timeout_s=plan.rank_timeout_s,
     )
 
 

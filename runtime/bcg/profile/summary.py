@@ -60,6 +60,7 @@ def profile_report(plan: Plan, runs: Sequence[ModeRun], *, together: bool) -> Pr
         map=captured.map if captured else [],
         segments=captured.segments if captured else [],
         breaks=captured.breaks if captured else [],
+        ranks=captured.ranks if captured else [],
     )
     return msgspec.structs.replace(report, warnings=[*loaded.warnings, *notes(report)])
 
@@ -74,6 +75,8 @@ def _options(plan: Plan) -> dict[str, OptionValue]:
         "attention_break": plan.attention_break,
         "dtype": plan.dtype,
         "seed": plan.seed,
+        "tp": plan.num_ranks,
+        "ep": plan.expert_parallel,
     }
 
 

@@ -8,14 +8,17 @@ Whatever the model prints goes to stderr. The process ends with its commands, or
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import sys
 import time
 from contextlib import ExitStack
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
 
+from bcg.distributed.failure import Failure
+from bcg.distributed.member import this_member
 from bcg.errors import BcgError
 from bcg.profile.messages import (
     AllPrepared,
@@ -35,6 +38,10 @@ from bcg.profile.messages import (
     Trace,
     Traced,
 )
+
+if TYPE_CHECKING:
+    from bcg.distributed.watch import Watch
+    from bcg.distributed.world import World
 
 NUM_SETTLING_STEPS = 2
 """Unmeasured steps at the start of a round: another process had the device in between."""
@@ -56,13 +63,16 @@ class Worker:
         from bcg.modes import make_mode
         from bcg.profile.ranges import Ranges
 
+        self._world, self._watch = _join(command)
         self._target = load_target(
             command.model,
-            device=command.device,
+            device=command.device if self._world is None else self._world.device,
             dtype=command.dtype,
             seed=command.seed,
             attention_break=command.attention_break,
             break_globs=command.break_globs,
+            ranks=self._world,
+            expert_parallel=command.expert_parallel,
         )
         self._mode = make_mode(command.mode, self._target)
         self._meter = find_meter(self._target.device)
@@ -71,6 +81,11 @@ class Worker:
         self._throughs: dict[int, Any] = {}
         self._measuring = ExitStack()
         self._is_measuring = False
+
+    def tick(self) -> None:
+        """Note that this rank makes progress."""
+        if self._world is not None:
+            self._world.tick()
 
     def loaded(self) -> Loaded:
         """Describe the target."""
@@ -101,6 +116,7 @@ class Worker:
         startup_s = time.perf_counter() - started
         with self._ranges.make("check", "check")():
             buckets = [self._checked(one, checks[one.tokens], expected.get(one.tokens)) for one in preparations]
+        buckets = self._agreed(buckets)
         self._name_steps()
         return AllPrepared(buckets=buckets, startup_s=startup_s, capture=self._capture())
 
@@ -173,6 +189,10 @@ class Worker:
         self._end_measuring()
         counts = self._mode.counts()
         self._mode.close()
+        if self._world is not None and self._watch is not None:
+            gc.collect()  # graphs that hold collectives go before the communicators
+            self._world.close()
+            self._watch.stop()
         return Closed(
             num_launches=counts.num_launches,
             num_compilations=counts.num_compilations,
@@ -218,6 +238,21 @@ class Worker:
             reason = f"its first replay differs from eager: relative error {found.relative_error:.2g}"
             return Prepared(**facts | errors | {"status": "wrong", "reason": reason})
         return Prepared(**facts | errors)
+
+    def _agreed(self, buckets: list[Prepared]) -> list[Prepared]:
+        """Leave out what another rank can't measure."""
+        if self._world is None:
+            return buckets
+        agreed = []
+        answers = self._world.exchange([(one.status, one.reason) for one in buckets])
+        for one, told in zip(buckets, zip(*answers, strict=True), strict=True):
+            others = [(rank, *answer) for rank, answer in enumerate(told) if answer[0] != "measured"]
+            if one.status == "measured" and others:
+                rank, status, reason = others[0]
+                agreed.append(msgspec.structs.replace(one, status=status, reason=f"rank {rank}: {reason or status}"))
+            else:
+                agreed.append(one)
+        return agreed
 
     def _capture(self) -> Any:
         from bcg.modes.captured import Captured
@@ -277,12 +312,35 @@ class Worker:
         self._is_measuring = False
 
 
+def _join(command: Load) -> tuple[World | None, Watch | None]:
+    """Join the other ranks' processes of the same mode, where a launcher has started several."""
+    member = this_member()
+    if member is None:
+        return None, None
+    import torch
+
+    from bcg.distributed.watch import Watch
+    from bcg.distributed.world import World
+
+    world = World.join(member, torch.device(command.device), command.rank_timeout_s, f"bcg/{command.mode}")
+    watch = Watch(world, _end)
+    watch.start()
+    return world, watch
+
+
+def _end(failure: Failure) -> None:
+    sys.stderr.write(f"{failure.message}\n")
+    sys.stderr.flush()
+    os._exit(1)
+
+
 def answer(worker: Worker | None, command: Command) -> tuple[Worker | None, Reply]:
     """Do what a command says; return the worker, which the first one makes, and the reply."""
     if isinstance(command, Load):
         worker = Worker(command)
         return worker, worker.loaded()
     assert worker is not None
+    worker.tick()
     if isinstance(command, Prepare):
         return worker, worker.prepare(command)
     if isinstance(command, Round):

@@ -16,6 +16,7 @@ from bcg.report.common import (
     SegmentRow,
     check_map,
 )
+from bcg.report.ranks import RankRow
 
 ModeName: TypeAlias = Literal["eager", "full", "breakable", "compiled", "piecewise", "fused"]
 ModeStatus: TypeAlias = Literal[
@@ -171,6 +172,7 @@ class ProfileReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind",
     Attributes:
         modes: A row a mode, in the order asked for.
         timelines: Replays of the modes that have segments, at the smallest and the largest bucket.
+        ranks: A row from each process that the model is sharded over; empty for one process.
         map_tokens: The bucket that `map`, `segments` and `breaks` describe (of ``breakable``, or of ``fused``).
     """
 
@@ -187,6 +189,7 @@ class ProfileReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind",
     segments: list[SegmentRow] = []
     breaks: list[BreakRow] = []
     warnings: list[ReportWarning] = []
+    ranks: list[RankRow] = []
 
     def __post_init__(self) -> None:
         check_map(self.map, self.segments, self.breaks)
