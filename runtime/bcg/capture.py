@@ -253,7 +253,7 @@ class BreakableCUDAGraphCapture:
     def _where(self) -> str:
         num_segments = sum(isinstance(step, Segment) for step in self._steps)
         if self._is_recording:
-            module = self._tape.module_path
+            module = next(iter(self._tape.failed_in), self._tape.module_path)
             return f"segment {num_segments}" + (f" (module {module!r})" if module else "")
         return f"the part after segment {num_segments - 1}"
 

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bcg.collectives import run_as_break
 from bcg.device.base import Device, Recorder
-from bcg.errors import HostReadError, Place
+from bcg.errors import CaptureError, HostReadError, Place
 from bcg.host_reads import (
     READS_BEFORE_THE_DISPATCHER,
     Traits,
@@ -111,7 +111,8 @@ class Tape:
         self._recorder = recorder
         self._segment: SegmentTape | None = None
         self._made: dict[int, StorageWeakRef] = {}
-        self._modules = ModulePath()
+        self._modules = ModulePath(self._note_left)
+        self._failed_in: tuple[str, ...] | None = None
         self._interned: dict[Operation, Operation] = {}
         self._dispatch_mode = _DispatchTape(self)
         self._function_mode = _FunctionTape(self)
@@ -147,6 +148,27 @@ class Tape:
         """Note that the memory of `tensor`, such as a boundary's, is owned by the graph pool."""
         storage = tensor.untyped_storage()
         self._made[storage._cdata] = StorageWeakRef(storage)
+
+    @property
+    def failed_in(self) -> tuple[str, ...]:
+        """Paths, from the innermost outwards, of the modules that an error left, or that ended the recording."""
+        return self._failed_in or ()
+
+    def _note_left(self, path: str) -> None:
+        """Look after every module whether the recording goes on: a kernel that no mode sees may have ended it."""
+        if self._segment is None or self._failed_in is not None:
+            return
+        raises = sys.exc_info()[0] is not None
+        if not raises and self._recorder.is_intact():
+            return
+        self._failed_in = (path, *self._modules.paths) if self._modules.path else ()
+        if not raises:
+            raise CaptureError(
+                f"something in module {path!r} that can't be captured ended the recording of the segment",
+                hint=f"run it eagerly: --break '{path}'",
+                place=Place(None, path),
+                hazard="L1",
+            )
 
     @property
     def module_path(self) -> str:

@@ -33,7 +33,8 @@ def users_frame(frame: FrameType | None) -> FrameType | None:
 class ModulePath:
     """Follows which module's forward is running on the thread that made it."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_leave: Callable[[str], None] = lambda _: None) -> None:
+        self._on_leave = on_leave
         self._thread = threading.get_ident()
         self._stack: list[str] = []
         self._names: dict[nn.Module, str] = {}
@@ -70,4 +71,4 @@ class ModulePath:
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         if threading.get_ident() == self._thread and self._stack:
-            self._stack.pop()
+            self._on_leave(self._stack.pop())

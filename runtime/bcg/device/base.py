@@ -102,6 +102,9 @@ class Recorder(Protocol):
     def execute(self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Run one ATen operation of the segment that is being recorded and return its result."""
 
+    def is_intact(self) -> bool:
+        """Tell whether the recording of the segment still goes on: the driver ends it silently at some errors."""
+
     def end(self) -> Recording | None:
         """Finish the segment; `None` when nothing was recorded in it."""
 

@@ -26,6 +26,9 @@ class Bystander:
     def execute(self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         return function(*args, **kwargs)
 
+    def is_intact(self) -> bool:
+        return True
+
     def end(self) -> None:
         return None
 

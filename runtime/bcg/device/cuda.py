@@ -246,6 +246,11 @@ class CudaRecorder:
         self._sides[raw] = torch.cuda.current_stream(self._index)
         return True
 
+    def is_intact(self) -> bool:
+        error, status = runtime.cudaStreamIsCapturing(self._stream.cuda_stream)
+        invalidated = runtime.cudaStreamCaptureStatus.cudaStreamCaptureStatusInvalidated
+        return int(error) != 0 or status != invalidated
+
     def end(self) -> CudaRecording | None:
         graph = self._graph
         if graph is None:

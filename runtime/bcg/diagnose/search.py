@@ -9,14 +9,15 @@ import torch
 
 from bcg.checking import Verification, verify
 from bcg.context import ForwardContext, forward_context
-from bcg.diagnose.cards import card_of, cards_of
+from bcg.device import find_device
+from bcg.diagnose.cards import card_of, card_of_error, cards_of
 from bcg.diagnose.remedies import Remedies, Remedy, remedies_for
 from bcg.diagnose.survey import Finding, Survey, changed_state, frozen_numbers, host_state, survey
 from bcg.errors import BcgError, CaptureError
 from bcg.inputs import Batch
 from bcg.report import AutomaticBreak, Card
 from bcg.runner import GraphRunner
-from bcg.target import Target, make_batch
+from bcg.target import Target, first_line, make_batch
 
 _SURVEY_SEEDS = (101, 102)
 _SIZES = ("pin", "operation", "function", "module")
@@ -67,6 +68,7 @@ def break_where_needed(
     on_step: Callable[[str], None] = lambda _: None,
     *,
     always_try: bool = False,
+    failure: CaptureError | None = None,
 ) -> Diagnosis:
     """Find what can't be captured, and put breaks around it, the smallest that replay right.
 
@@ -80,19 +82,26 @@ def break_where_needed(
         buckets: Token counts that will be captured.
         on_step: Told what happens next.
         always_try: Capture and replay even where the survey finds nothing.
+        failure: Why a capture failed, if one did: where it names a module, that counts as found.
 
     Raises:
         UncapturableError: No break below the root helps.
     """
     sizes = _runnable(target, _ends(buckets))
     search = _Search(target)
+    if failure is not None:
+        search.add([_finding_of(failure, target)])
     for _ in range(MAX_ROUNDS):
         on_step("looking for what can't be captured")
         findings, cards = _survey_all(target, sizes)
         if search.add(findings):
             continue
-        if not sizes or (not search.remedies.chosen and not always_try):
+        if not sizes:
             return Diagnosis(cards=cards)
+        if not search.remedies.chosen and not always_try:
+            if search.rehearse(sizes[0]):
+                return Diagnosis(cards=cards)
+            continue
         on_step("trying automatic breaks")
         reason = search.trial(sizes)
         if reason is None:
@@ -143,6 +152,7 @@ class _Search:
     def __init__(self, target: Target) -> None:
         self.remedies = Remedies(target)
         self.num_trials = 0
+        self._failure: Finding | None = None
         self._target = target
         self._findings: dict[tuple[str, str, str], Finding] = {}
         self._levels: dict[tuple[str, str, str], int] = {}
@@ -176,6 +186,26 @@ class _Search:
     def _choose(self) -> None:
         self.remedies.choose(list(dict.fromkeys(self._remedy(site) for site in self._findings)))
 
+    def rehearse(self, tokens: int) -> bool:
+        """Capture the smallest bucket where only a capture shows what can't be: return whether it can, or must do.
+
+        A kernel wrapper that synchronizes is such a thing; the recorder of the host sees all that it would refuse.
+        """
+        if find_device(self._target.device).needs_tape or self._target.alignment is not None:
+            return True
+        runner = GraphRunner(self._target)
+        try:
+            runner.capture([tokens])
+        except CaptureError as error:
+            finding = _finding_of(error, self._target)
+            if not finding.modules:
+                return True  # the capture proper will fail in the same way, and be explained
+            self.add([finding])
+            return False
+        finally:
+            runner.reset()
+        return True
+
     def trial(self, sizes: Sequence[int]) -> str | None:
         """Capture and replay with other inputs; return why it isn't right, or None."""
         self.num_trials += 1
@@ -183,13 +213,20 @@ class _Search:
         try:
             runner.capture(sizes)
             return _disagreement(verify(runner, num_rounds=1))
+        except CaptureError as error:
+            self._failure = _finding_of(error, self._target)
+            return error.message
         except BcgError as error:
             return error.message
         finally:
             runner.reset()
 
     def escalate(self, reason: str) -> None:
-        """Give the sites with the smallest remedies their next one."""
+        """Give the site that a failed capture names its next remedy, or the sites with the smallest ones theirs."""
+        failure, self._failure = self._failure, None
+        if failure is not None and failure.modules:
+            self.add([failure])
+            return
         open_sites = [
             site for site, finding in self._findings.items() if self._levels[site] + 1 < len(remedies_for(finding))
         ]
@@ -292,6 +329,25 @@ def _survey_all(target: Target, sizes: Sequence[int]) -> tuple[list[Finding], li
         if difference is not None:
             frozen.append(difference)
     return list(findings.values()) or frozen[:1], state_cards
+
+
+def _finding_of(failure: CaptureError, target: Target) -> Finding:
+    card = card_of_error(failure)
+    path = card.module if card is not None else ""
+    parts = path.split(".") if path else []
+    around = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+    modules = tuple(path for path in around if type(target.module.get_submodule(path)).forward is not _NO_FORWARD)
+    return Finding(
+        card.hazard if card is not None else "L1",
+        card.operation if card is not None else "",
+        first_line(failure),
+        modules,
+        card.source_line if card is not None else "",
+    )
+
+
+_NO_FORWARD = torch.nn.Module.forward
+"""What lists of modules have: nobody calls them."""
 
 
 def _runnable(target: Target, sizes: Sequence[int]) -> list[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,7 +24,8 @@ from bcg.device.bystander import Bystander
 from bcg.functions import FunctionReference, functions_around
 from bcg.structure import storage_key, tensors_in
 from bcg.tape import SegmentTape, Tape
-from bcg.whereabouts import users_frame
+from bcg.target import first_line
+from bcg.whereabouts import is_users, users_frame
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,14 @@ class Survey:
             self._seen.add((finding.source, finding.module))
             self.findings.append(finding)
 
+    def note_failure(self, error: Exception) -> None:
+        """Note that the forward raised, as code may that asks whether it is being captured."""
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if is_users(frame.f_code.co_filename)]
+        lines = [number for frame, number in traceback.walk_tb(error.__traceback__) if frame in frames[-1:]]
+        source = f"{frames[-1].f_code.co_filename}:{lines[-1]}" if frames else ""
+        reason = f"{type(error).__name__} while captured: {first_line(error)}"
+        self.findings.append(Finding("L1", "", reason, self._tape.failed_in, source))
+
     def finding_here(self, hazard: str, operation: str, reason: str) -> Finding:
         frame = users_frame(sys._getframe(1))
         source = f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else ""
@@ -198,8 +208,11 @@ def _numbers_in(value: Any) -> Iterator[Any]:
 def survey(forward: Callable[[], Any], device: torch.device, *, notes_numbers: bool = False) -> Survey:
     """Run `forward` once, eagerly, and return what was found on the way."""
     found = Survey(find_device(device), notes_numbers=notes_numbers)
-    with found.following():
-        forward()
+    try:
+        with found.following():
+            forward()
+    except Exception as error:  # noqa: BLE001 - it ran without a survey just before
+        found.note_failure(error)
     return found
 
 
