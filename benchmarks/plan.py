@@ -1,0 +1,77 @@
+"""Dry runs: what they take, and how near they come.
+
+    python -m benchmarks.plan [--measure]
+
+Plans qwen3-235b-a22b over nine buckets and says what that took. With a GPU and --measure, captures three smaller
+shapes bucket by bucket and puts estimate and measurement side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import resource
+import sys
+import time
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from bcg.buckets import DEFAULT_BUCKETS_GPU
+from bcg.models import load_target
+from bcg.models.shapes import load_shapes
+from bcg.planning import plan
+from bcg.report import PlanReport
+from bcg.runner import GraphRunner
+
+MIB = 2**20
+MEASURED = ("qwen3-0.6b", "qwen3-8b", "qwen3-30b-a3b")
+
+
+def planned(model: str) -> PlanReport:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    return plan(load_shapes(model, mode), mode, DEFAULT_BUCKETS_GPU, {})
+
+
+def show_cost(model: str) -> None:
+    started = time.perf_counter()
+    report = planned(model)
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB
+    print(
+        f"{model}: {len(report.segments)} segments, {len(report.breaks)} breaks, {len(report.buckets)} buckets to "
+        f"{report.map_tokens}: {seconds:.1f} s, {peak:.2f} GiB of host memory at most"
+    )
+
+
+def show_measured(model: str) -> None:
+    report = planned(model)
+    target = load_target(model, device="cuda")
+    print(f"\n{model}: pool, each bucket captured alone\ntokens  planned MiB  measured MiB  difference")
+    for bucket in report.buckets:
+        runner = GraphRunner(target)
+        (captured,) = runner.capture([bucket.tokens])
+        runner.reset()
+        del runner
+        gc.collect()
+        torch.cuda.empty_cache()
+        estimate, measured = bucket.pool_bytes / MIB, captured.pool_bytes / MIB
+        print(f"{bucket.tokens:6}  {estimate:11.1f}  {measured:12.1f}  {estimate / measured - 1:+10.1%}", flush=True)
+    del target
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def main(words: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--measure", action="store_true", help="capture on this machine's GPU, too")
+    options = parser.parse_args(words)
+    show_cost("qwen3-235b-a22b")
+    if options.measure:
+        for model in MEASURED:
+            show_measured(model)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
