@@ -116,9 +116,17 @@ class Row:
     seconds: float = 0.0
 
 
+EXPERTS = ("qwen3_moe", "mixtral", "deepseek_v3")
+EXPERTS_IMPLEMENTATIONS = ("eager", "batched_mm", "grouped_mm")
+
+
 def architectures() -> list[str]:
-    """Names of the text models that transformers has a causal head for, in its order."""
-    return list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    """Names of the text models that transformers has a causal head for, in its order.
+
+    Some come again with each implementation of experts, as in ``mixtral+eager``.
+    """
+    experts = [f"{name}+{implementation}" for name in EXPERTS for implementation in EXPERTS_IMPLEMENTATIONS]
+    return [*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *experts]
 
 
 def tiny_config(name: str) -> Any:
@@ -127,6 +135,7 @@ def tiny_config(name: str) -> Any:
     Raises:
         Exception: Whatever the configuration class thinks of the sizes.
     """
+    name, _, experts = name.partition("+")
     config_class = transformers.CONFIG_MAPPING[name]
     default = config_class()
     text = default.get_text_config() if hasattr(default, "get_text_config") else default
@@ -154,7 +163,10 @@ def tiny_config(name: str) -> Any:
             kinds = list(dict.fromkeys(map(str, value)))
             picked = [next(item for item in value if str(item) == kind) for kind in kinds]
             sizes[key] = (picked * 3)[:3]
-    return config_class(**sizes)
+    config = config_class(**sizes)
+    if experts:
+        config._experts_implementation = experts
+    return config
 
 
 @contextmanager
