@@ -31,7 +31,11 @@ def users_frame(frame: FrameType | None) -> FrameType | None:
 
 
 class ModulePath:
-    """Follows which module's forward is running on the thread that made it."""
+    """Follows which module's forward is running on the thread that made it.
+
+    Args:
+        on_leave: Told the path of every module that is left, by an error or not.
+    """
 
     def __init__(self, on_leave: Callable[[str], None] = lambda _: None) -> None:
         self._on_leave = on_leave
