@@ -35,7 +35,7 @@ from bcg.environment import environment
 from bcg.inputs import StaticInputs
 from bcg.structure import unowned_alias
 
-REPLAYED = (16, 64, 256, 512, 1024, 2048, 4096)
+REPLAYED = (16, 64, 256, 1024, 4096)
 
 
 @no_graph
@@ -197,7 +197,7 @@ def compare(model: str, num_rounds: int, num_warmups: int) -> dict[str, Any]:
         "rounds": rounds,
         "medians": medians,
         "ratios": {name: medians["ours"][name] / medians["theirs"][name] for name in medians["ours"]},
-        "replays": compare_replays(ours, rival, num_rounds=40),
+        "replays": compare_replays(ours, rival, num_rounds=20),
     }
     ours.reset()
     rival.reset()
