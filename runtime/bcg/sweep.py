@@ -23,6 +23,7 @@ from bcg.errors import BcgError, CaptureError
 from bcg.graph import BreakableCUDAGraph
 from bcg.inputs import StaticInputs
 from bcg.layout import plan_arenas
+from bcg.ranges import stretch
 from bcg.rehearsal import rehearse
 from bcg.structure import map_tensors, unowned_alias
 from bcg.target import Target, first_line, make_batch
@@ -160,7 +161,8 @@ class Sweep:
         started = time.perf_counter()
         with forward_context(ForwardContext((tokens,))), device.capture_stream():
             with self._in_step():
-                peak_bytes = self._warm_up(device, views)
+                with stretch("warm-up", tokens):
+                    peak_bytes = self._warm_up(device, views)
                 if self.pool is None:
                     self.pool = device.new_pool(self._plan_pool(device, views))
             if not self.graphs:
@@ -178,7 +180,7 @@ class Sweep:
                 known_externals=known,
                 alignment=ranks,
             )
-            with torch.inference_mode(), capture:
+            with stretch("capture", tokens), torch.inference_mode(), capture:
                 output = self._forward(views)
             captured = time.perf_counter()
         after = device.memory(self.pool)
@@ -213,8 +215,8 @@ class Sweep:
 
     def _plan_pool(self, device: Device, views: Mapping[str, torch.Tensor]) -> tuple[int, ...]:
         """Choose the arenas of the pool by a rehearsal of a few layers of each kind, which stand for all."""
-        if not device.splits_blocks:
-            return ()
+        if not device.splits_blocks or not self._tape:
+            return ()  # a rehearsal is a dispatch mode too
         lengths = {layers: min(len(layers), REHEARSED_LAYERS * prefix) for layers, prefix in self._prefixes.items()}
         with cut_to(lengths), torch.inference_mode():
             events = rehearse(lambda: self._forward(views), self.target.device.type)

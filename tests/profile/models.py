@@ -47,7 +47,7 @@ class Layer(nn.Module):
 
 
 class Treacherous(Layered):
-    """Computes something else while it is captured (hazard S3)."""
+    """Computes something else while it is captured (hazard S3), between breaks that no graph can hold."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + (0.0 if current_capture() is None else 1.0)
@@ -61,16 +61,8 @@ def layered() -> Any:
     return Layered(), _inputs
 
 
-def reading_host() -> Any:
-    return Layered(halve_by_host), _inputs
-
-
 def treacherous() -> Any:
-    return Treacherous(), _inputs
-
-
-def ending() -> Any:
-    os._exit(7)
+    return Treacherous(halve_by_host), _inputs
 
 
 def killed() -> Any:

@@ -11,8 +11,8 @@ import torch
 from bcg.profile.agreement import agreement
 from bcg.profile.launches import read_activity
 from bcg.profile.notes import notes
-from bcg.profile.ranges import Ranges
 from bcg.profile.tools import ncu_command, nsys_command
+from bcg.ranges import Ranges
 from bcg.report import ProfileReport
 from tests.cli.reports import profile_report
 from tests.unit.test_compare import times

@@ -97,7 +97,7 @@ def test_the_map_and_the_timelines_are_those_of_breakable(report: ProfileReport)
     assert all(step.device_us is None for step in steps)
     assert steps[1].name == "halve layers.0"
     ends = [step.host_start_us + step.host_us for step in steps]
-    assert [step.host_start_us for step in steps[1:]] == pytest.approx(ends[:-1])
+    assert all(start.host_start_us >= end for start, end in zip(steps[1:], ends, strict=False))
 
 
 def test_the_trace_names_segments_and_breaks(report: ProfileReport, trace_path: Path) -> None:
@@ -114,35 +114,22 @@ def test_a_report_survives_its_file_and_becomes_a_page(report: ProfileReport) ->
     assert "One replay of breakable at 4 tokens" in page
 
 
-def test_a_wrong_mode_gets_no_time() -> None:
-    report = run_profile(plan("treacherous", modes=("eager", "breakable"), buckets=(4,), num_rounds=1))
-    (row,) = rows(report, "breakable")
-    assert row.status == "wrong"
-    assert row.p50_ms is None and row.round_ms == []
-    assert row.max_abs_error == pytest.approx(1.0)
-    assert "differs from eager" in row.reason
-    assert [warning.code for warning in report.warnings if warning.code == "wrong"] == ["wrong"]
-
-
-def test_what_no_graph_can_hold_is_a_result_with_its_reason() -> None:
-    report = run_profile(plan("reading_host", buckets=(4,), num_rounds=1))
+def test_a_wrong_mode_gets_no_time_and_what_no_graph_can_hold_has_its_reason() -> None:
+    report = run_profile(plan("treacherous", buckets=(4,), num_rounds=1))
     (full,), (breakable,) = rows(report, "full"), rows(report, "breakable")
     assert full.status == "not capturable"
     assert "the host reads a device value" in full.reason
     assert full.p50_ms is None
-    assert breakable.status == "measured"
+    assert breakable.status == "wrong"
+    assert breakable.p50_ms is None and breakable.round_ms == []
+    assert breakable.max_abs_error == pytest.approx(1.0)
+    assert "differs from eager" in breakable.reason
+    assert "wrong" in [warning.code for warning in report.warnings]
 
 
-@pytest.mark.parametrize(
-    ("factory", "message"),
-    [
-        ("ending", "^the process of the mode ended with 7$"),
-        ("killed", "^the process of the mode was killed by SIGKILL$"),
-    ],
-)
-def test_a_process_that_dies_is_an_error_that_says_how(factory: str, message: str) -> None:
-    with pytest.raises(BcgError, match=message):
-        run_profile(plan(factory, modes=("eager",)))
+def test_a_process_that_dies_is_an_error_that_says_how() -> None:
+    with pytest.raises(BcgError, match="^the process of the mode was killed by SIGKILL$"):
+        run_profile(plan("killed", modes=("eager",)))
 
 
 def test_a_model_that_is_not_there_is_wrong_usage() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from bcg.device.base import CHURN_SIZES, POISON_BYTE, MemoryReading, Pool, SegmentContents
 from bcg.errors import CaptureError, UsageError
 from bcg.hazards import HAZARDS
+from bcg.ranges import stretch
 
 
 def _check(result: tuple[Any, ...]) -> Any:
@@ -264,7 +265,8 @@ class CudaRecorder:
         if num_nodes == 0:
             graph.reset()
             return None
-        graph.instantiate()
+        with stretch("instantiate"):
+            graph.instantiate()
         return CudaRecording(graph, num_nodes, always_through_torch=bool(self._generators))
 
     def abort(self) -> None:

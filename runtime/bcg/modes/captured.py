@@ -64,8 +64,10 @@ class Captured:
 
 
 def _preparation(result: BucketCapture) -> Preparation:
-    if result.status != "captured":
+    if result.status == "out of memory":
         return Preparation(result.tokens, "out of memory", result.error)
+    if result.status == "failed":
+        return Preparation(result.tokens, "not capturable", result.error)
     return Preparation(
         result.tokens,
         warmup_s=result.warmup_ms / 1e3,

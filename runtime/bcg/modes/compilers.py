@@ -53,6 +53,15 @@ def compiler_settings(**inductor: object) -> None:
         setattr(torch._inductor.config, name, value)
 
 
+def without_nested_breaks() -> bool:
+    """Forget what was compiled and compile in smaller pieces from now on; return whether that is new."""
+    if not getattr(torch._dynamo.config, "nested_graph_breaks", False):
+        return False
+    torch._dynamo.config.nested_graph_breaks = False
+    torch._dynamo.reset()
+    return True
+
+
 def read_counts() -> CompilerCounts:
     """Read the compiler's counters."""
     reasons = counters["graph_break"]

@@ -18,7 +18,7 @@ from bcg.context import ForwardContext, forward_context
 from bcg.device import find_device
 from bcg.modes.base import Counts, Preparation, bucket_batch, failed, seconds
 from bcg.modes.captured import Captured
-from bcg.modes.compilers import CompilerCounts, compiler_settings, read_counts
+from bcg.modes.compilers import CompilerCounts, compiler_settings, read_counts, without_nested_breaks
 from bcg.report import ModeName
 from bcg.target import Target
 
@@ -31,7 +31,6 @@ class Fused(Captured):
     def __init__(self, target: Target) -> None:
         super().__init__(target, tape=False)
         self._before = read_counts()
-        self._notes: list[str] = []
 
     def prepare(self, buckets: Sequence[int]) -> list[Preparation]:
         compiler_settings()
@@ -40,12 +39,21 @@ class Fused(Captured):
             reason = f"{self.target.info.architecture} has no list of layers to compile one by one"
             return [Preparation(tokens, "not available", reason) for tokens in sorted(buckets, reverse=True)]
         try:
-            compile_s = self._compile(max(buckets))
+            compile_s = self._compile_once(max(buckets))
         except Exception as error:  # noqa: BLE001 - a compiler that fails is a result
             return [failed(tokens, error) for tokens in sorted(buckets, reverse=True)]
         prepared = super().prepare(buckets)
         prepared[0] = replace(prepared[0], compile_s=compile_s)
         return [self._proved(preparation) for preparation in prepared]
+
+    def _compile_once(self, tokens: int) -> float:
+        """Compile; a compiler that can't keep a break inside a layer in one piece on each side tries smaller ones."""
+        try:
+            return self._compile(tokens)
+        except Exception:
+            if not without_nested_breaks():
+                raise
+            return self._compile(tokens)
 
     def _compile(self, tokens: int) -> float:
         batch, device = bucket_batch(self.target, tokens), find_device(self.target.device)

@@ -19,10 +19,13 @@ from bcg.report import ModeName
 OPERATOR = "bcg::attention"
 IMPLEMENTATION = "bcg_attention_operator"
 
+_TAGS = tuple(filter(None, [getattr(torch.Tag, "cudagraph_unsafe", None)]))
+"""By this tag newer versions of Inductor know where to cut, older ones by a list in their configuration."""
+
 _breaks: dict[str, AttentionBreak] = {}
 
 
-@torch.library.custom_op(OPERATOR, mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
+@torch.library.custom_op(OPERATOR, mutates_args=(), tags=_TAGS)
 def attention(
     query: Tensor, key: Tensor, value: Tensor, path: str, scaling: float | None, sliding_window: int | None
 ) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 
 from bcg.device.meter import Meter
 from bcg.graph import Break, BreakableCUDAGraph, Segment
-from bcg.profile.ranges import Range, Ranges
+from bcg.ranges import Range, Ranges
 from bcg.report import TimelineStep
 
 Around: TypeAlias = Callable[[], AbstractContextManager[Any]]
@@ -86,44 +86,44 @@ class Stopwatch:
     """
 
     def __init__(self, graph: BreakableCUDAGraph, meter: Meter) -> None:
-        self._graph = graph
         self._names = step_names(graph)
         self._meter = meter
-        self._clock: list[float] = []
+        self._clock: list[tuple[float, float]] = []
         self._marks: list[Any] = []
 
     def replay(self, graph: BreakableCUDAGraph) -> None:
         """Replay the graph; to be given to `GraphRunner.replay`."""
-        self._clock, self._marks = [], []
-        stream, meter = graph.device.current_stream(), self._meter
+        clock, marks, mark, now = [], [], self._meter.mark, time.perf_counter
+        stream = graph.device.current_stream()
+        self._meter.synchronize()
         with torch.inference_mode():
-            self._note()
             for step in graph.steps:
+                marks.append(mark())
+                started = now()
                 step.run(stream)
-                self._note()
-        meter.synchronize()
+                clock.append((started, now()))
+            marks.append(mark())
+        self._meter.synchronize()
+        self._clock, self._marks = clock, marks
         graph.num_replays += 1
-
-    def _note(self) -> None:
-        self._marks.append(self._meter.mark())
-        self._clock.append(time.perf_counter())
 
     def steps(self) -> list[TimelineStep]:
         """Return the last replay, step by step."""
-        origin = self._clock[0]
-        steps = []
-        for number, name in enumerate(self._names):
-            device = self._meter.is_device
-            start, end = self._marks[number], self._marks[number + 1]
-            steps.append(
-                TimelineStep(
-                    kind="segment" if name.kind == "segment" else "break",
-                    index=name.index,
-                    name=name.about,
-                    host_start_us=(self._clock[number] - origin) * 1e6,
-                    host_us=(self._clock[number + 1] - self._clock[number]) * 1e6,
-                    device_start_us=self._meter.elapsed_ms(self._marks[0], start) * 1e3 if device else None,
-                    device_us=self._meter.elapsed_ms(start, end) * 1e3 if device else None,
-                )
+        origin = self._clock[0][0]
+        return [
+            TimelineStep(
+                kind="segment" if name.kind == "segment" else "break",
+                index=name.index,
+                name=name.about,
+                host_start_us=(started - origin) * 1e6,
+                host_us=(ended - started) * 1e6,
+                device_start_us=self._device_us(0, number),
+                device_us=self._device_us(number, number + 1),
             )
-        return steps
+            for number, (name, (started, ended)) in enumerate(zip(self._names, self._clock, strict=True))
+        ]
+
+    def _device_us(self, start: int, end: int) -> float | None:
+        if not self._meter.is_device:
+            return None
+        return self._meter.elapsed_ms(self._marks[start], self._marks[end]) * 1e3 if start != end else 0.0

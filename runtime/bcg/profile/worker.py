@@ -61,7 +61,7 @@ class Worker:
         from bcg.device.meter import find_meter
         from bcg.models import load_target
         from bcg.modes import make_mode
-        from bcg.profile.ranges import Ranges
+        from bcg.ranges import Ranges, show
 
         self._world, self._watch = _join(command)
         self._target = load_target(
@@ -77,6 +77,7 @@ class Worker:
         self._mode = make_mode(command.mode, self._target)
         self._meter = find_meter(self._target.device)
         self._ranges = Ranges(command.nvtx)
+        show(self._ranges)
         self._batches: dict[int, Any] = {}
         self._throughs: dict[int, Any] = {}
         self._measuring = ExitStack()
@@ -110,8 +111,7 @@ class Worker:
         expected = self._expected(checks)
         self._batches = {tokens: bucket_batch(self._target, tokens) for tokens in command.buckets}
         started = time.perf_counter()
-        with self._ranges.make("prepare", "capture")():
-            preparations = self._mode.prepare(command.buckets)
+        preparations = self._mode.prepare(command.buckets)
         self._meter.synchronize()
         startup_s = time.perf_counter() - started
         with self._ranges.make("check", "check")():
@@ -157,7 +157,8 @@ class Worker:
             return Looked(graph_launches=launches, timeline=replay)
         return Looked(
             busy_ms=activity.busy_ms,
-            graph_launches=activity.graph_launches,
+            # A launch through cuda-python may escape the profiler; what the graphs counted themselves is certain.
+            graph_launches=activity.graph_launches if launches is None else launches,
             kernel_launches=activity.kernel_launches,
             timeline=replay,
         )

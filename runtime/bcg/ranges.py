@@ -1,8 +1,8 @@
-"""NVTX ranges: what a profiling tool shows around segments and breaks.
+"""NVTX ranges: what a profiling tool shows around warm-ups, captures, segment launches and breaks.
 
-Ranges inside a captured region do not fire at replay, so they stand around launches and breaks. All attributes are
-made beforehand, with registered messages, so that ``nsys --capture-range=nvtx --nvtx-capture=profile@bcg`` finds
-them. With no tool attached there is no domain, nothing is made, and replays take their plain way.
+Ranges inside a captured region do not fire at replay, so they stand around launches and breaks. Those of a replay
+are made beforehand, with registered messages, so that ``nsys --capture-range=nvtx --nvtx-capture=profile@bcg``
+finds them. With no tool attached there is no domain, nothing is made, and replays take their plain way.
 """
 
 from __future__ import annotations
@@ -68,6 +68,21 @@ class Ranges:
                 pop()
 
         return enter
+
+
+_NONE = Ranges(wanted=False)
+_shown = _NONE
+
+
+def show(ranges: Ranges) -> None:
+    """Let the warm-ups and captures of this process be seen from now on."""
+    global _shown
+    _shown = ranges
+
+
+def stretch(category: Category, payload: int | None = None) -> AbstractContextManager[None]:
+    """Return the range of a stretch of start-up, named as its category."""
+    return _shown.make(category, category, payload)() if _shown.active else contextlib.nullcontext()
 
 
 def _attached_domain() -> Any:
