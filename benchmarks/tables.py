@@ -57,6 +57,54 @@ def captures() -> str:
     return markdown("model|buckets|segments / breaks|kernels|captured in|pool|eager's peak|driver", rows)
 
 
+def modes() -> str:
+    """Each mode of each profiled model: same results, speed at the smallest and largest bucket, memory, start-up."""
+    rows = []
+    for report in reports("profile"):
+        small, large = report["buckets"][0], report["buckets"][-1]
+        for mode in report["modes"]:
+            first, last = (_of(bucket, mode["mode"]) for bucket in (small, large))
+            name = report["model"]["name"]
+            if mode["status"] != "measured":
+                rows.append((name, mode["mode"], f"{mode['status']}: {mode['reason']}", "–", "–", "–", "–"))
+                continue
+            measured = [_of(bucket, mode["mode"]) for bucket in report["buckets"]]
+            errors = [row["relative_error"] for row in measured if row["relative_error"] is not None]
+            same = "bitwise" if all(row["bitwise"] for row in measured) else f"within {max(errors):.1e}"
+            rows.append(
+                (
+                    name,
+                    mode["mode"],
+                    same,
+                    f"{_thousands(first['tokens_per_s'])} at {small['tokens']}",
+                    f"{_thousands(last['tokens_per_s'])} at {large['tokens']}",
+                    f"{mode['memory_bytes'] / MIB:.0f} MiB",
+                    f"{mode['startup_s']:.1f} s",
+                )
+            )
+    return markdown("model|mode|against eager|tokens/s|tokens/s|memory|start-up", rows)
+
+
+def latencies() -> str:
+    """Median step in ms of every mode at every bucket."""
+    names = ("eager", "full", "breakable", "compiled", "piecewise", "fused")
+    rows = []
+    for report in reports("profile"):
+        for bucket in report["buckets"]:
+            times = {row["mode"]: row["p50_ms"] for row in bucket["modes"]}
+            cells = ["–" if times.get(name) is None else f"{times[name]:.2f}" for name in names]
+            rows.append((report["model"]["name"], bucket["tokens"], *cells))
+    return markdown("|".join(("model", "tokens", *names)), rows)
+
+
+def _of(bucket: dict[str, Any], mode: str) -> dict[str, Any]:
+    return next(row for row in bucket["modes"] if row["mode"] == mode)
+
+
+def _thousands(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}"
+
+
 def rival() -> str:
     rows = []
     for result in json.loads((MEASUREMENTS / "benchmark-capture.json").read_text())["results"]:
@@ -83,7 +131,7 @@ def rewritten(text: str) -> str:
     return MARKED.sub(table, text)
 
 
-TABLES = {"captures": captures, "rival": rival}
+TABLES = {"captures": captures, "latencies": latencies, "modes": modes, "rival": rival}
 
 
 def main() -> None:

@@ -67,7 +67,7 @@ def latency(buckets: Sequence[ProfileBucket]) -> Figure:
             }
             for mode, points in _measured(buckets).items()
         ],
-        "layout": {"xaxis": _token_axis(buckets), "yaxis": _axis("ms a step", type="log", dtick=1)},
+        "layout": {"xaxis": _token_axis(buckets), "yaxis": _axis("ms a step", type="log", dtick="D2")},
     }
 
 
@@ -115,7 +115,7 @@ def startup_against_latency(modes: Sequence[ModeSummary], buckets: Sequence[Prof
         "layout": {
             "showlegend": True,
             "xaxis": _axis("ms a step", rangemode="tozero"),
-            "yaxis": _axis("s start-up", type="log", dtick=1),
+            "yaxis": _axis("s start-up", type="log", dtick="D2"),
         },
     }
 
