@@ -1,0 +1,105 @@
+"""`bcg.check` and `bcg.assert_graph_safe`: from a model to a report, or to one line of a test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bcg import CheckFailure, Target, UsageError, assert_graph_safe, check, load_target
+from bcg.models.build import build_target
+from bcg.report import decode_report, encode_report
+
+
+def make_inputs(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, Tensor]:
+    return {"x": torch.rand((num_tokens, 4), device=device, generator=generator)}
+
+
+def target_of(module: nn.Module, device: str) -> Target:
+    place = torch.device(device, 0) if device == "cuda" else torch.device(device)
+    return build_target(
+        "test",
+        module.to(place),
+        source="factory",
+        weights="user",
+        seed=None,
+        device=place,
+        attention_break=False,
+        break_globs=(),
+        make_inputs=make_inputs,
+    )
+
+
+class Doubles(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2
+
+
+class Counts(nn.Module):
+    num_calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.num_calls += 1
+        return x * 2
+
+
+class Steps(nn.Module):
+    """Adds a table row that a counter on the device chooses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("table", torch.rand(1000, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.step += 1
+        return x + self.table.index_select(0, (self.step % 1000).view(1))
+
+
+def test_a_module_is_checked_and_left_as_it_was(device: str) -> None:
+    module: Any = Steps()
+    target = target_of(module, device)
+    before = int(module.step)
+    report = check(target, buckets=(4, 8))
+    assert {bucket.verdict for bucket in report.buckets} == {"match"}
+    assert [card.hazard for card in report.findings] == ["S13"]
+    assert report.findings[0].title.startswith("step has moved on")
+    assert report.verdict == "mismatch"
+    assert int(module.step) == before
+
+
+def test_a_report_survives_its_file(device: str) -> None:
+    report = check(Doubles(), buckets=(4,), make_inputs=make_inputs, device=device)
+    assert decode_report(encode_report(report)) == report
+    assert report.environment.device_type == device
+    assert report.model.architecture == "Doubles"
+
+
+def test_one_line_of_a_test(device: str, tmp_path: Path) -> None:
+    assert assert_graph_safe(Doubles(), buckets=(4,), make_inputs=make_inputs, device=device).verdict == "match"
+    with pytest.raises(CheckFailure, match=r"^replay is not eager in 1 of 1 buckets: S12: num_calls is \d+ after a re"):
+        assert_graph_safe(Counts(), buckets=(4,), make_inputs=make_inputs, device=device)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rtol": -1.0}, "^rtol must be a number of at least 0, got -1.0$"),
+        ({"atol": float("nan")}, "^atol must be a number of at least 0, got nan$"),
+        ({"num_rounds": 0}, "^a check needs at least one round, got 0$"),
+        ({"buckets": (4, 4)}, "^token count 4 is given twice$"),
+    ],
+)
+def test_bad_arguments(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        check("qwen3-tiny", **options)
+
+
+def test_without_the_attention_break_padding_leaks_in_a_bidirectional_model(minilm: Path) -> None:
+    report = check(load_target(str(minilm), attention_break=False), buckets=(8, 16), num_rounds=1)
+    assert [card.hazard for card in report.findings] == ["S10"]
+    assert report.findings[0].module == "encoder.layer.0.attention.self"
+    assert all(bucket.bitwise for bucket in report.buckets)
