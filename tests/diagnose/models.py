@@ -114,3 +114,13 @@ def makes_a_live_value(inner: Inner, x: Tensor) -> Tensor:
 def counts_its_calls(inner: Inner, x: Tensor) -> Tensor:
     inner.num_calls += 1
     return x * inner.num_calls
+
+
+def draws_from_its_own_generator(inner: Inner, x: Tensor) -> Tensor:
+    generator = vars(inner).setdefault("generator", torch.Generator(x.device))
+    return x * torch.rand(x.shape[-1], generator=generator, device=x.device).clamp(0.5, 0.5)
+
+
+def allocates_pinned_memory(inner: Inner, x: Tensor) -> Tensor:
+    torch.empty(8, pin_memory=True)
+    return x * 2

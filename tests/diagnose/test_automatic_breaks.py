@@ -52,6 +52,19 @@ def test_one_fault_gives_the_smallest_break_that_replays_right(
         assert all(step.label.source == "automatic" and step.label.module == module for step in graph.breaks)
 
 
+def test_a_generator_that_the_graph_does_not_know(device: str) -> None:
+    diagnosis, _ = captured(Model(None, models.draws_from_its_own_generator, None), device)
+    (found,) = diagnosis.automatic_breaks
+    assert (found.size, found.card.hazard, found.card.operation) == ("operation", "L8", "aten.rand.generator")
+
+
+@pytest.mark.gpu
+def test_pinned_memory() -> None:
+    diagnosis, _ = captured(Model(None, models.allocates_pinned_memory, None), "cuda")
+    (found,) = diagnosis.automatic_breaks
+    assert (found.module, found.card.hazard) == ("layers.1.inner", "L2")
+
+
 def test_what_makes_an_automatic_break_explicit_makes_it(device: str) -> None:
     for fault in (models.reads_a_value, models.calls_a_function):
         diagnosis, _ = captured(Model(None, fault, None), device)

@@ -11,15 +11,19 @@ from bcg.hazards import HAZARDS
 from bcg.report import Card
 
 _MESSAGES = (
-    ("L8", r"offset.*(capture mode|not in capture)|[Rr]egister.*generator|unregistered generator"),
-    ("L9", r"current_seed|set_state|get_state.*captur"),
-    ("L11", r"not initialized"),
     ("L13", r"out of memory"),
-    ("L4", r"\b904\b|cudaErrorStreamCaptureUnjoined|unjoined"),
-    ("L5", r"\b905\b|cudaErrorStreamCaptureIsolation|dependency created on uncaptured"),
-    ("L6", r"\b906\b|cudaErrorStreamCaptureImplicit|legacy stream|implicit dependency"),
-    ("L1", r"\b900\b|cudaErrorStreamCaptureUnsupported|not permitted when stream is capturing|pageable|pinned"),
-    ("L15", r"\b901\b|cudaErrorStreamCaptureInvalidated|previous error during capture"),
+    ("L8", r"not in capture mode|[Rr]egister.*generator|unregistered generator"),
+    ("L9", r"current_seed|set_state|get_state|manual_seed.*captur"),
+    ("L11", r"not initialized|NOT_INITIALIZED"),
+    ("L10", r"[Aa]utotun|nvrtc|cuModuleLoad|while compiling|CompilationError"),
+    ("L2", r"pin_memory|pinned (host )?memory|cudaHostAlloc|cudaFreeHost"),
+    ("L7", r"cudaEventQuery|cudaStreamQuery|[Ee]vent\.query|[Ss]tream\.query"),
+    ("L12", r"current device|invalid device ordinal|wrong device"),
+    ("L4", r"\b904\b|unjoined|Unjoined"),
+    ("L5", r"\b905\b|uncaptured work|StreamCaptureIsolation"),
+    ("L6", r"\b906\b|legacy stream|StreamCaptureImplicit"),
+    ("L1", r"\b90[01]\b|stream is capturing|previous error during capture|StreamCapture(Unsupported|Invalidated)"),
+    ("L1", r"during CUDA graph capture|ended the recording"),
 )
 """What the driver's and torch's messages mean, the telling ones first."""
 
@@ -50,7 +54,7 @@ def cards_of(findings: Iterable[Finding]) -> list[Card]:
 
 def card_of_error(error: CaptureError) -> Card | None:
     """Describe a failed capture by its hazard, or by what the driver's message means; None where neither is known."""
-    text = " ".join(str(part) for part in (error, *_causes(error)))
+    text = "\n".join(str(part) for part in (error, *_causes(error)))
     code = error.hazard or next((row for row, pattern in _MESSAGES if re.search(pattern, text)), None)
     if code is None:
         return None
