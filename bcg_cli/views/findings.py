@@ -32,7 +32,7 @@ def card_view(card: Card) -> RenderableType:
         ("driver", card.driver_text),
         ("cause", card.cause),
         ("remedy", card.remedy),
-        ("break", card.break_option or (_NO_BREAK if card.operation else "")),
+        ("break", card.break_option or (_NO_BREAK if card.hazard.startswith("L") else "")),
     )
     for name, value in rows:
         if value:

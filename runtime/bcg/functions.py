@@ -150,7 +150,7 @@ def functions_around(frame: FrameType | None) -> list[FunctionReference]:
     Functions that no global name, class or module leads to (lambdas, closures, entries of a table) are left out.
     """
     frames = []
-    while frame is not None and not _is_forward(frame):
+    while frame is not None and not is_forward(frame):
         frames.append(frame)
         frame = frame.f_back
     if frame is None:
@@ -170,7 +170,8 @@ def _first_argument(frame: FrameType) -> Any:
     return frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
 
 
-def _is_forward(frame: FrameType) -> bool:
+def is_forward(frame: FrameType) -> bool:
+    """Tell whether a frame is a module's forward."""
     module = _first_argument(frame)
     return isinstance(module, nn.Module) and _code_of(type(module).forward) is frame.f_code
 

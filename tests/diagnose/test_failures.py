@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import pytest
@@ -128,3 +129,17 @@ def test_code_that_refuses_to_be_captured(device: str, monkeypatch: pytest.Monke
     assert (row.size, row.module) == ("module", "layers.1.inner")
     assert row.card.title == "RuntimeError while captured: this kernel can't be captured"
     assert row.card.source_line.startswith(__file__)
+
+
+def computes_something_else(inner: Inner, x: Tensor) -> Tensor:
+    return x * (2 if current_capture() is not None and torch.cuda.is_current_stream_capturing() else 2.0)
+
+
+def test_code_that_asks_whether_it_is_captured_is_named(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if device == "cpu":
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    found = break_where_needed(target_of(Model(None, computes_something_else), device), (4, 8))
+    (card,) = found.cards
+    assert (card.hazard, card.module) == ("S3", "layers.1.inner")
+    assert card.source_line.startswith(inspect.getfile(Inner)), "the line that calls the helper"
+    assert found.automatic_breaks == []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -24,9 +24,14 @@ class _Answer:
         self._thread = threading.local()
 
     def __call__(self) -> bool:
-        return getattr(self._thread, "pretends", False) or bool(self._original())
+        if not getattr(self._thread, "pretends", False):
+            return bool(self._original())
+        if self._thread.on_ask is not None:
+            self._thread.on_ask()
+        return True
 
-    def set(self, pretends: bool) -> None:
+    def set(self, pretends: bool, on_ask: Callable[[], None] | None = None) -> None:
+        self._thread.on_ask = on_ask
         if getattr(self._thread, "pretends", False) == pretends:
             return
         self._thread.pretends = pretends
@@ -42,17 +47,22 @@ class _Answer:
 _answer = _Answer()
 
 
-def pretend_capturing(pretends: bool) -> None:
-    """Let `torch.cuda.is_current_stream_capturing` say yes on this thread from now on, or tell the truth again."""
-    _answer.set(pretends)
+def pretend_capturing(pretends: bool, on_ask: Callable[[], None] | None = None) -> None:
+    """Let `torch.cuda.is_current_stream_capturing` say yes on this thread from now on, or tell the truth again.
+
+    Args:
+        pretends: What it shall be.
+        on_ask: Called whenever the question is answered with a pretended yes.
+    """
+    _answer.set(pretends, on_ask)
 
 
 @contextlib.contextmanager
 def telling_the_truth() -> Iterator[None]:
     """Tell the truth inside the block, and then go on as before."""
-    before = getattr(_answer._thread, "pretends", False)
+    before = (getattr(_answer._thread, "pretends", False), getattr(_answer._thread, "on_ask", None))
     _answer.set(False)
     try:
         yield
     finally:
-        _answer.set(before)
+        _answer.set(*before)

@@ -316,6 +316,7 @@ def _survey_all(target: Target, sizes: Sequence[int]) -> tuple[list[Finding], li
     findings: dict[tuple[str, str, str], Finding] = {}
     frozen: list[Finding] = []
     state_cards: list[Card] = []
+    questions: dict[tuple[str, str, str], Finding] = {}
     for tokens in sizes:
         surveys = []
         for seed in _SURVEY_SEEDS:
@@ -323,12 +324,14 @@ def _survey_all(target: Target, sizes: Sequence[int]) -> tuple[list[Finding], li
             surveys.append(found)
             for finding in found.findings:
                 findings.setdefault(finding.site, finding)
+            for question in found.questions:
+                questions.setdefault(question.site, question)
         if changed and not state_cards:
             state_cards.append(_state_card(changed))
         difference = frozen_numbers(*surveys)
         if difference is not None:
             frozen.append(difference)
-    return list(findings.values()) or frozen[:1], state_cards
+    return list(findings.values()) or frozen[:1], state_cards + cards_of(questions.values())
 
 
 def _finding_of(failure: CaptureError, target: Target) -> Finding:

@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -21,7 +22,7 @@ from bcg.device import find_device
 from bcg.device.asking import pretend_capturing, telling_the_truth
 from bcg.device.base import Device
 from bcg.device.bystander import Bystander
-from bcg.functions import FunctionReference, functions_around
+from bcg.functions import FunctionReference, functions_around, is_forward
 from bcg.structure import storage_key, tensors_in
 from bcg.tape import SegmentTape, Tape
 from bcg.target import first_line
@@ -91,6 +92,7 @@ class Survey:
 
     Attributes:
         findings: In program order, one a line of code and module.
+        questions: Lines that asked whether they are being captured, to compute something else then.
         segments: What each would-be segment reads and does.
         breaks: The breaks between them.
         steps: ``segment`` and ``break``, in order.
@@ -98,6 +100,7 @@ class Survey:
 
     def __init__(self, device: Device, *, notes_numbers: bool = False) -> None:
         self.findings: list[Finding] = []
+        self.questions: list[Finding] = []
         self.segments: list[SegmentTape] = []
         self.breaks: list[SurveyedBreak] = []
         self.steps: list[Literal["segment", "break"]] = []
@@ -110,7 +113,7 @@ class Survey:
         """Follow the forward that runs in the block."""
         with running_breaks(self), self._tape.watching(), contextlib.ExitStack() as stack:
             stack.callback(pretend_capturing, False)
-            pretend_capturing(True)
+            pretend_capturing(True, self._note_question)
             self._tape.begin_segment()
             yield
             self._end_segment()
@@ -141,6 +144,14 @@ class Survey:
         if (finding.source, finding.module) not in self._seen:
             self._seen.add((finding.source, finding.module))
             self.findings.append(finding)
+
+    def _note_question(self) -> None:
+        frame = _asking_frame(sys._getframe(1))
+        source = f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else ""
+        reason = "the code asks whether it is being captured"
+        finding = Finding("S3", "torch.cuda.is_current_stream_capturing", reason, self._tape.module_paths, source)
+        if finding not in self.questions:
+            self.questions.append(finding)
 
     def note_failure(self, error: Exception) -> None:
         """Note that the forward raised, as code may that asks whether it is being captured."""
@@ -203,6 +214,16 @@ def _numbers_in(value: Any) -> Iterator[Any]:
     elif isinstance(value, (tuple, list)):
         for item in value:
             yield from _numbers_in(item)
+
+
+def _asking_frame(frame: FrameType | None) -> FrameType | None:
+    """Return the line that wants to know: where a helper of another file asks, the line that calls the helper."""
+    asking = caller = users_frame(frame)
+    while caller is not None and asking is not None and caller.f_code.co_filename == asking.f_code.co_filename:
+        if is_forward(caller):
+            return asking
+        caller = users_frame(caller.f_back)
+    return caller or asking
 
 
 def survey(forward: Callable[[], Any], device: torch.device, *, notes_numbers: bool = False) -> Survey:
