@@ -47,6 +47,7 @@ class BreakRunner(Protocol):
 class _ThreadState(threading.local):
     runner: BreakRunner | None = None
     in_break: bool = False
+    inline: bool = False
     num_breaks: int = 0
 
 
@@ -73,16 +74,16 @@ def running_breaks(runner: BreakRunner) -> Iterator[None]:
 @contextlib.contextmanager
 def inline_breaks() -> Iterator[None]:
     """Run this thread's breaks where they stand, inside the `with` block: a capture in it has one segment."""
-    before, _state.in_break = _state.in_break, True
+    before, _state.inline = _state.inline, True
     try:
         yield
     finally:
-        _state.in_break = before
+        _state.inline = before
 
 
 def is_following() -> bool:
     """Tell whether a break called now would be one: somebody follows the forward, and no break is running."""
-    return _state.runner is not None and not _state.in_break
+    return _state.runner is not None and not _state.in_break and not _state.inline
 
 
 def count_breaks() -> int:
@@ -98,9 +99,9 @@ def is_in_break() -> bool:
 def call_break(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], label: BreakLabel) -> Any:
     """Call `function` as a break of the capture that is active on this thread.
 
-    With no active capture, and inside another break, it is simply called.
+    With no active capture, inside another break, and among `inline_breaks`, it is simply called.
     """
-    if _state.in_break:
+    if _state.in_break or _state.inline:
         return function(*args, **kwargs)
     runner = _state.runner
     _state.num_breaks += 1

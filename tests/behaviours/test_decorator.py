@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bcg import BreakableCUDAGraph, BreakableCUDAGraphCapture, eager_on_graph
+from bcg.breaks import inline_breaks
 
 
 def plain(t: torch.Tensor) -> torch.Tensor:
@@ -126,3 +127,16 @@ def test_13_external_arguments_are_kept_alive(device: str) -> None:
     graph.replay()
     assert y.tolist() == [8.0] * 4
     assert len(churn) == 64
+
+
+def test_breaks_can_be_captured_like_everything_else(device: str) -> None:
+    """Among `inline_breaks` a break is no break: one segment, the function inside it."""
+    x = torch.zeros(4, device=device)
+    graph = BreakableCUDAGraph(device)
+    doubled = eager_on_graph(lambda t: t * 2)
+    with inline_breaks(), torch.inference_mode(), BreakableCUDAGraphCapture(graph):
+        y = doubled(x + 1) + 3
+    assert (graph.num_segments, graph.num_breaks) == (1, 0)
+    x.fill_(10)
+    graph.replay()
+    assert y.tolist() == [25.0] * 4
