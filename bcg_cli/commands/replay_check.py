@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -119,7 +120,7 @@ def replay_check(
     with console.users_code(), console.steps() as steps, ranks.joined(place) as world:
         steps.begin(f"making {model}")
         from bcg.checking import UnfinishedCheckError, check, check_ranks, failure_of
-        from bcg.diagnose import load_with_breaks
+        from bcg.diagnose import failures_explained, load_with_breaks
         from bcg.models import load_target
         from bcg.target import Target
 
@@ -147,18 +148,20 @@ def replay_check(
         options["tokens"] = list(buckets_for(target))
         unfinished = None
         try:
-            report = check(
-                target,
-                buckets=buckets_for(target),
-                num_rounds=rounds,
-                # Locating runs forwards that a rank can't run alone.
-                locates=locate and world is None,
-                prompts=texts,
-                rtol=rtol,
-                atol=atol,
-                options=options,
-                on_step=steps.begin,
-            )
+            # Explaining runs the model again, and a rank can't do that alone.
+            with contextlib.nullcontext() if world else failures_explained(target, buckets_for(target)):
+                report = check(
+                    target,
+                    buckets=buckets_for(target),
+                    num_rounds=rounds,
+                    # Locating runs forwards that a rank can't run alone.
+                    locates=locate and world is None,
+                    prompts=texts,
+                    rtol=rtol,
+                    atol=atol,
+                    options=options,
+                    on_step=steps.begin,
+                )
         except UnfinishedCheckError as error:
             if world is not None:
                 raise

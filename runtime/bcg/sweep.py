@@ -19,7 +19,7 @@ from bcg.collectives import CollectiveWatch
 from bcg.context import ForwardContext, forward_context
 from bcg.device import find_device
 from bcg.device.base import Device, Pool
-from bcg.errors import BcgError, CaptureError
+from bcg.errors import BcgError, CaptureError, Place
 from bcg.graph import BreakableCUDAGraph
 from bcg.inputs import StaticInputs
 from bcg.layout import plan_arenas
@@ -28,6 +28,7 @@ from bcg.rehearsal import rehearse
 from bcg.structure import map_tensors, unowned_alias
 from bcg.target import Target, first_line, make_batch
 from bcg.warmup import cut_to, distinct_prefixes
+from bcg.whereabouts import users_line
 
 REHEARSED_LAYERS = 3
 """Of each kind of layer, in the rehearsal that plans the pool: the third finds the pool as every later one does."""
@@ -144,6 +145,7 @@ class Sweep:
                 f"bucket of {tokens} tokens: {type(error).__name__}: {first_line(error)}{where}",
                 hint=self._hint_if_lost()
                 or "see --traceback; the forward must run eagerly at this size before it can be captured",
+                place=Place(source=users_line(error)),
             ) from error
 
     def _hint_if_lost(self) -> str | None:

@@ -303,3 +303,15 @@ def test_after_a_failure_in_the_driver_everything_works_again(fail: Callable[[],
         y = x + 1
     graph.replay()
     assert y.tolist() == [2.0] * 4
+
+
+def test_an_error_in_a_modules_forward_is_told_with_the_modules_path(device: str) -> None:
+    class Fails(torch.nn.Module):
+        def forward(self, t: Tensor) -> Tensor:
+            raise ZeroDivisionError("planted")
+
+    model = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Sequential(Fails()))
+    x = torch.ones(4, device=device)
+    with pytest.raises(ZeroDivisionError) as caught, BreakableCUDAGraphCapture(BreakableCUDAGraph(device)):
+        model(x)
+    assert caught.value.__notes__ == ["in segment 0 (module '1.0') of the capture"]
