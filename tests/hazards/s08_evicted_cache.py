@@ -1,4 +1,7 @@
-"""S8: a cache for one size is overwritten by the next size's. Healthy: one entry a size."""
+"""S8: a cache for one size is overwritten by the next size's. Healthy: one entry a size.
+
+The cache is an object of its own that the module calls, as kernels' workspaces are.
+"""
 
 import torch
 from planted import WIDTH, between_layers
@@ -14,35 +17,45 @@ def write_table(memory: Tensor, num_rows: int) -> Tensor:
     return columns.t()
 
 
-class OneEntry(nn.Module):
-    """Keeps the table of the size that was last met."""
+class OneEntry:
+    """Keeps the table of the size that was last met, in one memory for all."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("workspace", torch.zeros(MOST_TOKENS * WIDTH))
+        self.memory: Tensor | None = None
         self.num_rows = 0
 
-    def forward(self, x: Tensor) -> Tensor:
-        if len(x) != self.num_rows:
-            self.num_rows = len(x)
-            write_table(self.workspace, len(x))
-        return x * self.workspace[: WIDTH * len(x)].view(WIDTH, len(x)).t()
+    def __call__(self, num_rows: int, device: torch.device) -> Tensor:
+        if self.memory is None:
+            self.memory = torch.zeros(MOST_TOKENS * WIDTH, device=device)
+        if num_rows != self.num_rows:
+            self.num_rows = num_rows
+            write_table(self.memory, num_rows)
+        return self.memory[: WIDTH * num_rows].view(WIDTH, num_rows).t()
 
 
-class OneEntryPerSize(nn.Module):
+class OneEntryPerSize:
     def __init__(self) -> None:
-        super().__init__()
         self.tables: dict[int, Tensor] = {}
 
+    def __call__(self, num_rows: int, device: torch.device) -> Tensor:
+        if num_rows not in self.tables:
+            memory = torch.zeros(MOST_TOKENS * WIDTH, device=device)
+            self.tables[num_rows] = write_table(memory, num_rows)
+        return self.tables[num_rows]
+
+
+class Scales(nn.Module):
+    def __init__(self, cache: OneEntry | OneEntryPerSize) -> None:
+        super().__init__()
+        self.cache = cache
+
     def forward(self, x: Tensor) -> Tensor:
-        if len(x) not in self.tables:
-            self.tables[len(x)] = write_table(torch.empty(MOST_TOKENS * WIDTH, device=x.device), len(x))
-        return x * self.tables[len(x)]
+        return x * self.cache(len(x), x.device)
 
 
 def faulty():
-    return between_layers(OneEntry())
+    return between_layers(Scales(OneEntry()))
 
 
 def healthy():
-    return between_layers(OneEntryPerSize())
+    return between_layers(Scales(OneEntryPerSize()))

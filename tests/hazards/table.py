@@ -21,6 +21,7 @@ class Planted:
         shows: How: the capture fails; the check finds a mismatch, can't tell, or warns; or the fault is one that
             this library rules out, and the check finds a match.
         names: What must be named: a module path or a tensor's.
+        also: Rows that the same code falls under as well.
         devices: Where it can show.
     """
 
@@ -28,6 +29,7 @@ class Planted:
     file: str
     shows: Shows
     names: str = "planted"
+    also: tuple[str, ...] = ()
     devices: tuple[str, ...] = EVERYWHERE
 
 
@@ -50,7 +52,7 @@ PLANTED = (
     Planted("S5", "s05_freed_table.py", "mismatch"),
     Planted("S6", "s06_break_result.py", "prevented"),
     Planted("S7", "s07_break_argument.py", "prevented"),
-    Planted("S8", "s08_evicted_cache.py", "mismatch"),
+    Planted("S8", "s08_evicted_cache.py", "mismatch", also=("S12",)),
     Planted("S9", "s09_unknown_structure.py", "capture fails", names="Returns.halves"),
     Planted("S10", "s10_leaking_padding.py", "mismatch"),
     Planted("S11", "s11_kept_output.py", "mismatch", names="planted.last"),

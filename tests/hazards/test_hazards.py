@@ -49,7 +49,7 @@ def test_a_planted_fault_is_found_and_named(planted: Planted, device: str) -> No
         assert warning.remedy
         return
     assert report.verdict == planted.shows
-    assert {card.hazard for card in report.findings} == {planted.row}, report.findings
+    assert {card.hazard for card in report.findings} == {planted.row, *planted.also}, report.findings
     assert all(card.remedy for card in report.findings)
     assert planted.names in " ".join(f"{card.module} {card.title}" for card in report.findings)
     if planted.names == "planted":
