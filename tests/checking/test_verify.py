@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import traceback
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -100,6 +102,22 @@ class Random(nn.Module):
         return x + int.from_bytes(os.urandom(2)) / 2**16
 
 
+class DrawsInBreak(nn.Module):
+    """Draws from generators of every kind, the module's own among them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.noise(x) + 1
+
+    @eager_on_graph
+    def noise(self, x: Tensor) -> Tensor:
+        own = torch.rand(4, generator=self.generator).to(x.device) * 1e-5
+        return x + own + 1e-5 * (random.random() + numpy.random.random()) + 1e-5 * torch.rand(4, device=x.device)
+
+
 class Raising(nn.Module):
     """Its break returns a number that segments have frozen in them."""
 
@@ -165,6 +183,12 @@ def test_eager_that_differs_from_itself_is_inconclusive(device: str) -> None:
     assert found.spread > 0
     assert {bucket.verdict for bucket in found.buckets} <= {"inconclusive", "match"}
     assert found.verdict == "inconclusive"
+
+
+def test_random_generators_are_put_back(device: str) -> None:
+    found = verified(DrawsInBreak(), device)
+    assert found.spread == 0
+    assert found.verdict == "match"
 
 
 def test_a_replay_that_raises_is_a_mismatch_with_its_words(device: str) -> None:

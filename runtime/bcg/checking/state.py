@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -36,7 +37,8 @@ class Snapshot:
         tensors: The tensors themselves by path, not copied.
         contents: Copies of those tensors.
         holders: Every container and attribute dict that was met, with a shallow copy of what it held.
-        generators: States of the random generators.
+        generators: States of the process's random generators.
+        own_generators: The generators that attributes hold, with their states.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -44,6 +46,7 @@ class Snapshot:
     contents: dict[str, Tensor] = field(default_factory=dict)
     holders: list[tuple[Any, Any]] = field(default_factory=list)
     generators: tuple[Any, ...] = ()
+    own_generators: list[tuple[torch.Generator, Tensor]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ class ModelState:
                     tensor.untyped_storage().resize_(contents.untyped_storage().nbytes())
                 tensor.copy_(contents)
         if generators:
-            restore_generators(snapshot.generators)
+            restore_generators(snapshot)
 
 
 def changes(before: Snapshot, after: Snapshot) -> list[Change]:
@@ -154,6 +157,9 @@ def _join(path: str, name: Any) -> str:
 def _visit(snapshot: Snapshot, path: str, value: Any, seen: set[int], depth: int) -> None:
     if isinstance(value, _PLAIN):
         snapshot.values[path] = value
+        return
+    if isinstance(value, torch.Generator):
+        snapshot.own_generators.append((value, value.get_state()))
         return
     if isinstance(value, itertools.count):
         snapshot.values[path] = repr(value)
@@ -207,16 +213,20 @@ def _differs(one: dict[Any, Any], other: dict[Any, Any]) -> bool:
 
 def _generator_states() -> tuple[Any, ...]:
     devices = [torch.cuda.get_rng_state(index) for index in range(torch.cuda.device_count())] if _uses_gpu() else []
-    return (random.getstate(), torch.get_rng_state(), *devices)
+    return (random.getstate(), numpy.random.get_state(), torch.get_rng_state(), *devices)
 
 
-def restore_generators(states: tuple[Any, ...]) -> None:
+def restore_generators(snapshot: Snapshot) -> None:
     """Bring the random generators back to where they were."""
-    if not states:
+    for generator, state in snapshot.own_generators:
+        generator.set_state(state)
+    if not snapshot.generators:
         return
-    random.setstate(states[0])
-    torch.set_rng_state(states[1])
-    for index, state in enumerate(states[2:]):
+    python, arrays, host, *devices = snapshot.generators
+    random.setstate(python)
+    numpy.random.set_state(arrays)
+    torch.set_rng_state(host)
+    for index, state in enumerate(devices):
         torch.cuda.set_rng_state(state, index)
 
 

@@ -222,7 +222,7 @@ class _Verifier:
         if self._changes_state:
             self._state.restore(self._base)
         else:
-            restore_generators(self._base.generators)
+            restore_generators(self._base)
 
     def _run_eager(self, trial: Trial) -> None:
         runner, verdict = self._runner, self._verdicts[trial.tokens]

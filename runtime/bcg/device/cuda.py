@@ -41,6 +41,12 @@ def capture_stream(index: int) -> torch.cuda.Stream:
     return torch.cuda.Stream(device=index)
 
 
+@functools.cache
+def _side_stream(index: int) -> torch.cuda.Stream:
+    """Return the one further stream of GPU `index`: libraries keep a workspace for every stream that they meet."""
+    return torch.cuda.Stream(device=index)
+
+
 @contextlib.contextmanager
 def _ordered_on(stream: torch.cuda.Stream) -> Iterator[None]:
     """Make `stream` current; it waits for the caller's stream, and the caller's stream waits for it after."""
@@ -343,7 +349,7 @@ class CudaDevice:
         return _ordered_on(capture_stream(self._index))
 
     def side_stream(self) -> AbstractContextManager[None]:
-        return _ordered_on(torch.cuda.Stream(device=self._index))
+        return _ordered_on(_side_stream(self._index))
 
     def current_stream(self) -> Any:
         return _stream_handle(torch._C._cuda_getCurrentRawStream(self._index))

@@ -272,6 +272,8 @@ def _disagreement(found: Verification) -> str | None:
     for bucket in found.buckets:
         if bucket.errors:
             return bucket.errors[0]
+        if bucket.moved:
+            return "a tensor that a segment reads was freed or got other memory after the capture"
         if bucket.failed:
             return f"replays of {bucket.failed[0].num_tokens} tokens differ from eager"
     return None
