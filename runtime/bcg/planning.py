@@ -24,6 +24,7 @@ from bcg.environment import environment
 from bcg.errors import ModelError
 from bcg.inputs import PROBE_SIZES, InputSpec
 from bcg.layout import PoolEvent, peak_bytes, plan_arenas, reserved_bytes
+from bcg.models.build import quiet
 from bcg.rehearsal import rehearse
 from bcg.report import (
     BreakRow,
@@ -113,7 +114,7 @@ def graph_bytes(target: Target, mode: FakeTensorMode) -> int:
 def _survey(target: Target, mode: FakeTensorMode, tokens: int) -> Survey:
     found = Survey(find_device(target.device))
     try:
-        with mode, _silent(), forward_context(ForwardContext((tokens,))):
+        with mode, quiet(), _silent(), forward_context(ForwardContext((tokens,))):
             batch = make_batch(target, (tokens,), torch.Generator("cpu"))
             with found.following():
                 target(batch.inputs)
@@ -162,7 +163,7 @@ def _events(target: Target, mode: FakeTensorMode, tokens: int) -> list[PoolEvent
         layers: min(len(layers), REHEARSED_LAYERS * prefix)
         for layers, prefix in distinct_prefixes(target.module).items()
     }
-    with mode, forward_context(ForwardContext((tokens,))), cut_to(lengths):
+    with mode, quiet(), forward_context(ForwardContext((tokens,))), cut_to(lengths):
         batch = make_batch(target, (tokens,), torch.Generator("cpu"))
         return rehearse(lambda: target(batch.inputs), target.device.type)
 

@@ -130,16 +130,22 @@ def load_with_breaks(
         UncapturableError: No break below the root helps.
     """
     if fewest_breaks and attention_break:
-        target = load(False)
-        try:
-            diagnosis = break_where_needed(target, buckets_for(target), on_step, always_try=True)
-        except UncapturableError:
-            pass
-        else:
-            return target, diagnosis
-        del target
+        found = _without_attention_break(load(False), buckets_for, on_step)
+        if found is not None:
+            return found
     target = load(attention_break)
     return target, break_where_needed(target, buckets_for(target), on_step)
+
+
+def _without_attention_break(
+    target: Target, buckets_for: Callable[[Target], Sequence[int]], on_step: Callable[[str], None]
+) -> tuple[Target, Diagnosis] | None:
+    if not target.packs_requests:
+        return None
+    try:
+        return target, break_where_needed(target, buckets_for(target), on_step, always_try=True)
+    except UncapturableError:
+        return None
 
 
 def _ends(buckets: Sequence[int]) -> list[int]:
