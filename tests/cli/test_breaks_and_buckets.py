@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bcg.report import CaptureReport, read_report
+from bcg.report import CaptureReport, ProfileReport, read_report
 
 READS_DEEP_INSIDE = """
 import torch
@@ -59,6 +59,17 @@ def test_one_read_deep_inside_gives_one_break_around_the_right_module(bcg: Any, 
     )
     assert explicit.code == 0
     assert "Automatic breaks" not in explicit.out
+
+
+def test_a_profile_measures_the_breakable_mode_with_them(bcg: Any, model: str, tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    words = ("profile", model, "--device", "cpu", "--tokens", "8", "--modes", "eager,breakable", "--rounds", 1)
+    done = bcg(*words, "--json", path)
+    assert done.code == 0, done.err
+    report = read_report(path)
+    assert isinstance(report, ProfileReport)
+    (bucket,) = report.buckets
+    assert [row.status for row in bucket.modes] == ["measured", "measured"]
 
 
 def test_without_automatic_breaks_the_card_says_what_to_do(bcg: Any, model: str) -> None:

@@ -12,7 +12,8 @@ import gc
 import os
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
@@ -110,6 +111,7 @@ class Worker:
         }
         expected = self._expected(checks)
         self._batches = {tokens: bucket_batch(self._target, tokens) for tokens in command.buckets}
+        self._break_where_needed(command.buckets)
         started = time.perf_counter()
         preparations = self._mode.prepare(command.buckets)
         self._meter.synchronize()
@@ -119,6 +121,15 @@ class Worker:
         buckets = self._agreed(buckets)
         self._name_steps()
         return AllPrepared(buckets=buckets, startup_s=startup_s, capture=self._capture())
+
+    def _break_where_needed(self, buckets: Sequence[int]) -> None:
+        """Give the breakable mode the automatic breaks of `bcg capture`; where none help, its capture says why."""
+        if self._mode.name != "breakable" or self._world is not None:
+            return
+        from bcg.diagnose import UncapturableError, break_where_needed
+
+        with suppress(UncapturableError):
+            break_where_needed(self._target, buckets)
 
     def round(self, command: Round) -> Measured:
         """Run steps of one bucket, each timed on its own from an idle device."""
