@@ -75,6 +75,7 @@ class BreakableCUDAGraphCapture:
         self._steps: list[Segment | Break] = []
         self._first_error: BaseException | None = None
         self._is_recording = False
+        self._is_whole = False
 
     def __enter__(self) -> BreakableCUDAGraphCapture:
         active = breaks.current_capture()
@@ -95,7 +96,7 @@ class BreakableCUDAGraphCapture:
         )
         self._tape: Tape = Tape(device, self._recorder)
         self._is_taped = self._known_externals is None or device.needs_tape
-        self._steps, self._first_error = [], None
+        self._steps, self._first_error, self._is_whole = [], None, False
         self._inference = torch.is_inference_mode_enabled()
         with contextlib.ExitStack() as stack:
             stack.enter_context(_no_garbage_collection())
@@ -114,14 +115,10 @@ class BreakableCUDAGraphCapture:
         with self._stack:
             if error is not None:
                 self._explain(error)
-                self._release_steps()
                 return
-            try:
-                self._raise_swallowed_error()
-                self._end_segment()
-            except BaseException:
-                self._release_steps()
-                raise
+            self._raise_swallowed_error()
+            self._end_segment()
+            self._is_whole = True
         self.graph.install(
             self._steps,
             self._pool_handle,
@@ -225,15 +222,18 @@ class BreakableCUDAGraphCapture:
                 segment.run(self.graph.device.current_stream())
 
     def _abort(self) -> None:
+        """Drop the open segment, and then, unless the capture is whole, the others too.
+
+        In this order: a graph can't be destroyed while a stream is being captured.
+        """
         self._tape.end_segment()
         self._recorder.abort()
         self._is_recording = False
-
-    def _release_steps(self) -> None:
-        for step in self._steps:
-            if isinstance(step, Segment):
-                step.release()
-        self._steps = []
+        if not self._is_whole:
+            for step in self._steps:
+                if isinstance(step, Segment):
+                    step.release()
+            self._steps = []
 
     def _raise_swallowed_error(self) -> None:
         """A capture whose body caught a host read, or a break's failure, recorded another program than eager's."""

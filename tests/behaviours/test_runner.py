@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bcg import (
     Batch,
+    BreakableCUDAGraphCapture,
     CaptureError,
     GraphRunner,
     ReplayError,
@@ -58,7 +59,7 @@ class Requests(nn.Module):
         self.contexts: list[tuple[int, ...]] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        self.calls.append((len(x), current_capture() is not None))
+        self.calls.append((len(x), isinstance(current_capture(), BreakableCUDAGraphCapture)))
         return self.add_index(x * 2) + 0.5
 
     @eager_on_graph

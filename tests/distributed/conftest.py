@@ -32,7 +32,7 @@ def run_ranks(tmp_path: Path) -> Callable[..., Run]:
         report = tmp_path / "report.json"
         module = [] if torchrun is None else ["torch.distributed.run", "--nproc-per-node", str(torchrun), "-m"]
         command = [sys.executable, "-m", *module, "bcg_cli", *map(str, words), "--device", "cpu", "--json", str(report)]
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'runtime'}:{ROOT}"}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "runtime"), str(ROOT), *sys.path))}
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert _processes_with(str(report)) == []
         return Run(done.returncode, done.stdout, done.stderr, report)

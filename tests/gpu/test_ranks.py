@@ -17,7 +17,7 @@ from tests.gpu.one_rank import replays
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT / 'runtime'}:{ROOT}"}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "runtime"), str(ROOT), *sys.path))}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -72,7 +73,7 @@ def capture(models: Path, factory: str, tokens: str, device: str) -> tuple[subpr
 @pytest.fixture(autouse=True)
 def _path_of_the_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     root = Path(__file__).parents[2]
-    monkeypatch.setenv("PYTHONPATH", f"{root / 'runtime'}:{root}")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(root / "runtime"), str(root), *sys.path)))
 
 
 def test_the_buckets_before_the_failed_one_are_reported(device: str, models: Path) -> None:
