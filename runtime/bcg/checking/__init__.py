@@ -6,7 +6,8 @@ The package is called `checking` because the public function is `bcg.check`: a p
 from bcg.checking.checkup import UnfinishedCheckError, assert_graph_safe, check, failure_of
 from bcg.checking.compare import Tolerance
 from bcg.checking.ranks import check_ranks
-from bcg.checking.verification import BucketVerdict, Verification, verify
+from bcg.checking.verdicts import BucketVerdict, Verification
+from bcg.checking.verification import verify
 
 __all__ = [
     "BucketVerdict",

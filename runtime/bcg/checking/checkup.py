@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -14,22 +13,13 @@ from torch import nn
 
 from bcg.buckets import check_buckets, default_buckets
 from bcg.checking import findings
-from bcg.checking.advance import find_advanced
-from bcg.checking.compare import Comparison, Tolerance
-from bcg.checking.locate import Recapture, locate, locate_leak
-from bcg.checking.plan import Trial
+from bcg.checking.compare import Tolerance
+from bcg.checking.explain import Explanation, explain
 from bcg.checking.prompts import check_prompts, language_model_head, tokenize
 from bcg.checking.ranks import rank_failure
 from bcg.checking.state import ModelState, Snapshot
-from bcg.checking.suspects import gather, suspect
-from bcg.checking.verification import (
-    CHECK_SEED,
-    BucketVerdict,
-    LostDeviceError,
-    Verification,
-    verify,
-    worst_trial,
-)
+from bcg.checking.verdicts import LostDeviceError, Verification
+from bcg.checking.verification import CHECK_SEED, verify
 from bcg.environment import environment
 from bcg.errors import BcgError, CheckFailure, UsageError
 from bcg.inputs import MakeInputs
@@ -177,14 +167,6 @@ class UnfinishedCheckError(BcgError):
         self.report = report
 
 
-@dataclass(frozen=True)
-class _Explanation:
-    """What is wrong, and where replay and eager part, by bucket."""
-
-    cards: list[Card] = field(default_factory=list)
-    divergences: dict[int, Divergence] = field(default_factory=dict)
-
-
 def _since(started: float) -> float:
     return (time.perf_counter() - started) * 1e3
 
@@ -218,14 +200,23 @@ class _Check:
                 self._runner, num_rounds=num_rounds, tolerance=self._tolerance, seed=CHECK_SEED, on_step=self._on_step
             )
         except LostDeviceError as error:
-            report = self._report(results, error.verification, _Explanation(), timing, options)
+            report = self._report(results, error.verification, Explanation(), timing, options)
             raise UnfinishedCheckError(error, report) from error
         try:
             started = time.perf_counter()
             prompts = None if encoded is None else self._check_prompts(encoded, after)
             timing = msgspec.structs.replace(timing, prompts_ms=_since(started) if encoded else 0.0)
             started = time.perf_counter()
-            explanation = self._explain(verification, before, after, locates)
+            explanation = explain(
+                self._runner,
+                verification,
+                self._state,
+                before,
+                after,
+                self._tolerance,
+                locates=locates,
+                on_step=self._on_step,
+            )
             timing = msgspec.structs.replace(timing, locate_ms=_since(started))
         finally:
             self._state.restore(before)
@@ -235,7 +226,7 @@ class _Check:
         self,
         results: Sequence[BucketCapture],
         verification: Verification,
-        explanation: _Explanation,
+        explanation: Explanation,
         timing: CheckTiming,
         options: dict[str, OptionValue],
         prompts: PromptCheck | None = None,
@@ -251,7 +242,12 @@ class _Check:
             spread=verification.spread,
             prompts=prompts,
             findings=explanation.cards,
-            warnings=[*self._target.warnings, *self._warnings, *self._what_to_know(results)],
+            warnings=[
+                *self._target.warnings,
+                *self._warnings,
+                *explanation.warnings,
+                *self._what_to_know(results),
+            ],
             timing=msgspec.structs.replace(
                 timing,
                 eager_ms=verification.eager_ms,
@@ -276,70 +272,6 @@ class _Check:
                 )
             )
         return found
-
-    def _explain(self, verification: Verification, before: Snapshot, after: Snapshot, locates: bool) -> _Explanation:
-        """Name what is wrong: state first, then the cause of other results, then padding."""
-        root, pool = self._target.module, self._runner.pool
-        assert pool is not None
-        cards = findings.state_cards(root, verification, after, pool)
-        cards = list(dict.fromkeys([*cards, *findings.pool_cards(root, verification)]))
-        divergences: dict[int, Divergence] = {}
-        advanced = find_advanced(self._runner, self._state, before, after)
-        cards += [findings.advanced_card(root, path) for path in advanced.harmful]
-        self._warnings += [findings.advanced_warning(path) for path in advanced.harmless]
-        failed = [trial for bucket in verification.buckets for trial in bucket.failed]
-        moved = next((found for bucket in verification.buckets for found in bucket.moved.values()), None)
-        if moved is not None:
-            cards.append(findings.moved_card(root, self._state, *moved))
-        elif errors := [(error, bucket.hazard) for bucket in verification.buckets for error in bucket.errors]:
-            cards += [findings.make_card(hazard or "", error) for error, hazard in dict.fromkeys(errors)][:1]
-        elif failed:
-            cards += self._explain_mismatch(verification, failed, locates, divergences)
-        elif verification.verdict == "mismatch":
-            cards += self._explain_leak(verification, locates)
-        cards += findings.launch_cards(verification)
-        return _Explanation(cards, divergences)
-
-    def _explain_mismatch(
-        self,
-        verification: Verification,
-        failed: Sequence[Trial],
-        locates: bool,
-        divergences: dict[int, Divergence],
-    ) -> list[Card]:
-        trial = worst_trial(failed)
-        assert trial is not None
-        if not locates:
-            return [findings.make_card("", f"replay differs from eager in the bucket of {trial.tokens}")]
-        self._on_step(f"locating, {trial.tokens} tokens")
-        base = self._state.save()
-        recapture = locate(self._target, trial, list(self._runner.graphs), self._state, base, self._tolerance)
-        if recapture.divergence is not None:
-            divergences[trial.tokens] = recapture.divergence
-        card = suspect(gather(self._runner, recapture.runner, trial, self._state, base))
-        return [card or self._unexplained(trial, recapture)]
-
-    def _unexplained(self, trial: Trial, recapture: Recapture) -> Card:
-        module = recapture.culprit
-        if recapture.divergence is None:
-            return findings.make_card(
-                "", f"replay differs from eager in the bucket of {trial.tokens}, but no more once captured again"
-            )
-        title = "the first module that gives something else in replay; nothing frozen was found in it"
-        return findings.make_card(
-            "", title, module=module, source_line=findings.module_line(self._target.module, module)
-        )
-
-    def _explain_leak(self, verification: Verification, locates: bool) -> list[Card]:
-        leak = worst_trial([trial for bucket in verification.buckets for trial in bucket.leaks])
-        if leak is None:
-            return []
-        module = None
-        if locates:
-            self._on_step(f"locating, {leak.tokens} tokens")
-            module = locate_leak(self._runner, leak, self._state, self._state.save(), self._tolerance)
-        line = "" if module is None else findings.module_line(self._target.module, module)
-        return [findings.leak_card(verification, leak, module or "", line)]
 
     def _what_to_know(self, results: Sequence[BucketCapture]) -> list[ReportWarning]:
         rules = self._target.break_rules
@@ -367,7 +299,7 @@ def _overall(verdicts: Sequence[Verdict], cards: Sequence[Card]) -> Verdict:
 def _bucket_row(
     verification: Verification, result: BucketCapture, divergences: Mapping[int, Divergence]
 ) -> CheckBucket:
-    found: BucketVerdict | None = next((row for row in verification.buckets if row.tokens == result.tokens), None)
+    found = next((row for row in verification.buckets if row.tokens == result.tokens), None)
     if found is None:
         return CheckBucket(
             tokens=result.tokens,
@@ -375,7 +307,7 @@ def _bucket_row(
             bitwise=False,
             reasons=[f"it was not captured: {result.error or result.status}"],
         )
-    comparison: Comparison = found.comparison
+    comparison = found.comparison
     return CheckBucket(
         tokens=result.tokens,
         verdict=found.verdict,

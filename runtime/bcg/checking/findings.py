@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bcg.checking.plan import Trial
 from bcg.checking.state import Change, ModelState, Snapshot
-from bcg.checking.verification import Verification
+from bcg.checking.verdicts import Verification
 from bcg.device.base import Pool
 from bcg.hazards import HAZARDS
 from bcg.report import Card, ReportWarning

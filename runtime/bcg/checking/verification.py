@@ -5,23 +5,21 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from bcg.checking.compare import APART, Comparison, Tolerance, are_near, compare, has_numbers
 from bcg.checking.plan import Trial, batch_of, plan_trials, poisoned_padding, shuffled_rounds
-from bcg.checking.state import Change, ModelState, Snapshot, changes, restore_generators
+from bcg.checking.state import ModelState, Snapshot, changes, restore_generators
+from bcg.checking.verdicts import BucketVerdict, LostDeviceError, Verification
 from bcg.device import find_device
-from bcg.errors import BcgError, ReplayError
+from bcg.errors import ReplayError
 from bcg.inputs import Batch
 from bcg.runner import GraphRunner
 from bcg.structure import map_tensors
-from bcg.tape import FirstRead
 from bcg.target import first_line
-
-Verdict: TypeAlias = Literal["match", "mismatch", "inconclusive"]
 
 CHECK_SEED = 1000
 """Seed of values, splits and order; the inputs of captures have another."""
@@ -42,93 +40,6 @@ class Reference:
     padding: dict[str, torch.Tensor] | None
     output: Any
     after: Snapshot | None
-
-
-@dataclass
-class BucketVerdict:
-    """What was found about one bucket.
-
-    Attributes:
-        tokens: The bucket.
-        comparison: The worst of its comparisons of replay with eager.
-        num_replays: Replays that were compared.
-        num_launches: Segments that they launched.
-        failed: Trials that did not match.
-        moved: Trials that were not replayed, because a tensor that the graph reads was freed or got other memory.
-        errors: What replays raised, first lines.
-        hazard: The row of the catalogue that the first of these named.
-        leaks: Trials in which padding reached real rows.
-        state_changes: State that replay left otherwise than eager did.
-        kept_outputs: Attribute paths where a tensor of the graph's pool is left: the next replay overwrites it.
-        doubts: Why nothing can be told.
-    """
-
-    tokens: int
-    comparison: Comparison = field(default_factory=Comparison)
-    num_replays: int = 0
-    num_launches: int = 0
-    failed: list[Trial] = field(default_factory=list)
-    moved: dict[Trial, tuple[torch.Tensor, FirstRead]] = field(default_factory=dict)
-    errors: list[str] = field(default_factory=list)
-    hazard: str | None = None
-    leaks: list[Trial] = field(default_factory=list)
-    state_changes: list[Change] = field(default_factory=list)
-    kept_outputs: list[str] = field(default_factory=list)
-    doubts: list[str] = field(default_factory=list)
-
-    @property
-    def verdict(self) -> Verdict:
-        """Match only if everything matched and something was replayed."""
-        if self.failed or self.moved or self.leaks or self.state_changes or self.kept_outputs:
-            return "mismatch"
-        return "inconclusive" if self.doubts or not self.num_launches else "match"
-
-
-@dataclass
-class Verification:
-    """What `verify` found.
-
-    Attributes:
-        buckets: Verdicts, ascending.
-        eager_pass_ms: That part of `eager_ms` which one pass over each checked size took.
-        spread: Largest relative difference between two eager runs of the same batch; 0 where they agree bitwise.
-        eager_ms: Wall time of the eager runs.
-        replay_ms: Wall time of the replays and comparisons.
-    """
-
-    buckets: list[BucketVerdict]
-    spread: float = 0.0
-    eager_ms: float = 0.0
-    replay_ms: float = 0.0
-    eager_pass_ms: float = 0.0
-
-    @property
-    def verdict(self) -> Verdict:
-        """Mismatch if one bucket mismatches; match only if all match."""
-        verdicts = [bucket.verdict for bucket in self.buckets]
-        if "mismatch" in verdicts:
-            return "mismatch"
-        return "match" if verdicts and set(verdicts) == {"match"} else "inconclusive"
-
-    @property
-    def matches(self) -> bool:
-        """Whether every bucket matches, and something was replayed."""
-        return self.verdict == "match"
-
-
-class LostDeviceError(BcgError):
-    """An error took the device from this process: nothing more can be run on it.
-
-    Attributes:
-        verification: What had been found before.
-    """
-
-    def __init__(self, message: str, verification: Verification) -> None:
-        super().__init__(
-            f"the device is lost to this process: {message}",
-            hint="run it again with CUDA_LAUNCH_BLOCKING=1 to see where, or leave out the bucket",
-        )
-        self.verification = verification
 
 
 def verify(
@@ -336,8 +247,3 @@ def is_sticky(error: Exception) -> bool:
     """Tell whether the device is lost to this process, as after an illegal access."""
     text = str(error)
     return any(sign in text for sign in ("illegal memory access", "device-side assert", "unspecified launch failure"))
-
-
-def worst_trial(trials: Sequence[Trial]) -> Trial | None:
-    """Return the smallest failed trial: the cheapest one to look into."""
-    return min(trials, key=lambda trial: (trial.tokens, trial.num_tokens), default=None)

@@ -1,0 +1,126 @@
+"""Why replay and eager differ: what a verification found, turned into cards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from bcg.checking import findings
+from bcg.checking.advance import find_advanced
+from bcg.checking.compare import Tolerance
+from bcg.checking.locate import Recapture, locate, locate_leak
+from bcg.checking.plan import Trial
+from bcg.checking.state import ModelState, Snapshot
+from bcg.checking.suspects import gather, suspect
+from bcg.checking.verdicts import Verification, worst_trial
+from bcg.report import Card, Divergence, ReportWarning
+from bcg.runner import GraphRunner
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What is wrong, and where replay and eager part, by bucket."""
+
+    cards: list[Card] = field(default_factory=list)
+    divergences: dict[int, Divergence] = field(default_factory=dict)
+    warnings: list[ReportWarning] = field(default_factory=list)
+
+
+def explain(
+    runner: GraphRunner,
+    verification: Verification,
+    state: ModelState,
+    before: Snapshot,
+    after: Snapshot,
+    tolerance: Tolerance,
+    *,
+    locates: bool,
+    on_step: Callable[[str], None],
+) -> Explanation:
+    """Name what is wrong: state first, then the cause of other results, then padding.
+
+    Args:
+        runner: Whose replays were compared.
+        verification: What was found.
+        state: The target's.
+        before: Saved before the capture.
+        after: Saved after it.
+        tolerance: As of the verification.
+        locates: Capture again to find the first divergence and its cause.
+        on_step: Told what happens next.
+    """
+    return _Explainer(runner, state, tolerance, locates, on_step).run(verification, before, after)
+
+
+class _Explainer:
+    """One run of `explain`."""
+
+    def __init__(
+        self,
+        runner: GraphRunner,
+        state: ModelState,
+        tolerance: Tolerance,
+        locates: bool,
+        on_step: Callable[[str], None],
+    ) -> None:
+        self._runner = runner
+        self._root = runner.target.module
+        self._state = state
+        self._tolerance = tolerance
+        self._locates = locates
+        self._on_step = on_step
+        self._found = Explanation()
+
+    def run(self, verification: Verification, before: Snapshot, after: Snapshot) -> Explanation:
+        root, pool, cards = self._root, self._runner.pool, self._found.cards
+        assert pool is not None
+        state_cards = findings.state_cards(root, verification, after, pool)
+        cards += dict.fromkeys([*state_cards, *findings.pool_cards(root, verification)])
+        advanced = find_advanced(self._runner, self._state, before, after)
+        cards += [findings.advanced_card(root, path) for path in advanced.harmful]
+        self._found.warnings.extend(findings.advanced_warning(path) for path in advanced.harmless)
+        cards += self._explain_results(verification)
+        cards += findings.launch_cards(verification)
+        return self._found
+
+    def _explain_results(self, verification: Verification) -> list[Card]:
+        moved = next((found for bucket in verification.buckets for found in bucket.moved.values()), None)
+        if moved is not None:
+            return [findings.moved_card(self._root, self._state, *moved)]
+        for bucket in verification.buckets:
+            if bucket.errors:
+                return [findings.make_card(bucket.hazard or "", bucket.errors[0])]
+        failed = worst_trial([trial for bucket in verification.buckets for trial in bucket.failed])
+        if failed is not None:
+            return [self._explain_mismatch(failed)]
+        leak = worst_trial([trial for bucket in verification.buckets for trial in bucket.leaks])
+        return [] if leak is None else [self._explain_leak(verification, leak)]
+
+    def _explain_mismatch(self, trial: Trial) -> Card:
+        if not self._locates:
+            return findings.make_card("", f"replay differs from eager in the bucket of {trial.tokens}")
+        self._on_step(f"locating, {trial.tokens} tokens")
+        base = self._state.save()
+        buckets: Sequence[int] = list(self._runner.graphs)
+        recapture = locate(self._runner.target, trial, buckets, self._state, base, self._tolerance)
+        if recapture.divergence is not None:
+            self._found.divergences[trial.tokens] = recapture.divergence
+        card = suspect(gather(self._runner, recapture.runner, trial, self._state, base))
+        return card or self._unexplained(trial, recapture)
+
+    def _unexplained(self, trial: Trial, recapture: Recapture) -> Card:
+        if recapture.divergence is None:
+            return findings.make_card(
+                "", f"replay differs from eager in the bucket of {trial.tokens}, but no more once captured again"
+            )
+        module = recapture.culprit
+        title = "the first module that gives something else in replay; nothing frozen was found in it"
+        return findings.make_card("", title, module=module, source_line=findings.module_line(self._root, module))
+
+    def _explain_leak(self, verification: Verification, leak: Trial) -> Card:
+        module = None
+        if self._locates:
+            self._on_step(f"locating, {leak.tokens} tokens")
+            module = locate_leak(self._runner, leak, self._state, self._state.save(), self._tolerance)
+        line = "" if module is None else findings.module_line(self._root, module)
+        return findings.leak_card(verification, leak, module or "", line)

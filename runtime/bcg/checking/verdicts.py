@@ -1,0 +1,107 @@
+"""What replays showed about each bucket, and what that means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from bcg.checking.compare import Comparison
+from bcg.checking.plan import Trial
+from bcg.checking.state import Change
+from bcg.errors import BcgError
+from bcg.report import Verdict
+from bcg.tape import FirstRead
+
+
+@dataclass
+class BucketVerdict:
+    """What was found about one bucket.
+
+    Attributes:
+        tokens: The bucket.
+        comparison: The worst of its comparisons of replay with eager.
+        num_replays: Replays that were compared.
+        num_launches: Segments that they launched.
+        failed: Trials that did not match.
+        moved: Trials that were not replayed, because a tensor that the graph reads was freed or got other memory.
+        errors: What replays raised, first lines.
+        hazard: The row of the catalogue that the first of these named.
+        leaks: Trials in which padding reached real rows.
+        state_changes: State that replay left otherwise than eager did.
+        kept_outputs: Attribute paths where a tensor of the graph's pool is left: the next replay overwrites it.
+        doubts: Why nothing can be told.
+    """
+
+    tokens: int
+    comparison: Comparison = field(default_factory=Comparison)
+    num_replays: int = 0
+    num_launches: int = 0
+    failed: list[Trial] = field(default_factory=list)
+    moved: dict[Trial, tuple[torch.Tensor, FirstRead]] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+    hazard: str | None = None
+    leaks: list[Trial] = field(default_factory=list)
+    state_changes: list[Change] = field(default_factory=list)
+    kept_outputs: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> Verdict:
+        """Match only if everything matched and something was replayed."""
+        if self.failed or self.moved or self.leaks or self.state_changes or self.kept_outputs:
+            return "mismatch"
+        return "inconclusive" if self.doubts or not self.num_launches else "match"
+
+
+@dataclass
+class Verification:
+    """What `verify` found.
+
+    Attributes:
+        buckets: Verdicts, ascending.
+        eager_pass_ms: That part of `eager_ms` which one pass over each checked size took.
+        spread: Largest relative difference between two eager runs of the same batch; 0 where they agree bitwise.
+        eager_ms: Wall time of the eager runs.
+        replay_ms: Wall time of the replays and comparisons.
+    """
+
+    buckets: list[BucketVerdict]
+    spread: float = 0.0
+    eager_ms: float = 0.0
+    replay_ms: float = 0.0
+    eager_pass_ms: float = 0.0
+
+    @property
+    def verdict(self) -> Verdict:
+        """Mismatch if one bucket mismatches; match only if all match."""
+        verdicts = [bucket.verdict for bucket in self.buckets]
+        if "mismatch" in verdicts:
+            return "mismatch"
+        return "match" if verdicts and set(verdicts) == {"match"} else "inconclusive"
+
+    @property
+    def matches(self) -> bool:
+        """Whether every bucket matches, and something was replayed."""
+        return self.verdict == "match"
+
+
+class LostDeviceError(BcgError):
+    """An error took the device from this process: nothing more can be run on it.
+
+    Attributes:
+        verification: What had been found before.
+    """
+
+    def __init__(self, message: str, verification: Verification) -> None:
+        super().__init__(
+            f"the device is lost to this process: {message}",
+            hint="run it again with CUDA_LAUNCH_BLOCKING=1 to see where, or leave out the bucket",
+        )
+        self.verification = verification
+
+
+def worst_trial(trials: Sequence[Trial]) -> Trial | None:
+    """Return the smallest failed trial: the cheapest one to look into."""
+    return min(trials, key=lambda trial: (trial.tokens, trial.num_tokens), default=None)
