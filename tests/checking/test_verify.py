@@ -102,6 +102,18 @@ class Random(nn.Module):
         return x + int.from_bytes(os.urandom(2)) / 2**16
 
 
+class WritesOutside(nn.Module):
+    """Adds up what it is given in a tensor that no module holds."""
+
+    def __init__(self, total: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.read = lambda: total["value"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.read().add_(x[:1])
+        return x + self.read()
+
+
 class DrawsInBreak(nn.Module):
     """Draws from generators of every kind, the module's own among them."""
 
@@ -183,6 +195,18 @@ def test_eager_that_differs_from_itself_is_inconclusive(device: str) -> None:
     assert found.spread > 0
     assert {bucket.verdict for bucket in found.buckets} <= {"inconclusive", "match"}
     assert found.verdict == "inconclusive"
+
+
+def test_tensors_that_no_module_holds_are_state_too(device: str) -> None:
+    total = {"value": torch.zeros(1, 4, device=device)}
+    target = target_of(WritesOutside(total), device)
+    target.packs_requests = False
+    runner = GraphRunner(target)
+    runner.capture(BUCKETS)
+    before = total["value"].clone()
+    found = verify(runner)
+    assert found.verdict == "match"
+    assert torch.equal(total["value"], before)
 
 
 def test_random_generators_are_put_back(device: str) -> None:

@@ -179,7 +179,10 @@ def split_path(root: nn.Module, path: str) -> tuple[str, str]:
 
 def attribute_line(root: nn.Module, module: str, attribute: str) -> str:
     """Return ``file:line`` where the module's class changes ``self.attribute`` outside its constructor."""
-    kind = type(root.get_submodule(module))
+    owner = root.get_submodule(module)
+    if not hasattr(owner, attribute):
+        return ""
+    kind = type(owner)
     try:
         lines, first = inspect.getsourcelines(kind)
         file = inspect.getsourcefile(kind) or ""

@@ -18,7 +18,7 @@ from bcg.device import find_device
 from bcg.errors import ReplayError
 from bcg.inputs import Batch
 from bcg.runner import GraphRunner
-from bcg.structure import map_tensors
+from bcg.structure import map_tensors, storage_key
 from bcg.target import first_line
 
 CHECK_SEED = 1000
@@ -82,12 +82,13 @@ class _Verifier:
         self._seed = seed
         self._on_step = on_step
         self._device = find_device(runner.target.device)
-        self._state = ModelState(runner.target.module)
+        self._state = ModelState(runner.target.module, written_outside(runner))
         self._base = self._state.save()
         self._changes_state = False
         self._verdicts = {tokens: BucketVerdict(tokens) for tokens in sorted(runner.graphs)}
         self._references: dict[Trial, Reference] = {}
         self._full_outputs: dict[Trial, Any] = {}
+        self._owned: dict[int, bool] = {}
         self._found = Verification(list(self._verdicts.values()))
 
     def run(self, num_rounds: int) -> Verification:
@@ -215,7 +216,12 @@ class _Verifier:
         assert pool is not None
         for path, tensor in after.tensors.items():
             is_here = tensor.device.type == self._runner.target.device.type
-            if is_here and path not in verdict.kept_outputs and pool.owns(tensor):
+            if not is_here or path in verdict.kept_outputs:
+                continue
+            address = tensor.data_ptr()
+            if address not in self._owned:
+                self._owned[address] = pool.owns(tensor)
+            if self._owned[address]:
                 verdict.kept_outputs.append(path)
 
     def _is_within_spread(self, comparison: Comparison, trial: Trial, eager: Any) -> bool:
@@ -237,6 +243,23 @@ class _Verifier:
             if change.is_tensor and compare(change.before, change.after, self._tolerance).within:
                 continue
             verdict.state_changes.append(change)
+
+
+def written_outside(runner: GraphRunner) -> dict[str, torch.Tensor]:
+    """Return the tensors that segments write and that are neither the module tree's nor static inputs.
+
+    The tape knows them: those of every bucket on the host device, on a GPU those of the buckets that it followed.
+    """
+    known = {storage_key(tensor) for tensor in ModelState(runner.target.module).tensors().values()}
+    for tokens in runner.graphs:
+        known.update(storage_key(tensor) for tensor in runner.input_views(tokens).values())
+    found: dict[int, tuple[str, torch.Tensor]] = {}
+    for graph in runner.graphs.values():
+        for segment in graph.segments:
+            for key in segment.tape.written_externals - known:
+                operation = segment.tape.first_reads[key].operation
+                found[key] = f"the tensor of {operation.place}", segment.tape.externals[key]
+    return dict(found.values())
 
 
 def _kept(output: Any) -> Any:
