@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ class ShapeWords:
     dtype: str | None
     attention_break: bool
     break_globs: Sequence[str]
+    tp: int | None = None
+    ep: bool = False
 
 
 def estimate_memory(words: ShapeWords) -> MemoryEstimate:
@@ -56,13 +59,19 @@ def dry_run(
         CheckFailure: It doesn't fit the GPU, or has another number of breaks than expected.
         BcgError: The model can't be planned.
     """
-    with console.users_code(), console.steps() as steps:
+    with console.users_code(), console.steps() as steps, contextlib.ExitStack() as stack:
         steps.begin(f"shaping {words.model}")
         from torch._subclasses.fake_tensor import FakeTensorMode
 
+        from bcg.distributed.pretend import pretended_ranks
         from bcg.models.shapes import load_shapes
+        from bcg.models.sharding import Sharding
         from bcg.planning import plan
 
+        sharding = None
+        if words.tp is not None:
+            stack.enter_context(pretended_ranks(words.tp))
+            sharding = Sharding(words.tp, words.ep)
         choice = choose(buckets, "cuda", lambda: estimate_memory(words))
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         target = load_shapes(
@@ -71,6 +80,7 @@ def dry_run(
             dtype=words.dtype,
             attention_break=words.attention_break,
             break_globs=words.break_globs,
+            sharding=sharding,
         )
         counts = choice.for_model("cuda", target.max_tokens)
         report = plan(target, mode, counts, options | {"tokens": list(counts)}, gpu, steps.begin)

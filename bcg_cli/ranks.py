@@ -51,6 +51,10 @@ class Ranks:
     ep: bool
     timeout_s: float
 
+    def __post_init__(self) -> None:
+        if self.ep and self.tp is None and this_member() is None:
+            raise UsageError("--ep shards experts over processes", hint="say over how many, with --tp N")
+
     def start(self, words: Sequence[str]) -> bool:
         """Run this very command in `tp` processes, if that is what to do here; return whether it was done.
 
@@ -67,8 +71,6 @@ class Ranks:
                 )
             return False
         if self.tp is None:
-            if self.ep:
-                raise UsageError("--ep shards experts over processes", hint="say over how many, with --tp N")
             return False
         from bcg.distributed.launch import launch
 

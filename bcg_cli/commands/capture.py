@@ -84,7 +84,7 @@ def capture(
     words = read_bucket_words(tokens, workload, num_buckets, memory_budget)
     check_outputs(json, html)
     globs = list(break_globs or ())
-    shapes = ShapeWords(model, None if dtype is None else dtype.value, attention_break, globs)
+    shapes = ShapeWords(model, None if dtype is None else dtype.value, attention_break, globs, tp, ep)
     options: dict[str, OptionValue] = {
         "tokens": list(words.tokens or ()),
         "device": device.value,
@@ -100,10 +100,10 @@ def capture(
         "tp": tp,
         "ep": ep,
     }
+    ranks = Ranks(tp, ep, rank_timeout)
     if dry_run:
         plan_capture(shapes, words, None if gpu is None else find_gpu(gpu), options, expect_breaks, json, html)
         return
-    ranks = Ranks(tp, ep, rank_timeout)
     if ranks.start(context.obj):
         return
     place = resolve_device(device)

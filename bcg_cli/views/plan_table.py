@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bcg.report import PlanReport, PlanTotals
+from bcg.report import OptionValue, PlanReport, PlanTotals
 from bcg_cli.views.findings import card_view
 from bcg_cli.views.table import RULED, format_count, format_mebibytes, format_size, map_view
 
@@ -29,7 +29,7 @@ def plan_view(report: PlanReport) -> RenderableType:
         Text(),
         _bucket_table(report),
         Text(),
-        Text("\n").join(_memory_lines(report.totals)),
+        Text("\n").join(_memory_lines(report.totals, report.options.get("tp"))),
         Text(),
         _input_table(report),
         Text(),
@@ -55,9 +55,10 @@ def _bucket_table(report: PlanReport) -> Table:
     return table
 
 
-def _memory_lines(totals: PlanTotals) -> Iterator[Text]:
+def _memory_lines(totals: PlanTotals, num_ranks: OptionValue) -> Iterator[Text]:
+    of = f" of each of {num_ranks} ranks" if num_ranks else ""
     yield Text(
-        f"Estimate: weights {format_size(totals.weight_bytes)}, static inputs {format_size(totals.input_bytes)}, "
+        f"Estimate{of}: weights {format_size(totals.weight_bytes)}, static inputs {format_size(totals.input_bytes)}, "
         f"one pool {format_size(totals.pool_bytes)} for all buckets, graphs about {format_size(totals.graph_bytes)}; "
         f"together {format_size(totals.needed_bytes)}."
     )

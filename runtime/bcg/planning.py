@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from bcg.context import ForwardContext, forward_context
@@ -22,7 +23,7 @@ from bcg.diagnose.cards import cards_of
 from bcg.diagnose.survey import Survey
 from bcg.environment import environment
 from bcg.errors import ModelError
-from bcg.inputs import PROBE_SIZES, InputSpec
+from bcg.inputs import PROBE_SIZES, Batch, InputSpec
 from bcg.layout import PoolEvent, peak_bytes, plan_arenas, reserved_bytes
 from bcg.models.build import quiet
 from bcg.rehearsal import rehearse
@@ -35,7 +36,7 @@ from bcg.report import (
     PlanTotals,
     SegmentRow,
 )
-from bcg.structure import storage_key
+from bcg.structure import local_part, storage_key
 from bcg.summary import source_line
 from bcg.target import Target, first_line, make_batch
 from bcg.warmup import cut_to, distinct_prefixes
@@ -112,10 +113,11 @@ def graph_bytes(target: Target, mode: FakeTensorMode) -> int:
 
 
 def _survey(target: Target, mode: FakeTensorMode, tokens: int) -> Survey:
-    found = Survey(find_device(target.device))
+    found = Survey(find_device(target.device), records_collectives=True)  # as the GPU does that it plans for
     try:
         with mode, quiet(), _silent(), forward_context(ForwardContext((tokens,))):
             batch = make_batch(target, (tokens,), torch.Generator("cpu"))
+            _meet_shapes(target, batch)
             with found.following():
                 target(batch.inputs)
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
@@ -159,13 +161,27 @@ def _bucket(target: Target, mode: FakeTensorMode, tokens: int, found: Survey, la
 
 def _events(target: Target, mode: FakeTensorMode, tokens: int) -> list[PoolEvent]:
     """Rehearse a few layers of each kind, as a runner does before it makes the pool."""
-    lengths = {
+    with mode, quiet(), forward_context(ForwardContext((tokens,))), cut_to(_rehearsed_lengths(target)):
+        batch = make_batch(target, (tokens,), torch.Generator("cpu"))
+        _meet_shapes(target, batch)
+        return rehearse(lambda: target(batch.inputs), target.device.type)
+
+
+def _rehearsed_lengths(target: Target) -> dict[nn.ModuleList, int]:
+    return {
         layers: min(len(layers), REHEARSED_LAYERS * prefix)
         for layers, prefix in distinct_prefixes(target.module).items()
     }
-    with mode, quiet(), forward_context(ForwardContext((tokens,))), cut_to(lengths):
-        batch = make_batch(target, (tokens,), torch.Generator("cpu"))
-        return rehearse(lambda: target(batch.inputs), target.device.type)
+
+
+def _meet_shapes(target: Target, batch: Batch) -> None:
+    """Run a sharded target once: the first time that its operations meet a shape they work out how it is sharded.
+
+    That takes operations of its own, which a capture, after its warm-up, does not see.
+    """
+    if any(local_part(parameter) is not parameter for parameter in target.module.parameters()):
+        with cut_to(_rehearsed_lengths(target)):
+            target(batch.inputs)
 
 
 def _totals(
@@ -175,7 +191,8 @@ def _totals(
     found: Survey,
     gpu: tuple[str, int] | None,
 ) -> PlanTotals:
-    tensors = {storage_key(tensor): tensor for tensor in (*target.module.parameters(), *target.module.buffers())}
+    held = map(local_part, (*target.module.parameters(), *target.module.buffers()))
+    tensors = {storage_key(tensor): tensor for tensor in held}
     weight_bytes = sum(tensor.untyped_storage().nbytes() for tensor in tensors.values())
     input_bytes = sum(row.num_bytes for row in inputs)
     largest_pool = max(row.pool_bytes for row in rows)

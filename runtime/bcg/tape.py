@@ -107,7 +107,7 @@ class Tape:
     def __init__(self, device: Device, recorder: Recorder) -> None:
         self.device_type = device.torch_device.type
         self.first_error: HostReadError | None = None
-        self._records_collectives = device.records_collectives
+        self.records_collectives = device.records_collectives
         self._recorder = recorder
         self._segment: SegmentTape | None = None
         self._made: dict[int, StorageWeakRef] = {}
@@ -191,7 +191,7 @@ class Tape:
         traits = traits_of(function)
         if traits.only_wraps:
             return function(*args, **kwargs)
-        if traits.is_collective and not self._records_collectives:
+        if traits.is_collective and not self.records_collectives:
             return run_as_break(function, args, kwargs, self._modules.path)
         given = list(tensors_in((args, kwargs)))
         if traits.reads_host is not None or traits.may_read_host:

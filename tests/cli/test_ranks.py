@@ -1,10 +1,13 @@
-"""Words about processes that are refused before any is started."""
+"""Words about processes: refused before any is started, and planned without any."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from bcg.report import PlanReport, read_report
 
 
 def test_experts_need_a_number_of_processes(bcg: Any) -> None:
@@ -27,3 +30,20 @@ def test_another_number_than_the_launchers_is_refused(bcg: Any, monkeypatch: pyt
     done = bcg("capture", "--tp", 2)
     assert done.code == 2
     assert done.err.startswith("error: --tp 2 in a run of 4 ranks\n")
+
+
+def test_a_dry_run_plans_the_memory_of_each_rank(bcg: Any, tmp_path: Path) -> None:
+    words = ("capture", "qwen3-moe-tiny", "--dry-run", "--tokens", "16,32", "--json")
+    plans = []
+    for name, options in (("whole", ()), ("tensor", ("--tp", 2)), ("expert", ("--tp", 2, "--ep"))):
+        done = bcg(*words, tmp_path / name, *options)
+        assert done.code == 0, done.err
+        assert ("of each of 2 ranks" in done.out) == bool(options)
+        report = read_report(tmp_path / name)
+        assert isinstance(report, PlanReport)
+        plans.append(report)
+    whole, *sharded = plans
+    for report in sharded:
+        assert whole.totals.weight_bytes / 2 < report.totals.weight_bytes < whole.totals.weight_bytes * 0.6
+        assert {row.source for row in report.breaks} == {"attention"}
+        assert len(report.segments) == len(whole.segments)

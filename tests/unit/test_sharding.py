@@ -9,7 +9,7 @@ from transformers import AutoModel
 from bcg.errors import ModelError
 from bcg.models.huggingface import preset_config, random_model
 from bcg.models.presets import PRESETS
-from bcg.models.sharding import Plan, Sharding, plan_of
+from bcg.models.sharding import Plan, Sharding, plan_of, sharding_warnings
 
 CPU = torch.device("cpu")
 
@@ -23,15 +23,14 @@ def plan(name: str, size: int, *, expert_parallel: bool = False) -> Plan:
 def test_attention_is_split_where_its_heads_divide() -> None:
     found = plan("qwen3-tiny", 2)
     assert found.tensor["layers.*.self_attn.k_proj"] == "colwise"
-    assert not found.whole_attention
-    assert found.warnings("qwen3-tiny", 2) == []
+    assert sharding_warnings("qwen3-tiny", preset_config(PRESETS["qwen3-tiny"]), Sharding(2)) == []
 
 
 def test_attention_stays_whole_where_a_key_value_head_would_be_cut() -> None:
     found = plan("qwen3-235b-a22b", 8)
     assert not any("self_attn" in rule for rule in found.tensor)
     assert found.tensor["layers.*.mlp.experts.gate_up_proj"] == "packed_colwise"
-    (warning,) = found.warnings("qwen3-235b-a22b", 8)
+    (warning,) = sharding_warnings("big", preset_config(PRESETS["qwen3-235b-a22b"]), Sharding(8))
     assert warning.code == "attention-not-sharded"
 
 

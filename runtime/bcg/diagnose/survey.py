@@ -88,6 +88,7 @@ class Survey:
 
     Args:
         device: The device that would capture.
+        records_collectives: Whether segments hold collectives, where that is not as on `device`.
         notes_numbers: Keep the Python numbers that operations are given, for `frozen_numbers`.
 
     Attributes:
@@ -98,7 +99,7 @@ class Survey:
         steps: ``segment`` and ``break``, in order.
     """
 
-    def __init__(self, device: Device, *, notes_numbers: bool = False) -> None:
+    def __init__(self, device: Device, *, notes_numbers: bool = False, records_collectives: bool | None = None) -> None:
         self.findings: list[Finding] = []
         self.questions: list[Finding] = []
         self.segments: list[SegmentTape] = []
@@ -106,6 +107,8 @@ class Survey:
         self.steps: list[Literal["segment", "break"]] = []
         self.numbers: list[_Numbers] | None = [] if notes_numbers else None
         self._tape = _SurveyTape(device, self)
+        if records_collectives is not None:
+            self._tape.records_collectives = records_collectives
         self._seen: set[tuple[str, str]] = set()
 
     @contextlib.contextmanager

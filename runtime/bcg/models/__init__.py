@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
@@ -13,7 +14,7 @@ from bcg.errors import UsageError
 from bcg.models.factory import load_factory
 from bcg.models.huggingface import load_directory, load_hub, load_preset
 from bcg.models.presets import find_preset
-from bcg.models.sharding import Sharding
+from bcg.models.sharding import Sharding, sharding_warnings
 from bcg.target import Target
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -60,6 +61,8 @@ def load_target(
     sharding = None if ranks is None else Sharding(ranks.size, expert_parallel)
     target = _load(model, place, wanted, seed, attention_break, tuple(break_globs), sharding)
     target.alignment = ranks
+    if sharding is not None and target.info.weights == "random":
+        target.warnings.extend(sharding_warnings(model, cast(Any, target.module).config, sharding))
     return target
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from bcg.errors import ModelError, UsageError
@@ -17,6 +18,7 @@ from bcg.models.build import describe_target, quiet
 from bcg.models.factory import call_factory
 from bcg.models.huggingface import attention_options, preset_config
 from bcg.models.presets import find_preset
+from bcg.models.sharding import Sharding, apply_plan, like_shard, plan_of
 from bcg.report import ModelSource
 from bcg.target import Target, first_line
 
@@ -30,6 +32,7 @@ def load_shapes(
     dtype: str | None = None,
     attention_break: bool = True,
     break_globs: Sequence[str] = (),
+    sharding: Sharding | None = None,
 ) -> Target:
     """Make a target of what the MODEL argument names, without weights: as `bcg.models.load_target`, but only shapes.
 
@@ -40,6 +43,7 @@ def load_shapes(
         dtype: As a GPU would load it: ``bfloat16`` where neither this nor the model says.
         attention_break: Whether attention and recurrent mixers are breaks.
         break_globs: Further modules and functions to break at.
+        sharding: Over how many ranks the model is split, of which one is shaped: needs a process group of that size.
 
     Raises:
         UsageError: `model`, `dtype` or a glob names nothing.
@@ -56,7 +60,7 @@ def load_shapes(
         module, make_inputs = _from_factory(model, name, factory, mode, wanted)
     else:
         config, source, default = _configuration(model)
-        module = _from_config(model, config, mode, wanted or default)
+        module = _from_config(model, config, mode, wanted or default, sharding)
     with mode:
         return describe_target(
             model,
@@ -86,12 +90,16 @@ def _configuration(model: str) -> tuple[PretrainedConfig, ModelSource, torch.dty
     return config, source, own if isinstance(own, torch.dtype) else torch.bfloat16
 
 
-def _from_config(name: str, config: PretrainedConfig, mode: FakeTensorMode, dtype: torch.dtype) -> nn.Module:
+def _from_config(
+    name: str, config: PretrainedConfig, mode: FakeTensorMode, dtype: torch.dtype, sharding: Sharding | None
+) -> nn.Module:
     try:
         with quiet(), torch.device("meta"):
             module: nn.Module = AutoModel.from_config(config, dtype=dtype, **attention_options(config))
     except Exception as error:
         raise ModelError(f"transformers can't build {name} ({type(config).__name__}): {first_line(error)}") from error
+    if sharding is not None:
+        apply_plan(name, module, plan_of(name, module, sharding), sharding, "cpu")
     _make_fake(module, mode)
     return module
 
@@ -112,6 +120,8 @@ def _make_fake(module: nn.Module, mode: FakeTensorMode) -> None:
 
     @functools.cache
     def fake(tensor: torch.Tensor) -> torch.Tensor:
+        if isinstance(tensor, DTensor):
+            return nn.Parameter(like_shard(tensor, fake(tensor.to_local())), requires_grad=False)
         with mode:
             made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
         return nn.Parameter(made, requires_grad=False) if isinstance(tensor, nn.Parameter) else made

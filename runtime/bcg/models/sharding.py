@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig
 from transformers.distributed import tensor_parallel
 
@@ -43,25 +45,10 @@ class Plan:
     Attributes:
         tensor: Styles of tensor parallelism.
         expert: Styles of expert parallelism; they take precedence.
-        whole_attention: Whether attention stays whole on every rank, because its heads can't be split evenly.
     """
 
     tensor: dict[str, str]
     expert: dict[str, str]
-    whole_attention: bool
-
-    def warnings(self, name: str, size: int) -> list[ReportWarning]:
-        """Say what the user may not expect of the plan."""
-        if not self.whole_attention:
-            return []
-        return [
-            ReportWarning(
-                code="attention-not-sharded",
-                message=f"every rank holds and computes the whole attention of {name}",
-                cause=f"its heads can't be split evenly over {size} ranks",
-                remedy="choose a --tp that divides the number of key-value heads",
-            )
-        ]
 
 
 def plan_of(name: str, module: nn.Module, sharding: Sharding) -> Plan:
@@ -79,16 +66,35 @@ def plan_of(name: str, module: nn.Module, sharding: Sharding) -> Plan:
         for rule, style in tensor.items()
         if not any(rule == other or rule.startswith(f"{other}.") for other in expert)
     }
-    attentions = {rule.rpartition(".")[0] for rule in tensor if rule.rpartition(".")[2] in _KEY_PROJECTIONS}
-    whole_attention = bool(attentions) and not _heads_divide(module.config, sharding.size)
-    if whole_attention:
+    if not _heads_divide(module.config, sharding.size):
+        attentions = _attentions(tensor)
         tensor = {rule: style for rule, style in tensor.items() if rule.rpartition(".")[0] not in attentions}
     if not _matches_any(module, {**tensor, **expert}):
         raise ModelError(
             f"transformers has no tensor-parallel plan for {type(module).__name__} of {name}",
             hint="run it without --tp, or on another version of transformers",
         )
-    return Plan(tensor, expert, whole_attention)
+    return Plan(tensor, expert)
+
+
+def sharding_warnings(name: str, config: PretrainedConfig, sharding: Sharding) -> list[ReportWarning]:
+    """Say what the user may not expect of how a model with random weights is sharded."""
+    plan = getattr(config.get_text_config(), "base_model_tp_plan", None) or {}
+    if not _attentions(plan) or _heads_divide(config, sharding.size):
+        return []
+    return [
+        ReportWarning(
+            code="attention-not-sharded",
+            message=f"every rank holds and computes the whole attention of {name}",
+            cause=f"its heads can't be split evenly over {sharding.size} ranks",
+            remedy="choose a --tp that divides the number of key-value heads",
+        )
+    ]
+
+
+def _attentions(plan: Mapping[str, str]) -> set[str]:
+    """Return the paths of the modules that split keys by heads."""
+    return {rule.rpartition(".")[0] for rule in plan if rule.rpartition(".")[2] in _KEY_PROJECTIONS}
 
 
 def _matches_any(module: nn.Module, rules: dict[str, str]) -> bool:
@@ -150,3 +156,15 @@ def pretrained_options(sharding: Sharding | None) -> dict[str, Any]:
     from transformers.distributed.configuration_utils import DistributedConfig
 
     return {"distributed_config": DistributedConfig(tp_size=sharding.size)}
+
+
+def like_shard(placeholder: DTensor, local: Tensor) -> DTensor:
+    """Return a sharded tensor that is laid out as `placeholder`, of which this rank has `local`."""
+    return DTensor.from_local(
+        local,
+        placeholder.device_mesh,
+        placeholder.placements,
+        run_check=False,
+        shape=placeholder.shape,
+        stride=placeholder.stride(),
+    )

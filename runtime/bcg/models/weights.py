@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bcg.models.build import seeded
+from bcg.models.sharding import like_shard
 
 
 def make_weights(model: PreTrainedModel, device: torch.device, seed: int) -> None:
@@ -77,14 +78,4 @@ def _shard_like(placeholder: Any, whole: nn.Parameter | None) -> nn.Parameter | 
         return whole
     sharded = distribute_tensor(whole.data, placeholder.device_mesh, placeholder.placements, src_data_rank=None)
     local = sharded.to_local().clone(memory_format=torch.contiguous_format)
-    return nn.Parameter(
-        DTensor.from_local(
-            local,
-            placeholder.device_mesh,
-            placeholder.placements,
-            run_check=False,
-            shape=sharded.shape,
-            stride=sharded.stride(),
-        ),
-        requires_grad=False,
-    )
+    return nn.Parameter(like_shard(placeholder, local), requires_grad=False)
