@@ -188,6 +188,8 @@ class Sweep:
         after = device.memory(self.pool)
         if not self.graphs:
             self._needs_tape = device.needs_tape or (self._tape and not explains(self._known_externals(), graph))
+        if known is not None and self.graphs:
+            graph.adopt_labels(self.graphs[max(self.graphs)])
         self.graphs[tokens] = graph
         self.outputs[tokens] = map_tensors(unowned_alias, output)
         return BucketCapture(
@@ -220,8 +222,11 @@ class Sweep:
         if not device.splits_blocks or not self._tape:
             return ()  # a rehearsal is a dispatch mode too
         lengths = {layers: min(len(layers), REHEARSED_LAYERS * prefix) for layers, prefix in self._prefixes.items()}
-        with cut_to(lengths), torch.inference_mode():
-            events = rehearse(lambda: self._forward(views), self.target.device.type)
+        try:
+            with cut_to(lengths), torch.inference_mode():
+                events = rehearse(lambda: self._forward(views), self.target.device.type)
+        except Exception:  # noqa: BLE001  what fails here fails in the capture too, and there the tape says where
+            return ()
         return plan_arenas(events)
 
     def _in_step(self) -> AbstractContextManager[Any]:
