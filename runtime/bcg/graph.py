@@ -234,7 +234,7 @@ class BreakableCUDAGraph:
         self._pool_use = PoolUse()
 
     def adopt_labels(self, taped: BreakableCUDAGraph) -> None:
-        """Call the breaks as in `taped`, the same program at another size: only a tape sees in which modules they are."""
+        """Call the breaks as in `taped`, the same program at another size: only a tape sees their modules."""
         if [step.label.name for step in self.breaks] == [step.label.name for step in taped.breaks]:
             for mine, its in zip(self.breaks, taped.breaks, strict=True):
                 mine.label = its.label
