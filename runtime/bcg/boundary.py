@@ -3,11 +3,13 @@
 At capture `hold` builds, from the result of the break's first run, what is handed to the next segment and an
 `Outlet` that later results are poured into. What a result may be made of:
 
-- a tensor that the break made: the boundary is a tensor in the graph pool, and every result is copied into it;
+- a tensor that the break made: the boundary is a tensor in the graph pool, and every result is copied into it (so
+  it is for a tensor that the break merely holds: what segments write to the copy does not reach the original);
 - a tensor that shares memory with an argument, or with a tensor of the same capture: handed on as it is, and
   expected at the same address at every replay;
 - tuples, lists, dicts and objects of these; an object is copied once, and its attributes are replaced at replay;
-- a number, string or `None`: handed on, and expected to stay the same, since segments have it frozen in them.
+- a number, string or `None`: handed on, and expected to stay the same, since segments have it frozen in them;
+- a module, function or generator: handed on, and expected to be the same object at every replay.
 
 Anything else is an error that names the break: a structure that nobody looks into would go stale silently.
 """
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import copy
 import enum
+import functools
 import types
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -28,14 +31,14 @@ from bcg.outlets import (
     ConstantOutlet,
     CopyOutlet,
     DictOutlet,
-    IgnoringOutlet,
     ObjectOutlet,
     Outlet,
+    SameObjectOutlet,
     SameTensorOutlet,
     SequenceOutlet,
     StorageOutlet,
 )
-from bcg.structure import rebuild_sequence, storage_bytes, storage_key, unowned_alias
+from bcg.structure import attributes_of, has_attributes, rebuild_sequence, storage_bytes, storage_key, unowned_alias
 
 Allocate = Callable[[tuple[int, ...], tuple[int, ...], torch.dtype], Tensor]
 
@@ -53,7 +56,16 @@ _CONSTANTS = (
     slice,
     range,
 )
-_OPAQUE = (nn.Module, torch.Generator, type, types.ModuleType, types.FunctionType, types.MethodType)
+_OPAQUE = (
+    nn.Module,
+    torch.Generator,
+    type,
+    types.ModuleType,
+    types.FunctionType,
+    types.MethodType,
+    types.BuiltinFunctionType,
+    functools.partial,
+)
 
 
 class Holder:
@@ -100,12 +112,12 @@ class Holder:
         elif isinstance(value, _CONSTANTS):
             return value, ConstantOutlet(value, where)
         elif isinstance(value, _OPAQUE):
-            return value, IgnoringOutlet()
+            return value, SameObjectOutlet(value, where)
         elif isinstance(value, (tuple, list)):
             held = self._hold_sequence(value, where)
         elif isinstance(value, dict):
             held = self._hold_dict(value, where)
-        elif hasattr(value, "__dict__") and not hasattr(value, "__iter__"):
+        elif has_attributes(value) and not hasattr(value, "__iter__"):
             held = self._hold_object(value, where)
         else:
             raise CaptureError(
@@ -160,6 +172,13 @@ class Holder:
         return handed, SequenceOutlet(type(value), [pair[1] for pair in pairs], where)
 
     def _hold_dict(self, value: dict[Any, Any], where: str) -> tuple[Any, Outlet]:
+        entries = {id(tensor) for tensor in _device_tensors(list(value.values()), set())}
+        if any(id(tensor) not in entries for tensor in _device_tensors(getattr(value, "__dict__", {}), set())):
+            raise CaptureError(
+                f"break {where} returned a {type(value).__qualname__} with tensors beside its entries",
+                hint="return the tensors themselves, or a dataclass of them",
+                hazard="S9",
+            )
         pairs = {key: self._hold(item, f"{where}[{key!r}]") for key, item in value.items()}
         handed = copy.copy(value)
         for key, (item, _) in pairs.items():
@@ -169,7 +188,7 @@ class Holder:
     def _hold_object(self, value: Any, where: str) -> tuple[Any, Outlet]:
         handed = copy.copy(value)
         outlets: dict[str, Outlet] = {}
-        for name, item in vars(value).items():
+        for name, item in attributes_of(value).items():
             if isinstance(item, _CONSTANTS):
                 continue
             part, outlets[name] = self._hold(item, f"{where}.{name}")
@@ -200,8 +219,8 @@ def _device_tensors(value: Any, seen: set[int]) -> Iterable[Tensor]:
         items = value
     elif isinstance(value, dict):
         items = value.values()
-    elif hasattr(value, "__dict__"):
-        items = vars(value).values()
+    elif has_attributes(value):
+        items = attributes_of(value).values()
     for item in items:
         yield from _device_tensors(item, seen)
 

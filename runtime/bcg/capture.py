@@ -21,7 +21,7 @@ from bcg.collectives import CollectiveWatch, is_collective, settled
 from bcg.device.base import Pool, Recorder
 from bcg.errors import CaptureError
 from bcg.graph import Ambience, Break, BreakableCUDAGraph, PoolUse, Segment
-from bcg.structure import map_tensors, storage_key, tensors_in, unowned_alias
+from bcg.structure import map_tensors, same_contents, storage_key, tensors_in, unowned_alias
 from bcg.tape import Tape
 
 _pool_uses: weakref.WeakValueDictionary[Any, PoolUse] = weakref.WeakValueDictionary()
@@ -146,7 +146,9 @@ class BreakableCUDAGraphCapture:
             self._meet(f"break {label.name} in module {label.module!r}")
             watch = self._tape.looking_away() if self._is_taped else contextlib.nullcontext()
             with watch, self._watch_collectives(label):
+                given = map_tensors(lambda tensor: tensor, (args, kwargs))
                 result = function(*args, **kwargs)
+            self._refuse_changed_arguments(label, given, (args, kwargs))
             handed = self._add_break(label, function, args, kwargs, result, ambience)
         except BaseException as error:
             error.add_note(f"in break {label.name}")
@@ -154,6 +156,16 @@ class BreakableCUDAGraphCapture:
             raise
         self._begin_segment()
         return handed
+
+    @staticmethod
+    def _refuse_changed_arguments(label: BreakLabel, before: Any, after: Any) -> None:
+        """What a break puts into a list or dict that it was given would not reach the next segment at replay."""
+        if not same_contents(before, after):
+            raise CaptureError(
+                f"break {label.name} changed a list or dict that it was given; replay knows only what it returns",
+                hint="return what it puts there",
+                hazard="S9",
+            )
 
     def _meet(self, place: str) -> None:
         if self._alignment is not None:

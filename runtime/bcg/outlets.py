@@ -5,13 +5,14 @@ There is one kind for each kind of value that a break may return; `bcg.boundary`
 
 from __future__ import annotations
 
+import types
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from bcg.errors import ReplayError
-from bcg.structure import storage_bytes
+from bcg.structure import attributes_of, storage_bytes
 
 
 class Outlet(Protocol):
@@ -106,11 +107,16 @@ def _both_nan(left: Any, right: Any) -> bool:
     return isinstance(left, float) and isinstance(right, float) and left != left and right != right
 
 
-class IgnoringOutlet:
-    """For a value that holds no tensor and is handed on as it is."""
+class SameObjectOutlet:
+    """Expects the very object of the capture: nobody looks into it for tensors, so another one would go stale."""
+
+    def __init__(self, value: Any, where: str) -> None:
+        self._value = value
+        self._where = where
 
     def pour(self, value: Any) -> None:
-        return None
+        if value is not self._value and not (isinstance(value, types.MethodType) and value == self._value):
+            raise _refuse(self._where, f"the same {_describe(self._value)} object", f"another {_describe(value)}")
 
 
 class SequenceOutlet:
@@ -155,7 +161,7 @@ class ObjectOutlet:
     def pour(self, value: Any) -> None:
         if type(value) is not type(self._handed):
             raise _refuse(self._where, _describe(self._handed), _describe(value))
-        for name, item in vars(value).items():
+        for name, item in attributes_of(value).items():
             outlet = self._outlets.get(name)
             if outlet is not None:
                 outlet.pour(item)

@@ -43,6 +43,32 @@ def rebuild_sequence(like: tuple[Any, ...] | list[Any], items: list[Any]) -> Any
     return type(like)(items)
 
 
+def same_contents(left: Any, right: Any) -> bool:
+    """Tell whether two nested structures hold the very same objects in tuples, lists and dicts alike."""
+    if isinstance(left, (tuple, list)) and isinstance(right, (tuple, list)):
+        return len(left) == len(right) and all(map(same_contents, left, right))
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(same_contents(item, right[key]) for key, item in left.items())
+    return left is right
+
+
+def has_attributes(value: Any) -> bool:
+    """Tell whether `value` is an object whose attributes can be looked into."""
+    return hasattr(value, "__dict__") or any("__slots__" in vars(kind) for kind in type(value).__mro__[:-1])
+
+
+def attributes_of(value: Any) -> dict[str, Any]:
+    """Return the attributes of an object, those in slots included."""
+    names = [name for kind in type(value).__mro__ for name in _slots(kind)]
+    slots = {name: getattr(value, name) for name in names if hasattr(value, name)}
+    return {**slots, **getattr(value, "__dict__", {})}
+
+
+def _slots(kind: type) -> tuple[str, ...]:
+    slots = vars(kind).get("__slots__", ())
+    return tuple(name for name in ((slots,) if isinstance(slots, str) else slots) if not name.startswith("__"))
+
+
 def is_wrapped(types: Iterable[type]) -> bool:
     """Tell whether a dispatch mode was called for tensors that only wrap others, such as a sharded `DTensor`.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -207,3 +208,83 @@ def test_a_break_keeps_the_autocast_of_its_surroundings(device: str) -> None:
         product(x)
     graph.replay()
     assert dtypes == [torch.bfloat16, torch.bfloat16]
+
+
+@dataclass(slots=True)
+class Slotted:
+    data: Tensor
+    note: str = "note"
+
+
+class BesideEntries(dict[str, Tensor]):
+    pass
+
+
+def with_attribute(t: Tensor) -> BesideEntries:
+    result = BesideEntries(a=t * 2)
+    result.b = t * 3
+    return result
+
+
+def test_the_tensors_of_an_object_with_slots(device: str) -> None:
+    graph, x, _, y = capture(device, lambda t: Slotted(t * 2), lambda r: r.data)
+    x.fill_(5)
+    graph.replay()
+    assert y.tolist() == [10.0] * 4
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda t: partial(torch.add, t * 2),
+        lambda t: lambda u=t * 2: u,
+        lambda t: Holds(t * 2),
+        lambda t: Holds(t * 2).forward,
+    ],
+    ids=["partial", "function", "module", "method"],
+)
+def test_something_new_that_nobody_looks_into_is_an_error_at_replay(device: str, make: Callable[[Tensor], Any]) -> None:
+    """Found by hand: the next segment went on with the tensors of the capture."""
+    graph, _, _, _ = capture(device, make, lambda r: torch.zeros(4, device=device))
+    with pytest.raises(
+        ReplayError, match=r"^break <lambda> returned another \w+ at replay; at capture it was the same"
+    ):
+        graph.replay()
+
+
+class Holds(torch.nn.Module):
+    def __init__(self, held: Tensor) -> None:
+        super().__init__()
+        self.held = held
+
+    def forward(self) -> Tensor:
+        return self.held
+
+
+def test_the_same_module_function_or_generator_may_be_returned_again(device: str) -> None:
+    module, generator = torch.nn.ReLU(), torch.Generator(device)
+    graph, x, handed, y = capture(
+        device, lambda t: (module, module.forward, torch.relu, generator, t * 2), lambda r: r[0](r[4])
+    )
+    x.fill_(5)
+    graph.replay()
+    assert y.tolist() == [10.0] * 4
+    assert handed[0] is module
+
+
+def test_tensors_beside_the_entries_of_a_dict_are_an_error(device: str) -> None:
+    with pytest.raises(
+        CaptureError, match=r"^break with_attribute returned a BesideEntries with tensors beside"
+    ) as caught:
+        capture(device, with_attribute, lambda r: r["a"])
+    assert caught.value.hazard == "S9"
+
+
+@pytest.mark.parametrize("change", [lambda items: items.pop(), lambda items: items.append(items[0] * 2)])
+def test_a_list_that_a_break_changes_is_an_error(device: str, change: Callable[[list[Tensor]], Any]) -> None:
+    """Found by hand: at replay it was changed again and again, and what was put there never reached a segment."""
+    x = torch.ones(4, device=device)
+    with pytest.raises(CaptureError, match="^break <lambda> changed a list or dict that it was given") as caught:
+        with BreakableCUDAGraphCapture(BreakableCUDAGraph(device)):
+            eager_on_graph(change)([x + 1, x + 2])
+    assert caught.value.hazard == "S9"
