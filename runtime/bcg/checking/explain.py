@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from bcg.checking import findings
 from bcg.checking.advance import find_advanced
 from bcg.checking.compare import Tolerance
-from bcg.checking.locate import Recapture, locate, locate_leak
+from bcg.checking.locate import Location, locate, locate_leak
 from bcg.checking.plan import Trial
 from bcg.checking.state import ModelState, Snapshot
 from bcg.checking.suspects import gather, suspect
 from bcg.checking.verdicts import Verification, worst_trial
+from bcg.errors import BcgError
 from bcg.report import Card, Divergence, ReportWarning
 from bcg.runner import GraphRunner
 
@@ -102,18 +103,22 @@ class _Explainer:
         self._on_step(f"locating, {trial.tokens} tokens")
         base = self._state.save()
         buckets: Sequence[int] = list(self._runner.graphs)
-        recapture = locate(self._runner.target, trial, buckets, self._state, base, self._tolerance)
-        if recapture.divergence is not None:
-            self._found.divergences[trial.tokens] = recapture.divergence
-        card = suspect(gather(self._runner, recapture.runner, trial, self._state, base))
-        return card or self._unexplained(trial, recapture)
+        try:
+            location = locate(self._runner.target, trial, buckets, self._state, base, self._tolerance)
+            card = suspect(gather(self._runner, trial, self._state, base))
+        except BcgError as error:
+            self._state.restore(base)
+            return findings.make_card("", f"replay differs from eager, and it could not be located: {error.message}")
+        if location.divergence is not None:
+            self._found.divergences[trial.tokens] = location.divergence
+        return card or self._unexplained(trial, location)
 
-    def _unexplained(self, trial: Trial, recapture: Recapture) -> Card:
-        if recapture.divergence is None:
+    def _unexplained(self, trial: Trial, location: Location) -> Card:
+        if location.divergence is None:
             return findings.make_card(
                 "", f"replay differs from eager in the bucket of {trial.tokens}, but no more once captured again"
             )
-        module = recapture.culprit
+        module = location.culprit
         title = "the first module that gives something else in replay; nothing frozen was found in it"
         return findings.make_card("", title, module=module, source_line=findings.module_line(self._root, module))
 

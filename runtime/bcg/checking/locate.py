@@ -14,43 +14,45 @@ from bcg.checking.outputs import Event, EventKey, keeping_outputs
 from bcg.checking.plan import Trial, batch_of, poisoned_padding
 from bcg.checking.state import ModelState, Snapshot
 from bcg.device import find_device
+from bcg.errors import CaptureError
 from bcg.report import Divergence
 from bcg.runner import GraphRunner
 from bcg.target import Target
 
 
 @dataclass(frozen=True)
-class Recapture:
-    """A second capture of one bucket, with every module's output kept, and one trial replayed from it.
+class Location:
+    """Where replay and eager part.
 
     Attributes:
-        runner: Holds the second capture.
-        divergence: Where replay and eager part; None where they don't any more.
+        divergence: The first module that gives something else; None where nothing differs any more.
         culprit: Path of the module whose own code is to blame.
     """
 
-    runner: GraphRunner
-    divergence: Divergence | None
-    culprit: str
+    divergence: Divergence | None = None
+    culprit: str = ""
 
 
 def locate(
     target: Target, trial: Trial, buckets: Sequence[int], state: ModelState, base: Snapshot, tolerance: Tolerance
-) -> Recapture:
+) -> Location:
     """Capture the trial's bucket again, keeping every module's output, and find the first that differs from eager.
 
     If the mismatch is gone with this bucket alone, all `buckets` are captured: then it takes another bucket's
     capture to show.
+
+    Raises:
+        CaptureError: The capture fails with the outputs kept.
     """
-    recapture = _recapture(target, trial, (trial.tokens,), state, base, tolerance)
-    if recapture.divergence is None and len(buckets) > 1:
-        recapture = _recapture(target, trial, buckets, state, base, tolerance)
-    return recapture
+    location = _capture_again(target, trial, (trial.tokens,), state, base, tolerance)
+    if location.divergence is None and len(buckets) > 1:
+        location = _capture_again(target, trial, buckets, state, base, tolerance)
+    return location
 
 
-def _recapture(
+def _capture_again(
     target: Target, trial: Trial, buckets: Sequence[int], state: ModelState, base: Snapshot, tolerance: Tolerance
-) -> Recapture:
+) -> Location:
     batch, padding = batch_of(trial, target), poisoned_padding(trial, target)
     runner = GraphRunner(target, num_warmups=1)
     recorded: list[Event] = []
@@ -64,11 +66,13 @@ def _recapture(
                 recorded.extend(events)
 
         runner.capture(buckets, on_bucket=take)
+        if trial.tokens not in runner.graphs:
+            raise CaptureError(f"the bucket of {trial.tokens} tokens has no memory for every module's output")
         state.restore(base)
         runner.eager_padded(batch, padding)
         eager = {event.key: event for event in events}
     if next(runner.graphs[trial.tokens].moved_externals(), None) is not None:
-        return Recapture(runner, None, "")
+        return Location()
     state.restore(base)
     assert runner.pool is not None
     find_device(target.device).poison(runner.pool)
@@ -80,8 +84,8 @@ def _recapture(
             continue
         comparison = compare(other.tensors, event.tensors, tolerance)
         if not comparison.within:
-            return Recapture(runner, _divergence(target.module, event.key, comparison), _culprit(event))
-    return Recapture(runner, None, "")
+            return Location(_divergence(target.module, event.key, comparison), _culprit(event))
+    return Location()
 
 
 def _culprit(event: Event) -> str:

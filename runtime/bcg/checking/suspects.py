@@ -39,7 +39,7 @@ class Evidence:
         warm: The same once more, nothing put back.
         recorded: Tensors that the first capture read from outside, by address.
         names: Where the module tree holds tensors after `now`: attribute path by address.
-        inputs: Addresses of the static inputs, of both captures.
+        inputs: Addresses of the static inputs.
     """
 
     root: nn.Module
@@ -54,43 +54,32 @@ class Evidence:
     inputs: frozenset[int]
 
 
-def gather(
-    first: GraphRunner,
-    second: GraphRunner,
-    trial: Trial,
-    state: ModelState,
-    base: Snapshot,
-) -> Evidence:
+def gather(runner: GraphRunner, trial: Trial, state: ModelState, base: Snapshot) -> Evidence:
     """Run the forwards that are compared.
 
     Args:
-        first: The runner whose replay did not match.
-        second: A fresh capture of the trial's bucket.
+        runner: Whose replay did not match.
         trial: What did not match.
         state: Restored before every run.
         base: What it is restored to.
     """
-    target = first.target
+    target = runner.target
     generator = torch.Generator(target.device).manual_seed(INPUT_SEED)
     captured_batch = make_batch(target, (trial.tokens,), generator)
     batch, padding = batch_of(trial, target), poisoned_padding(trial, target)
     state.restore(base)
-    second.eager_padded(captured_batch)
-    at_capture = _trace(second, captured_batch, None)
+    runner.eager_padded(captured_batch)
+    at_capture = _trace(runner, captured_batch, None)
     state.restore(base)
-    now = _trace(second, batch, padding)
+    now = _trace(runner, batch, padding)
     names = _names(state)
     state.restore(base, generators=False)
-    again = _trace(second, batch, padding)
-    warm = _trace(second, batch, padding)
+    again = _trace(runner, batch, padding)
+    warm = _trace(runner, batch, padding)
     state.restore(base)
-    graph = _taped_graph(first, trial.tokens)
+    graph = _taped_graph(runner, trial.tokens)
     state.restore(base)
-    buffers = {
-        tensor.untyped_storage().data_ptr()
-        for runner in (first, second)
-        for tensor in runner.input_views(trial.tokens).values()
-    }
+    buffers = {tensor.untyped_storage().data_ptr() for tensor in runner.input_views(trial.tokens).values()}
     return Evidence(
         root=target.module,
         captured=[operation for segment in graph.segments for operation in segment.tape.operations],
