@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,45 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bcg import CheckFailure, Target, UsageError, assert_graph_safe, check, load_target
+from bcg import CheckFailure, Target, UsageError, assert_graph_safe, check, current_forward_context, load_target
 from bcg.models.build import build_target
 from bcg.report import decode_report, encode_report
 
 
 def make_inputs(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, Tensor]:
     return {"x": torch.rand((num_tokens, 4), device=device, generator=generator)}
+
+
+class Pokes(nn.Module):
+    """Clears its result behind torch's back: no operation, number or tensor tells."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        result = x * 2
+        ctypes.memset(result.data_ptr(), 0, result.numel() * result.element_size())
+        return result + 1
+
+
+class Chain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.doubling, self.poking = Doubles(), Pokes()
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.poking(self.doubling(x))
+        return result
+
+
+class Parent(nn.Module):
+    """Multiplies by the longest request of the capture between two children."""
+
+    def __init__(self, first: nn.Module) -> None:
+        super().__init__()
+        self.first, self.last = first, Doubles()
+
+    def forward(self, x: Tensor) -> Tensor:
+        context = current_forward_context()
+        result: Tensor = self.last(self.first(x) * (context.max_length if context else 1))
+        return result
 
 
 def target_of(module: nn.Module, device: str) -> Target:
@@ -69,6 +102,24 @@ def test_a_module_is_checked_and_left_as_it_was(device: str) -> None:
     assert report.findings[0].title.startswith("step has moved on")
     assert report.verdict == "mismatch"
     assert int(module.step) == before
+
+
+def test_what_nothing_explains_still_has_a_place() -> None:
+    report = check(target_of(Chain(), "cpu"), buckets=(4,))
+    (card,) = report.findings
+    assert (card.hazard, card.module) == ("", "poking")
+    assert card.title == "the first module that gives something else in replay; nothing frozen was found in it"
+    place = report.buckets[0].first_divergence
+    assert place is not None and (place.module, place.part) == ("poking", "output")
+
+
+def test_a_fault_between_two_modules_is_their_parents(device: str) -> None:
+    report = check(target_of(Parent(Doubles()), device), buckets=(4,))
+    (card,) = report.findings
+    assert (card.hazard, card.module) == ("S2", "")
+    assert card.source_line.startswith(__file__)
+    place = report.buckets[0].first_divergence
+    assert place is not None and (place.module, place.part) == ("last", "input")
 
 
 def test_a_report_survives_its_file(device: str) -> None:
