@@ -15,24 +15,20 @@ from bcg.buckets import check_buckets, default_buckets
 from bcg.checking import findings
 from bcg.checking.compare import Tolerance
 from bcg.checking.explain import Explanation, explain
+from bcg.checking.outcome import bucket_row, failure_of, overall_verdict
 from bcg.checking.prompts import check_prompts, language_model_head, tokenize
-from bcg.checking.ranks import rank_failure
 from bcg.checking.state import ModelState, Snapshot
 from bcg.checking.verdicts import LostDeviceError, Verification
 from bcg.checking.verification import CHECK_SEED, verify
 from bcg.environment import environment
-from bcg.errors import BcgError, CheckFailure, UsageError
+from bcg.errors import BcgError, UsageError
 from bcg.inputs import MakeInputs
 from bcg.report import (
-    Card,
-    CheckBucket,
     CheckReport,
     CheckTiming,
-    Divergence,
     OptionValue,
     PromptCheck,
     ReportWarning,
-    Verdict,
 )
 from bcg.runner import GraphRunner
 from bcg.sweep import BucketCapture
@@ -100,28 +96,6 @@ def assert_graph_safe(model: Target | nn.Module | str, **options: Any) -> CheckR
     if failure is not None:
         raise failure
     return report
-
-
-def failure_of(report: CheckReport) -> CheckFailure | None:
-    """Return what a report's verdict means as an error; None where everything matches."""
-    if report.verdict == "match":
-        return None
-    if (of_ranks := rank_failure(report)) is not None:
-        return of_ranks
-    wrong = [bucket for bucket in report.buckets if bucket.verdict != "match"]
-    what = f"in {len(wrong)} of {len(report.buckets)} buckets"
-    if not wrong and report.prompts is not None and report.prompts.verdict != "match":
-        what = "on the prompts"
-    reason = next((reason for bucket in wrong for reason in bucket.reasons), "see the report")
-    if report.verdict == "inconclusive":
-        return CheckFailure(f"the check is inconclusive {what}: {reason}", hint="see the warnings of the report")
-    if not report.findings:
-        return CheckFailure(f"replay is not eager {what}: {reason}")
-    card = report.findings[0]
-    where = (f" in {card.module}" if card.module else "") + (f" at {card.source_line}" if card.source_line else "")
-    return CheckFailure(
-        f"replay is not eager {what}: {card.hazard or 'unknown cause'}: {card.title}{where}", hint=card.remedy or None
-    )
 
 
 def _tolerance(rtol: float | None, atol: float) -> Tolerance:
@@ -231,13 +205,13 @@ class _Check:
         options: dict[str, OptionValue],
         prompts: PromptCheck | None = None,
     ) -> CheckReport:
-        rows = [_bucket_row(verification, result, explanation.divergences) for result in results]
+        rows = [bucket_row(verification, result, explanation.divergences) for result in results]
         verdicts = [row.verdict for row in rows] + ([prompts.verdict] if prompts else [])
         return CheckReport(
             environment=environment(self._target.device),
             model=self._target.info,
             options=options,
-            verdict=_overall(verdicts, explanation.cards),
+            verdict=overall_verdict(verdicts, explanation.cards),
             buckets=sorted(rows, key=lambda row: row.tokens),
             spread=verification.spread,
             prompts=prompts,
@@ -288,38 +262,3 @@ class _Check:
                     )
                 )
         return warnings
-
-
-def _overall(verdicts: Sequence[Verdict], cards: Sequence[Card]) -> Verdict:
-    if "mismatch" in verdicts or any(card.hazard == "S13" for card in cards):
-        return "mismatch"
-    return "match" if verdicts and set(verdicts) == {"match"} else "inconclusive"
-
-
-def _bucket_row(
-    verification: Verification, result: BucketCapture, divergences: Mapping[int, Divergence]
-) -> CheckBucket:
-    found = next((row for row in verification.buckets if row.tokens == result.tokens), None)
-    if found is None:
-        return CheckBucket(
-            tokens=result.tokens,
-            verdict="inconclusive",
-            bitwise=False,
-            reasons=[f"it was not captured: {result.error or result.status}"],
-        )
-    comparison = found.comparison
-    return CheckBucket(
-        tokens=result.tokens,
-        verdict=found.verdict,
-        bitwise=comparison.bitwise and found.num_replays > 0,
-        max_abs_error=_finite(comparison.max_abs_error),
-        max_rel_error=_finite(comparison.max_rel_error),
-        num_replays=found.num_replays,
-        num_launches=found.num_launches,
-        reasons=list(findings.reasons(verification, result.tokens)),
-        first_divergence=divergences.get(result.tokens),
-    )
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -1,0 +1,70 @@
+"""From a verification to a report's rows, its verdict, and what that means as an error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from bcg.checking import findings
+from bcg.checking.ranks import rank_failure
+from bcg.checking.verdicts import Verification
+from bcg.errors import CheckFailure
+from bcg.report import Card, CheckBucket, CheckReport, Divergence, Verdict
+from bcg.sweep import BucketCapture
+
+
+def overall_verdict(verdicts: Sequence[Verdict], cards: Sequence[Card]) -> Verdict:
+    """Join verdicts: match only if all match; state that moved on is a mismatch of the whole."""
+    if "mismatch" in verdicts or any(card.hazard == "S13" for card in cards):
+        return "mismatch"
+    return "match" if verdicts and set(verdicts) == {"match"} else "inconclusive"
+
+
+def bucket_row(verification: Verification, result: BucketCapture, divergences: Mapping[int, Divergence]) -> CheckBucket:
+    """Describe what was found about a bucket, captured or not."""
+    found = next((row for row in verification.buckets if row.tokens == result.tokens), None)
+    if found is None:
+        return CheckBucket(
+            tokens=result.tokens,
+            verdict="inconclusive",
+            bitwise=False,
+            reasons=[f"it was not captured: {result.error or result.status}"],
+        )
+    comparison = found.comparison
+    return CheckBucket(
+        tokens=result.tokens,
+        verdict=found.verdict,
+        bitwise=comparison.bitwise and found.num_replays > 0,
+        max_abs_error=_finite(comparison.max_abs_error),
+        max_rel_error=_finite(comparison.max_rel_error),
+        num_replays=found.num_replays,
+        num_launches=found.num_launches,
+        reasons=list(findings.reasons(verification, result.tokens)),
+        first_divergence=divergences.get(result.tokens),
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def failure_of(report: CheckReport) -> CheckFailure | None:
+    """Return what a report's verdict means as an error; None where everything matches."""
+    if report.verdict == "match":
+        return None
+    if (of_ranks := rank_failure(report)) is not None:
+        return of_ranks
+    wrong = [bucket for bucket in report.buckets if bucket.verdict != "match"]
+    what = f"in {len(wrong)} of {len(report.buckets)} buckets"
+    if not wrong and report.prompts is not None and report.prompts.verdict != "match":
+        what = "on the prompts"
+    reason = next((reason for bucket in wrong for reason in bucket.reasons), "see the report")
+    if report.verdict == "inconclusive":
+        return CheckFailure(f"the check is inconclusive {what}: {reason}", hint="see the warnings of the report")
+    if not report.findings:
+        return CheckFailure(f"replay is not eager {what}: {reason}")
+    card = report.findings[0]
+    where = (f" in {card.module}" if card.module else "") + (f" at {card.source_line}" if card.source_line else "")
+    return CheckFailure(
+        f"replay is not eager {what}: {card.hazard or 'unknown cause'}: {card.title}{where}", hint=card.remedy or None
+    )
