@@ -8,6 +8,7 @@ from bcg.report import Card, CheckReport
 from bcg_cli.views.check_table import format_error, verdict_words
 from bcg_cli.views.html import about_lines, footer, options_section, warning_sections
 from bcg_cli.views.page import header, page, section, table, tiles
+from bcg_cli.views.ranks import verdicts_section
 
 
 def check_page(report: CheckReport) -> str:
@@ -22,6 +23,7 @@ def check_page(report: CheckReport) -> str:
         *warning_sections(report.warnings),
         *(_finding(card) for card in report.findings),
         section("Token counts", "Every replay against eager on the same inputs.", _bucket_table(report)),
+        *([verdicts_section(report.ranks, report.assembled)] if report.ranks else []),
         section("Time", "Wall time of the parts of the check.", _timing(report)),
         options_section(report.options),
         footer(report.environment, on_host=report.on_host),

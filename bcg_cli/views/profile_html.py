@@ -8,6 +8,7 @@ from bcg.report import ModeRow, ModeSummary, ProfileReport
 from bcg_cli.views import figures
 from bcg_cli.views.html import about_lines, footer, map_section, options_section, warning_sections
 from bcg_cli.views.page import Figure, header, page, pair, plot_box, section, table, tiles
+from bcg_cli.views.ranks import ranks_section
 from bcg_cli.views.table import format_mebibytes, format_size
 
 MODE_WORDS = {
@@ -40,6 +41,7 @@ def profile_page(report: ProfileReport) -> str:
         about = f"{len(replay.steps)} steps. Hover for names; drag to zoom, double-click to see all again."
         body.append(section(title, about, plot_box(f"timeline-{number}", style="low")))
     body.append(map_section(report.map_tokens, report.map, report.segments, report.breaks))
+    body += [ranks_section(report.ranks)] if report.ranks else []
     body.append(options_section(report.options))
     body.append(footer(report.environment, on_host=report.on_host))
     return page(f"{report.model.name}: bcg profile", body, plots)

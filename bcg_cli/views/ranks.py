@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from html import escape
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -52,6 +53,12 @@ def verdict_lines(rows: Sequence[RankVerdict], assembled: AssembledCheck | None)
             (assembled.verdict, _STYLE[assembled.verdict]),
             f" (mean difference {assembled.mean_rel_error:.1e}, at most {assembled.tolerance:g})",
         )
+
+
+def verdicts_section(rows: Sequence[RankVerdict], assembled: AssembledCheck | None) -> str:
+    """Returns the same for a page."""
+    lines = [(escape(line.plain),) for line in verdict_lines(rows, assembled)]
+    return section("Ranks", "Each against its own eager, and all together against one process.", table((), lines))
 
 
 def _headers() -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bcg.report import CaptureReport, CheckReport, read_report
+from bcg_cli.views.kinds import html_page
 from tests.distributed.conftest import Run
 
 PLANTED = Path(__file__).with_name("planted.py")
@@ -36,6 +37,8 @@ def test_a_sharded_model_is_captured_and_replays_as_eager_and_as_one_process(
     assert report.assembled.verdict == "match"
     assert report.assembled.num_batches == 2
     assert 0 < report.assembled.mean_rel_error < 1e-5
+    page = html_page(report)
+    assert page.count("match (bitwise)") >= 4 and "against one process: match" in page
 
 
 def capture_planted(run_ranks: Ranks, factory: str, *words: object, torchrun: int | None = None) -> Run:
@@ -53,6 +56,7 @@ def test_all_ranks_drop_a_bucket_that_one_of_them_fails(run_ranks: Ranks) -> Non
     assert [(row.rank, row.num_segments, row.num_breaks) for row in report.ranks] == [(0, 3, 2), (1, 3, 2)]
     assert [row.source for row in report.breaks] == ["collective", "collective"]
     assert [row.module for row in report.breaks] == ["layers.0", "layers.1"]
+    assert "<h2>Ranks</h2>" in html_page(report)
     assert all(row.pool_bytes > 0 and row.weight_bytes == 4 * (32 * 8 + 2 * 8 * 8) for row in report.ranks)
 
 
