@@ -46,14 +46,15 @@ class Traits(NamedTuple):
     only_wraps: bool
 
 
+PINS = "it allocates pinned host memory"
 _SYNCHRONIZING = {
     "aten::item": "the host needs the value",
     "aten::_local_scalar_dense": "the host needs the value",
     "aten::is_nonzero": "the host needs the value",
     "aten::equal": "the host needs the answer",
     "aten::allclose": "the host needs the answer",
-    "aten::pin_memory": "it allocates pinned host memory",
-    "aten::_pin_memory": "it allocates pinned host memory",
+    "aten::pin_memory": PINS,
+    "aten::_pin_memory": PINS,
 }
 _INDEXING = {
     "aten::index",

@@ -23,6 +23,7 @@ from bcg.collectives import run_as_break
 from bcg.device.base import Device, Recorder
 from bcg.errors import CaptureError, HostReadError, Place
 from bcg.host_reads import (
+    PINS,
     READS_BEFORE_THE_DISPATCHER,
     Traits,
     copies_from_host,
@@ -196,6 +197,8 @@ class Tape:
         given = list(tensors_in((args, kwargs)))
         if traits.reads_host is not None or traits.may_read_host:
             self._refuse_host_read(function, traits, args, kwargs, given)
+        if kwargs.get("pin_memory"):
+            self.refuse(str(function), PINS)
         operation = self._operation(str(function))
         segment.operations.append(operation)
         given_keys = self._note_reads(segment, given, operation)
@@ -257,7 +260,7 @@ class Tape:
             f"the host reads a device value inside a segment: {place}: {reason}",
             hint=HOST_READ_HINT,
             place=place,
-            hazard="L1",
+            hazard="L2" if reason == PINS else "L1",
         )
         self.first_error = self.first_error or error
         raise error

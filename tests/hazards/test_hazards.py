@@ -10,7 +10,7 @@ from bcg import CaptureError, check, load_target
 from bcg.diagnose import failures_explained
 from bcg.hazards import HAZARDS
 from bcg.report import CheckReport
-from tests.hazards.table import GPU, PLANTED, Planted
+from tests.hazards.table import GPU, HOST, PLANTED, Planted
 
 HERE = Path(__file__).parent
 BUCKETS = [8, 24]
@@ -70,3 +70,14 @@ def test_every_file_is_in_the_table_and_every_row_in_the_catalogue() -> None:
     files = {path.name for path in HERE.glob("[ls][0-9][0-9]_*.py")}
     assert {planted.file for planted in PLANTED} == files
     assert {planted.row for planted in PLANTED} <= set(HAZARDS)
+
+
+def test_the_readme_counts_them_right() -> None:
+    on_host = [planted for planted in PLANTED if HOST in planted.devices]
+    prevented = sum(planted.shows == "prevented" for planted in on_host)
+    found = len(on_host) - prevented
+    readme = " ".join((HERE.parents[1] / "README.md").read_text().split())
+    assert (
+        f"on the host device {found} of {found} are found and named, {prevented} more can't occur, and all "
+        f"{len(on_host)} healthy twins pass" in readme
+    )
