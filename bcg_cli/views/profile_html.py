@@ -30,7 +30,7 @@ def profile_page(report: ProfileReport) -> str:
     plots: dict[str, Figure] = {}
     body = [header("profile", report.model.name, about_lines(report.model, report.environment)), tiles(_facts(report))]
     body += warning_sections(report.warnings)
-    if report.totals.fastest:
+    if report.totals.fastest and report.buckets:
         plots |= _plots(report)
         body += _plot_sections(report, plots)
     body.append(section("Modes", _how(report), _mode_table(report)))
