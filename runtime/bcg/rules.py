@@ -107,9 +107,8 @@ def _wrap(module: nn.Module, run: Callable[..., Any], label: BreakLabel) -> None
 
     broken.__name__ = broken.__qualname__ = label.name
     broken.__signature__ = inspect.signature(module.forward)  # type: ignore[attr-defined]
-    broken._torchdynamo_disable = True  # type: ignore[attr-defined]
     broken._bcg_break = True  # type: ignore[attr-defined]
-    module.forward = broken
+    module.forward = torch.compiler.disable(broken)
 
 
 def _own_forward(module: nn.Module) -> Callable[..., Any]:
