@@ -46,7 +46,7 @@ class Watch(threading.Thread):
         pause = min(0.5, self._world.timeout_s / 10)
         gone_since: float | None = None
         while not self._stopped.wait(pause):
-            self._count_loading_as_progress()
+            self._count_python_as_progress()
             failure = self._stall() or self._loss_of_launcher()
             if failure is None and (other := self._world.failure()) is not None and other.rank != self._world.rank:
                 gone_since = gone_since or time.monotonic()
@@ -56,10 +56,11 @@ class Watch(threading.Thread):
                 self._end(failure)
                 return
 
-    def _count_loading_as_progress(self) -> None:
+    def _count_python_as_progress(self) -> None:
+        """Loading and compiling take long and note nothing, but a thread that moves on does not stand still."""
         frame = sys._current_frames().get(self._watched)
         position = None if frame is None else (id(frame), frame.f_lasti)
-        if position != self._position and not self._world.has_begun:
+        if position != self._position and not self._world.is_waiting:
             self._world.tick()
         self._position = position
 

@@ -47,14 +47,13 @@ class World:
         place: Where this rank was last, in words.
         since: When that was (`time.monotonic`).
         is_waiting: Whether it waits for other ranks there.
-        has_begun: Whether ranks have met at all; before, they load, each at its own pace.
     """
 
     def __init__(self, member: Member, device: torch.device, timeout_s: float, store: Store) -> None:
         self._member = member
         self.device = device
         self.timeout_s = timeout_s
-        self.place, self.since, self.is_waiting, self.has_begun = "the start", time.monotonic(), False, False
+        self.place, self.since, self.is_waiting = "the start", time.monotonic(), False
         self._store = store
         self._told_since = self.since
         self._attempt = self._meeting = self._exchange = 0
@@ -120,7 +119,7 @@ class World:
         self._store.set(f"at/{self.rank}", place)
 
     def begin(self, what: str) -> None:
-        self._attempt, self._meeting, self._begun, self.has_begun = self._attempt + 1, 0, what, True
+        self._attempt, self._meeting, self._begun = self._attempt + 1, 0, what
         self.meet("the beginning")
 
     def meet(self, place: str) -> None:
