@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import signal
 import sys
 import tempfile
@@ -10,7 +11,7 @@ import uuid
 from collections.abc import Sequence
 
 from bcg.distributed.failure import Failure, read_failure
-from bcg.distributed.member import RUN_PREFIX
+from bcg.distributed.member import RUN_PREFIX, log_path
 from bcg.errors import BcgError
 
 
@@ -25,7 +26,7 @@ class RankFailed(BcgError):
 def launch(num_ranks: int, module: str, args: Sequence[str]) -> None:
     """Run ``python -m module args…`` in that many processes and wait for all of them.
 
-    When one fails the others are ended: asked first, killed after 30 seconds.
+    When one fails the others are ended: asked first, killed after 30 seconds. Logs are kept of a failed run only.
 
     Raises:
         RankFailed: A rank failed; if several did, the one whose own fault it is.
@@ -53,6 +54,7 @@ def launch(num_ranks: int, module: str, args: Sequence[str]) -> None:
         )
         try:
             elastic_launch(config, sys.executable)("-m", module, *args)
+            shutil.rmtree(log_path(run_id, 0).parent, ignore_errors=True)
         except ChildFailedError as error:
             raise _rank_failed(run_id, dict(error.failures)) from None
         except SignalException as error:
