@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bcg import BreakableCUDAGraph, BreakableCUDAGraphCapture
-from bcg.device.host import HostPool
+from bcg.device import find_device
 from bcg.structure import map_tensors, unowned_alias
 from tests.fuzz.programs import WIDTH, Statics, Step, run
 
@@ -65,7 +65,7 @@ def check(device: str, scenario: Scenario) -> None:
     for tokens in chance.sample(list(graphs) * 2, 2 * len(graphs)):
         seed = chance.randrange(100, 200)
         expected = bench.eager(scenario.program, tokens, seed)
-        churn(device, pool)
+        find_device(device).poison(pool)
         bench.load(seed)
         graph, outputs = graphs[tokens]
         graph.replay()
@@ -122,24 +122,6 @@ def _cut(statics: Statics, tokens: int) -> Statics:
 
 def _grad_mode(inference: bool) -> AbstractContextManager[object]:
     return torch.inference_mode() if inference else torch.no_grad()
-
-
-def churn(device: str, pool: Any) -> None:
-    """Fill with NaN what nobody uses: free blocks of the pool, and of the normal allocator."""
-    garbage = [torch.full((size,), torch.nan, device=device) for size in (1, 4, 16, 32, 128, 512) for _ in range(4)]
-    del garbage
-    if isinstance(pool, HostPool):
-        for block in pool.free_blocks():
-            block.fill_(255)
-        return
-    from bcg.device.cuda import capture_stream
-
-    stream = capture_stream(0)
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream), torch.cuda.use_mem_pool(pool):
-        garbage = [torch.full((size,), torch.nan, device=device) for size in (128, 512) for _ in range(32)]
-        del garbage
-    torch.cuda.current_stream().wait_stream(stream)
 
 
 def assert_same(got: list[Tensor], expected: list[Tensor], what: str) -> None:
