@@ -21,6 +21,7 @@ from bcg.report import (
 from bcg.runner import GraphRunner
 from bcg.structure import local_bytes
 from bcg.sweep import BucketCapture
+from bcg.whereabouts import from_search_path
 
 if TYPE_CHECKING:
     from bcg.diagnose import Diagnosis
@@ -198,6 +199,6 @@ def _break_row(index: int, step: Break) -> BreakRow:
 
 
 def source_line(function: Any) -> str | None:
-    """Return ``file:line`` of a function; None for one without Python code."""
+    """Return ``file:line`` of a function, as seen from where Python finds it; None for one without Python code."""
     code = getattr(inspect.unwrap(function), "__code__", None)
-    return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else None
+    return f"{from_search_path(code.co_filename)}:{code.co_firstlineno}" if code is not None else None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -39,6 +41,13 @@ def users_line(error: BaseException) -> str:
         if is_users(frame.f_code.co_filename)
     ]
     return lines[-1] if lines else ""
+
+
+def from_search_path(file: str) -> str:
+    """Return `file` relative to the place on Python's search path where it was found, so that reports can travel."""
+    places = [f"{Path(place).resolve()}{os.sep}" for place in sys.path]
+    found = max((place for place in places if file.startswith(place)), key=len, default="")
+    return file.removeprefix(found)
 
 
 class ModulePath:

@@ -1,0 +1,27 @@
+"""Where a forward is."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import transformers
+
+import bcg.attention
+from bcg.summary import source_line
+from bcg.whereabouts import from_search_path
+
+
+def test_a_file_is_told_from_where_python_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert from_search_path(bcg.attention.__file__) == "bcg/attention.py"
+    assert from_search_path(transformers.__file__) == "transformers/__init__.py"
+    own = str(tmp_path / "folder" / "model.py")
+    assert from_search_path(own) == own
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path), str(tmp_path / "folder")])
+    assert from_search_path(own) == "model.py"
+
+
+def test_a_report_names_no_folder_of_the_machine() -> None:
+    assert str(source_line(bcg.attention.AttentionBreak.run)).startswith("bcg/attention.py:")
+    assert source_line(len) is None
