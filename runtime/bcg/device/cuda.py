@@ -226,14 +226,13 @@ class CudaRecorder:
                 side.wait_stream(self._stream)
 
     def execute(self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        result = function(*args, **kwargs)
         if self._note_stream() and not torch.cuda.is_current_stream_capturing():
             raise CaptureError(
                 f"{function} runs on a side stream that has not waited for the stream of the capture",
                 hint=HAZARDS["L3"].remedy,
                 hazard="L3",
             )
-        return result
+        return function(*args, **kwargs)
 
     def _current_stream(self) -> AbstractContextManager[Any]:
         """Make the capture's stream current, which it is already unless the body works on a side stream."""
