@@ -51,10 +51,9 @@ def captures() -> str:
                 f"{totals['capture_ms'] / 1e3:.2f} s",
                 f"{totals['pool_bytes'] / MIB:.0f} MiB",
                 f"{totals['eager_peak_bytes'] / MIB:.0f} MiB",
-                f"{totals['driver_bytes'] / MIB:.0f} MiB",
             )
         )
-    return markdown("model|buckets|segments / breaks|kernels|captured in|pool|eager's peak|driver", rows)
+    return markdown("model|buckets|segments / breaks|kernels|captured in|pool|eager's peak", rows)
 
 
 def modes() -> str:
