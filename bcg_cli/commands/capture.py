@@ -18,6 +18,7 @@ from bcg_cli.delivery import check_outputs, deliver
 from bcg_cli.device import resolve_device
 from bcg_cli.dry_run import ShapeWords, estimate_memory
 from bcg_cli.dry_run import dry_run as plan_capture
+from bcg_cli.loading import ModelLoader
 from bcg_cli.options import (
     DEFAULT_MODEL,
     AttentionBreakOption,
@@ -110,21 +111,10 @@ def capture(
     with console.users_code(), console.steps() as steps, ranks.joined(place) as world:
         steps.begin(f"making {model}")
         from bcg.diagnose import Diagnosis, failures_explained, load_with_breaks
-        from bcg.models import load_target
         from bcg.runner import GraphRunner
         from bcg.summary import CaptureLog, rank_rows
 
-        def load(with_attention_break: bool) -> Target:
-            return load_target(
-                model,
-                device=place if world is None else world.device,
-                dtype=None if dtype is None else dtype.value,
-                seed=seed,
-                attention_break=with_attention_break,
-                break_globs=globs,
-                ranks=world,
-                expert_parallel=ep,
-            )
+        load = ModelLoader(model, place, None if dtype is None else dtype.value, seed, globs, ep, world)
 
         choice = choose(words, place.type, lambda: estimate_memory(shapes))
 

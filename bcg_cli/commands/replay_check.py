@@ -18,6 +18,7 @@ from bcg.report import OptionValue
 from bcg_cli import console
 from bcg_cli.delivery import check_outputs, deliver
 from bcg_cli.device import resolve_device
+from bcg_cli.loading import ModelLoader
 from bcg_cli.options import (
     DEFAULT_MODEL,
     AttentionBreakOption,
@@ -38,7 +39,7 @@ from bcg_cli.options import (
 from bcg_cli.ranks import Ranks, talks
 
 if TYPE_CHECKING:
-    from bcg.distributed.world import World
+    pass
 
 
 def replay_check(
@@ -121,20 +122,9 @@ def replay_check(
         steps.begin(f"making {model}")
         from bcg.checking import UnfinishedCheckError, check, check_ranks, failure_of
         from bcg.diagnose import failures_explained, load_with_breaks
-        from bcg.models import load_target
         from bcg.target import Target
 
-        def load(with_attention_break: bool, over: World | None = world) -> Target:
-            return load_target(
-                model,
-                device=place if world is None else world.device,
-                dtype=None if dtype is None else dtype.value,
-                seed=seed,
-                attention_break=with_attention_break,
-                break_globs=globs,
-                ranks=over,
-                expert_parallel=ep,
-            )
+        load = ModelLoader(model, place, None if dtype is None else dtype.value, seed, globs, ep, world)
 
         def buckets_for(target: Target) -> tuple[int, ...]:
             return buckets or default_buckets(place.type, target.max_tokens)
@@ -167,7 +157,7 @@ def replay_check(
                 raise
             report, unfinished = error.report, error
         if world is not None:
-            whole = None if target.info.source == "factory" else lambda: load(attention_break, None)
+            whole = None if target.info.source == "factory" else lambda: load.whole(attention_break)
             report = check_ranks(target, report, whole)
     report = msgspec.structs.replace(report, timing=msgspec.structs.replace(report.timing, model_ms=model_ms))
     if not talks(world):

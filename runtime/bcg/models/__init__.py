@@ -89,7 +89,7 @@ def _load(
     if path.suffix == ".py":
         raise UsageError(f"script {model} doesn't exist", hint="give file.py:factory")
     if _HUB_ID.fullmatch(model) and not model.startswith("."):
-        return load_hub(model, place, wanted, seed, attention_break, globs, sharding)
+        return load_hub(model, place, wanted, attention_break, globs, sharding)
     if "/" in model or model.startswith(("~", ".")):
         raise UsageError(f"no such directory: {model}", hint="a model directory holds config.json")
     return load_preset(find_preset(model), place, wanted, seed, attention_break, globs, sharding)

@@ -176,7 +176,6 @@ def load_hub(
     name: str,
     device: torch.device,
     dtype: torch.dtype | None,
-    seed: int,
     attention_break: bool,
     break_globs: tuple[str, ...],
     sharding: Sharding | None = None,
@@ -186,7 +185,6 @@ def load_hub(
     Raises:
         ModelError: If it is not there, or there is no network.
     """
-    del seed
     return _load_pretrained(name, name, "hub", device, dtype, attention_break, break_globs, sharding)
 
 
