@@ -23,8 +23,8 @@ from bcg import (
     eager_on_graph,
     make_batch,
 )
-from bcg.models.build import build_target
 from bcg.structure import tensors_in
+from tests.targets import own_target
 
 WIDTH = 4
 
@@ -34,18 +34,7 @@ def make_inputs(num_tokens: int, device: torch.device, generator: torch.Generato
 
 
 def target_of(module: nn.Module, device: str) -> Target:
-    place = torch.device(device, 0) if device == "cuda" else torch.device(device)
-    target = build_target(
-        "test",
-        module.to(place),
-        source="factory",
-        weights="user",
-        seed=None,
-        device=place,
-        attention_break=False,
-        break_globs=(),
-        make_inputs=make_inputs,
-    )
+    target = own_target(module, device, make_inputs)
     target.packs_requests = True  # rows get their request's index, which the probe takes for a leak
     return target
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from bcg import CheckFailure, Target, UsageError, assert_graph_safe, check, current_forward_context, load_target
-from bcg.models.build import build_target
 from bcg.report import decode_report, encode_report
+from tests.targets import own_target
 
 
 def make_inputs(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, Tensor]:
@@ -52,18 +52,7 @@ class Parent(nn.Module):
 
 
 def target_of(module: nn.Module, device: str) -> Target:
-    place = torch.device(device, 0) if device == "cuda" else torch.device(device)
-    return build_target(
-        "test",
-        module.to(place),
-        source="factory",
-        weights="user",
-        seed=None,
-        device=place,
-        attention_break=False,
-        break_globs=(),
-        make_inputs=make_inputs,
-    )
+    return own_target(module, device, make_inputs)
 
 
 class Doubles(nn.Module):

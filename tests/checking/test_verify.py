@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bcg import Batch, GraphRunner, ReplayError, Target, current_forward_context, eager_on_graph, load_target
 from bcg.checking import Tolerance, UnfinishedCheckError, check, verify
-from bcg.models.build import build_target
+from tests.targets import own_target
 
 BUCKETS = (4, 8, 16)
 
@@ -24,18 +24,7 @@ def make_inputs(num_tokens: int, device: torch.device, generator: torch.Generato
 
 
 def target_of(module: nn.Module, device: str) -> Target:
-    place = torch.device(device, 0) if device == "cuda" else torch.device(device)
-    return build_target(
-        "test",
-        module.to(place),
-        source="factory",
-        weights="user",
-        seed=None,
-        device=place,
-        attention_break=False,
-        break_globs=(),
-        make_inputs=make_inputs,
-    )
+    return own_target(module, device, make_inputs)
 
 
 def verified(module: nn.Module, device: str, **options: Any) -> Any:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from bcg.context import current_forward_context
-from bcg.models.build import build_target
 from bcg.target import Target
+from tests.targets import own_target
 
 
 class Inner(nn.Module):
@@ -55,21 +55,11 @@ class ReadsInTheRoot(Model):
 
 
 def target_of(module: nn.Module, device: str, *, break_globs: tuple[str, ...] = ()) -> Target:
-    place = torch.device(device, 0) if device == "cuda" else torch.device(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for parameter in module.parameters():
             nn.init.normal_(parameter, std=0.5)
-    return build_target(
-        "planted",
-        module.to(place),
-        source="factory",
-        weights="user",
-        seed=None,
-        device=place,
-        attention_break=False,
-        break_globs=break_globs,
-    )
+    return own_target(module, device, name="planted", break_globs=break_globs)
 
 
 def reads_a_value(inner: Inner, x: Tensor) -> Tensor:
