@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -113,8 +115,32 @@ class CudaPool:
 
     def segments(self) -> list[dict[str, Any]]:
         """The allocator's description of the pool's segments and blocks."""
-        segments: list[dict[str, Any]] = torch.cuda.memory_snapshot(self.id)
-        return segments
+        return _snapshot(self.id)
+
+
+def _snapshot(pool_id: tuple[int, int]) -> list[dict[str, Any]]:
+    """Describe the segments of a pool, and keep the numbers of its id alive where torch takes references to them.
+
+    `torch.cuda.memory_snapshot` gives back references that it never took (pytorch pull request 196366): harmless for
+    small numbers, which Python keeps for ever, and a corrupted heap from the 257th pool of a process on.
+    """
+    for number in pool_id:
+        for _ in range(_references_taken_by_a_snapshot()):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(number))
+    segments: list[dict[str, Any]] = torch.cuda.memory_snapshot(pool_id)
+    return segments
+
+
+@functools.cache
+def _references_taken_by_a_snapshot() -> int:
+    """Count the references to each number of a pool's id that one snapshot of it takes away."""
+    number = int(f"{2**60}")
+    before = sys.getrefcount(number)
+    torch.cuda.memory_snapshot((number, 0))
+    taken = max(0, before - sys.getrefcount(number))
+    for _ in range(taken):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(number))
+    return taken
 
 
 @contextlib.contextmanager
