@@ -135,11 +135,13 @@ def _snapshot(pool_id: tuple[int, int]) -> list[dict[str, Any]]:
 def _references_taken_by_a_snapshot() -> int:
     """Count the references to each number of a pool's id that one snapshot of it takes away."""
     number = int(f"{2**60}")
+    spare = [number] * 8  # what is taken must not be the last
     before = sys.getrefcount(number)
     torch.cuda.memory_snapshot((number, 0))
     taken = max(0, before - sys.getrefcount(number))
     for _ in range(taken):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(number))
+    spare.clear()
     return taken
 
 
