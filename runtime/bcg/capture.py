@@ -23,6 +23,7 @@ from bcg.errors import CaptureError
 from bcg.graph import Ambience, Break, BreakableCUDAGraph, PoolUse, Segment
 from bcg.structure import map_tensors, same_contents, storage_key, tensors_in, unowned_alias
 from bcg.tape import Tape
+from bcg.whereabouts import torchs_function
 
 _pool_uses: weakref.WeakValueDictionary[Any, PoolUse] = weakref.WeakValueDictionary()
 
@@ -258,6 +259,9 @@ class BreakableCUDAGraphCapture:
 
     def _explain(self, error: BaseException) -> None:
         error.add_note(f"in {self._where()} of the capture")
+        function = torchs_function(error)
+        if function is not None:
+            error.add_note(f"raised by {function}")
         first = self._tape.first_error or self._first_error
         if first is not None and first is not error:
             error.add_note(f"after an earlier error that the body caught: {first}")

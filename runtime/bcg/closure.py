@@ -29,14 +29,26 @@ _OWN_FIELDS = frozenset(vars(nn.Module()))
 """What every module keeps for itself: hooks, submodules, and the parameters and buffers looked at by name."""
 
 
-def _held_by(module: nn.Module) -> Iterator[Tensor]:
-    for part in module.modules():
+def _held_by(root: nn.Module) -> Iterator[Tensor]:
+    for part in _parts_of(root):
         for tensor in (*part._parameters.values(), *part._buffers.values()):
             if tensor is not None:
                 yield tensor
         for name, value in vars(part).items():
             if name not in _OWN_FIELDS and isinstance(value, (Tensor, dict, list, tuple)):
                 yield from tensors_in(value)
+
+
+def _parts_of(root: nn.Module) -> Iterable[nn.Module]:
+    """Return every module once, in no special order: `nn.Module.modules` takes three times as long."""
+    found: dict[nn.Module, None] = {root: None}
+    pending = [root]
+    while pending:
+        for child in pending.pop()._modules.values():
+            if child is not None and child not in found:
+                found[child] = None
+                pending.append(child)
+    return found
 
 
 def explains(known: Iterable[Tensor], graph: BreakableCUDAGraph) -> bool:

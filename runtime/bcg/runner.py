@@ -227,7 +227,6 @@ class GraphRunner:
 @contextlib.contextmanager
 def _frozen_garbage() -> Iterator[None]:
     """Spare the collector the model: a full collection walks every module and takes longer than a capture."""
-    gc.collect()
     gc.freeze()
     try:
         yield

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from bcg.compilations import late_compilation_warnings
 from bcg.environment import environment
 from bcg.graph import Break, BreakableCUDAGraph, Segment
 from bcg.report import (
@@ -16,6 +17,7 @@ from bcg.report import (
     CaptureTotals,
     OptionValue,
     RankRow,
+    ReportWarning,
     SegmentRow,
 )
 from bcg.runner import GraphRunner
@@ -64,6 +66,7 @@ class CaptureLog:
         self._environment = environment(runner.target.device)
         self._rows: list[CaptureBucket] = []
         self._map: dict[str, Any] = {}
+        self._warnings: list[ReportWarning] = []
 
     @property
     def num_captured(self) -> int:
@@ -73,6 +76,7 @@ class CaptureLog:
         """Describe one bucket; the first captured one, which is the largest, is mapped too."""
         graph = self._runner.graphs.get(result.tokens)
         self._rows.append(_bucket_row(result, graph))
+        self._warnings += late_compilation_warnings([(result.tokens, result.compiled_at)])
         if graph is not None and not self._map:
             self._map = {
                 "map_tokens": result.tokens,
@@ -105,7 +109,7 @@ class CaptureLog:
                 eager_peak_bytes=max((row.eager_peak_bytes or 0 for row in captured), default=None),
             ),
             **self._map,
-            warnings=list(target.warnings),
+            warnings=[*target.warnings, *self._warnings],
             automatic_breaks=list(diagnosis.automatic_breaks) if diagnosis else [],
             cards=list(diagnosis.cards) if diagnosis else [],
             workload=list(workload),

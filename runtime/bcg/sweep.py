@@ -16,6 +16,7 @@ from bcg.breaks import BreakLabel, call_break
 from bcg.capture import BreakableCUDAGraphCapture
 from bcg.closure import explains, module_tensors
 from bcg.collectives import CollectiveWatch
+from bcg.compilations import noted_compilations, runs_compiled_code
 from bcg.context import ForwardContext, forward_context
 from bcg.device import find_device
 from bcg.device.base import Device, Pool
@@ -49,6 +50,7 @@ class BucketCapture:
         pool_bytes: Growth of the graph pool.
         driver_bytes: Growth of device memory outside the caching allocator: the instantiated graphs.
         eager_peak_bytes: Most bytes that the same forward allocates at once when it runs eagerly.
+        compiled_at: Lines of code at which torch's compiler worked inside the capture, instead of before.
         error: First line of what went wrong.
     """
 
@@ -59,6 +61,7 @@ class BucketCapture:
     pool_bytes: int = 0
     driver_bytes: int = 0
     eager_peak_bytes: int | None = None
+    compiled_at: tuple[str, ...] = ()
     error: str | None = None
 
 
@@ -182,12 +185,15 @@ class Sweep:
                 known_externals=known,
                 alignment=ranks,
             )
-            with stretch("capture", tokens), torch.inference_mode(), capture:
+            with stretch("capture", tokens), torch.inference_mode(), noted_compilations() as compiled_at, capture:
                 output = self._forward(views)
             captured = time.perf_counter()
         after = device.memory(self.pool)
         if not self.graphs:
             self._needs_tape = device.needs_tape or (self._tape and not explains(self._known_externals(), graph))
+            if known is None and not self._needs_tape and runs_compiled_code(self.target.module):
+                del output
+                return self._capture_again_compiled(tokens, graph)
         if known is not None and self.graphs:
             graph.adopt_labels(self.graphs[max(self.graphs)])
         self.graphs[tokens] = graph
@@ -200,7 +206,15 @@ class Sweep:
             pool_bytes=after.pool_bytes - pool_bytes,
             driver_bytes=after.driver_bytes - before.driver_bytes,
             eager_peak_bytes=peak_bytes,
+            compiled_at=tuple(dict.fromkeys(compiled_at)),
         )
+
+    def _capture_again_compiled(self, tokens: int, uncompiled: BreakableCUDAGraph) -> BucketCapture:
+        """Capture without the tape, under whose dispatch mode compiled code does not run as such."""
+        result = self._warm_up_and_capture(tokens)
+        self.graphs[tokens].adopt_labels(uncompiled)
+        uncompiled.reset()
+        return result
 
     def _warm_up(self, device: Device, views: Mapping[str, torch.Tensor]) -> int | None:
         """Run the target eagerly; return the most bytes that it allocated at once."""

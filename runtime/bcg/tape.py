@@ -168,7 +168,6 @@ class Tape:
                 f"something in module {path!r} that can't be captured ended the recording of the segment",
                 hint=f"run it eagerly: --break '{path}'",
                 place=Place(None, path),
-                hazard="L1",
             )
 
     @property

@@ -43,6 +43,14 @@ def users_line(error: BaseException) -> str:
     return lines[-1] if lines else ""
 
 
+def torchs_function(error: BaseException) -> str | None:
+    """Return the qualified name of the function of torch that raised an error; None where it was not torch's."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if not frames or not frames[-1].f_code.co_filename.startswith(_LIBRARIES[0]):
+        return None
+    return frames[-1].f_code.co_qualname
+
+
 def from_search_path(file: str) -> str:
     """Return `file` relative to the place on Python's search path where it was found, so that reports can travel."""
     places = [f"{Path(place).resolve()}{os.sep}" for place in sys.path]

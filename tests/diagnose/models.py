@@ -107,8 +107,9 @@ def counts_its_calls(inner: Inner, x: Tensor) -> Tensor:
 
 
 def draws_from_its_own_generator(inner: Inner, x: Tensor) -> Tensor:
-    generator = vars(inner).setdefault("generator", torch.Generator(x.device))
-    return x * torch.rand(x.shape[-1], generator=generator, device=x.device).clamp(0.5, 0.5)
+    if "generator" not in vars(inner):  # none can be made while a stream is captured
+        inner.generator = torch.Generator(x.device)
+    return x * torch.rand(x.shape[-1], generator=inner.generator, device=x.device).clamp(0.5, 0.5)
 
 
 def allocates_pinned_memory(inner: Inner, x: Tensor) -> Tensor:

@@ -203,7 +203,7 @@ DRIVER_WAYS: dict[str, Way] = {
         ("query", in_segment, lambda t: torch.cuda.current_stream().query()),
         ("legacy stream", in_segment, _on_the_legacy_stream),
         ("unforked stream", in_segment, _on_an_unforked_stream),
-        ("seed", in_segment, lambda t: torch.cuda.initial_seed()),
+        ("seed", in_segment, lambda t: torch.cuda.seed()),
         ("unknown generator", in_segment, lambda t: t.normal_(generator=torch.Generator(t.device))),
     )
 }

@@ -20,6 +20,7 @@ from bcg.checking.prompts import check_prompts, language_model_head, tokenize
 from bcg.checking.state import ModelState, Snapshot
 from bcg.checking.verdicts import LostDeviceError, Verification
 from bcg.checking.verification import CHECK_SEED, verify
+from bcg.compilations import late_compilation_warnings
 from bcg.environment import environment
 from bcg.errors import BcgError, UsageError
 from bcg.inputs import MakeInputs
@@ -251,6 +252,7 @@ class _Check:
         rules = self._target.break_rules
         in_breaks = [*rules.mixers, *(path for paths in rules.globs.values() for path in paths)]
         warnings = findings.hook_warnings(self._target.module, in_breaks)
+        warnings += late_compilation_warnings((result.tokens, result.compiled_at) for result in results)
         for result in results:
             if result.status != "captured":
                 warnings.append(

@@ -1,0 +1,62 @@
+"""Compiled code inside a capture: which modules run it, and compilations that come too late (hazard L10)."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import nn
+from torch._dynamo.callback import callback_handler
+from torch._dynamo.eval_frame import OptimizedModule
+
+from bcg.hazards import HAZARDS
+from bcg.report import ReportWarning
+from bcg.whereabouts import from_search_path, users_frame
+
+
+def runs_compiled_code(root: nn.Module) -> bool:
+    """Tell whether a module in `root` was compiled, by `torch.compile` or its own `compile`."""
+    return any(
+        isinstance(part, OptimizedModule)
+        or part._compiled_call_impl is not None
+        or hasattr(part.forward, "_torchdynamo_orig_callable")
+        for part in root.modules()
+    )
+
+
+@contextlib.contextmanager
+def noted_compilations() -> Iterator[list[str]]:
+    """Collect the lines of code, ``file:line``, that make torch's compiler work inside the block."""
+    lines: list[str] = []
+
+    def note(*_: Any) -> None:
+        frame = users_frame(sys._getframe(1))
+        if frame is not None:
+            lines.append(f"{from_search_path(frame.f_code.co_filename)}:{frame.f_lineno}")
+
+    callback_handler.register_start_callback(note)
+    try:
+        yield lines
+    finally:
+        callback_handler.remove_start_callback(note)
+
+
+def late_compilation_warnings(compiled_at: Iterable[tuple[int, tuple[str, ...]]]) -> list[ReportWarning]:
+    """Warn of each bucket in whose capture the compiler worked.
+
+    Args:
+        compiled_at: Token counts, and the lines of code that made it work.
+    """
+    hazard = HAZARDS["L10"]
+    return [
+        ReportWarning(
+            code="L10",
+            message=f"torch's compiler worked inside the capture of {tokens} tokens, at {', '.join(lines)}",
+            cause=hazard.cause,
+            remedy=hazard.remedy,
+        )
+        for tokens, lines in compiled_at
+        if lines
+    ]
