@@ -1,6 +1,6 @@
 """Captures a tiny model of every decoder-only architecture of transformers, and checks every replay.
 
-    python -m benchmarks.sweep [--only NAME,…] [--attention-break] [--json FILE]
+    python -m benchmarks.sweep [--only NAME,…] [--attention-break] [--device cuda] [--jobs N] [--json FILE]
 
 Each row ends as *captured* (whole, and replays match), *broken* (automatic breaks or pins, and replays match),
 *refused* (with a diagnosis card), or *wrong* (replays differ from eager: there must be none). Architectures that
@@ -12,12 +12,15 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
+import functools
 import json
+import multiprocessing
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,8 @@ from bcg.runner import GraphRunner
 BUCKETS = (4, 24)
 SECONDS_EACH = 120
 MAX_PARAMETERS = 30_000_000
+ROWS_PER_PROCESS = 8
+"""With several jobs: what one architecture does to its process reaches few others."""
 QUICK = ("qwen3", "gemma2", "mixtral", "qwen2_moe", "deepseek_v3", "mamba", "jamba", "gpt2", "opt", "llama4_text")
 """A small subset of different kinds, for the tests."""
 
@@ -189,6 +194,7 @@ def limited(seconds: int) -> Iterator[None]:
 
 def sweep_one(name: str, device: torch.device, *, attention_break: bool) -> Row:
     """Build, capture and check one architecture."""
+    warnings.simplefilter("ignore")
     torch.manual_seed(0)
     started = time.perf_counter()
     try:
@@ -200,6 +206,17 @@ def sweep_one(name: str, device: torch.device, *, attention_break: bool) -> Row:
     return dataclasses.replace(
         row, detail=row.detail.replace(packages, ""), seconds=round(time.perf_counter() - started, 1)
     )
+
+
+def sweep_all(names: Sequence[str], device: torch.device, *, attention_break: bool, jobs: int) -> Iterator[Row]:
+    """Sweep in order, in this process or in several of its own."""
+    one = functools.partial(sweep_one, device=device, attention_break=attention_break)
+    if jobs == 1:
+        yield from map(one, names)
+        return
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=fresh, max_tasks_per_child=ROWS_PER_PROCESS) as processes:
+        yield from processes.map(one, names)
 
 
 def _sweep(name: str, device: torch.device, *, attention_break: bool) -> Row:
@@ -258,14 +275,13 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--only", help="names, separated by commas; `quick` for a small subset")
     parser.add_argument("--attention-break", action="store_true")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share the device")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(words)
     names = QUICK if options.only == "quick" else options.only.split(",") if options.only else architectures()
-    warnings.simplefilter("ignore")
     device = torch.device(options.device, 0) if options.device == "cuda" else torch.device(options.device)
     rows = []
-    for name in names:
-        row = sweep_one(name, device, attention_break=options.attention_break)
+    for row in sweep_all(names, device, attention_break=options.attention_break, jobs=options.jobs):
         rows.append(row)
         print(f"{row.name:28} {row.status:10} {row.num_breaks:3} {row.seconds:5.1f} s  ", end="")
         print("; ".join(row.breaks)[:100], row.detail[:200], flush=True)

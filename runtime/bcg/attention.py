@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -86,8 +87,28 @@ class AttentionBreak:
         """
         if not self._takes_positions and self._can_pack:
             options.pop("position_ids", None)
-        result: tuple[Tensor, None] = call_break(self.run, (query, key, value, mask), options, self.label)
+        result: tuple[Tensor, None]
+        if self._is_plain(query, key, value, mask, options):
+            arguments = (query, key, value, self._scale(query, options))
+            result = call_break(self.run_plain, arguments, {}, self.label)
+        else:
+            result = call_break(self.run, (query, key, value, mask), options, self.label)
         return result
+
+    def run_plain(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, None]:
+        """Run plain causal attention on a GPU: what `run` does, without looking again for what can't have changed.
+
+        For one whole request it is the call that transformers' function comes to, with the same bits.
+
+        Raises:
+            ReplayError: If the context doesn't fit the rows.
+        """
+        context, rows = current_forward_context(), query.shape[2]
+        if context is not None and context.request_lengths != (rows,):
+            return self._separate(query, key, value, None, {"scaling": scale, "is_causal": True}, context), None
+        is_grouped = query.shape[1] != key.shape[1]
+        output = scaled_dot_product_attention(query, key, value, is_causal=rows > 1, scale=scale, enable_gqa=is_grouped)
+        return output.transpose(1, 2).contiguous(), None
 
     def run(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
@@ -103,10 +124,22 @@ class AttentionBreak:
                 whole: tuple[Tensor, None] = self.original(self._module(), query, key, value, mask, **options)
                 return whole
             return self._attend(query, key, value, mask, options, context), None
+        return self._separate(query, key, value, mask, options, context), None
+
+    def _separate(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        options: dict[str, Any],
+        context: ForwardContext,
+    ) -> Tensor:
+        rows = query.shape[2]
         check_fits(context, rows)
         self._check_separable(query, key, context)
-        if len(context.request_lengths) > 1 and self._is_plain(query, value, mask, options):
-            return self._packed(query, key, value, options, context), None
+        if len(context.request_lengths) > 1 and self._is_plain(query, key, value, mask, options):
+            return self._packed(query, key, value, self._scale(query, options), context)
         offsets = context.offsets()
         pieces = [
             self._attend(
@@ -122,7 +155,12 @@ class AttentionBreak:
         if offsets[-1] < rows:
             first = pieces[0]
             pieces.append(first.new_zeros(first.shape[0], rows - offsets[-1], *first.shape[2:]))
-        return torch.cat(pieces, dim=1), None
+        return torch.cat(pieces, dim=1)
+
+    @staticmethod
+    def _scale(query: Tensor, options: dict[str, Any]) -> float:
+        scale: float | None = options.get("scaling")
+        return 1 / math.sqrt(query.shape[3]) if scale is None else scale
 
     def _attend(
         self,
@@ -172,26 +210,26 @@ class AttentionBreak:
                 hint="give one request per batch",
             )
 
-    def _is_plain(self, query: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]) -> bool:
-        """Whether one variable-length flash call computes the same: plain causal attention on a GPU."""
+    def _is_plain(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]
+    ) -> bool:
+        """Whether this is plain causal attention on a GPU: one call, variable-length or not, computes the same."""
         causal = options.get("is_causal")
         return (
             query.is_cuda
             and self._can_pack
             and query.dtype in _FLASH_DTYPES
-            and query.shape[3] == value.shape[3] <= _MAX_FLASH_HEAD_DIM
+            and query.shape[2:] == key.shape[2:] == value.shape[2:]
+            and query.shape[3] <= _MAX_FLASH_HEAD_DIM
             and mask is None
             and (self._is_causal if causal is None else causal)
             and not options.get("dropout")
             and all(options.get(name) is None for name in ("sliding_window", "softcap", "s_aux", "position_bias"))
         )
 
-    def _packed(
-        self, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any], context: ForwardContext
-    ) -> Tensor:
+    def _packed(self, query: Tensor, key: Tensor, value: Tensor, scale: float, context: ForwardContext) -> Tensor:
         total, rows = context.num_tokens, query.shape[2]
         bounds, longest = context.cu_seqlens(query.device), context.max_length
-        scale = options.get("scaling")
         output: Tensor = torch.ops.aten._flash_attention_forward(
             query[0, :, :total].transpose(0, 1),
             key[0, :, :total].transpose(0, 1),
@@ -203,7 +241,7 @@ class AttentionBreak:
             0.0,
             True,
             False,
-            scale=1 / math.sqrt(query.shape[3]) if scale is None else scale,
+            scale=scale,
         )[0]
         if total < rows:
             output = torch.cat([output, output.new_zeros(rows - total, *output.shape[1:])])

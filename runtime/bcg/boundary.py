@@ -20,8 +20,8 @@ import copy
 import enum
 import functools
 import types
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,18 @@ from bcg.outlets import (
 )
 from bcg.structure import attributes_of, has_attributes, rebuild_sequence, storage_bytes, storage_key, unowned_alias
 
-Allocate = Callable[[tuple[int, ...], tuple[int, ...], torch.dtype], Tensor]
+Copier = Callable[[Tensor], Any]
+
+
+class Memory(Protocol):
+    """Where boundaries lie."""
+
+    def allocate(self, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Allocate a boundary."""
+
+    def copier(self, boundary: Tensor) -> Copier:
+        """Return what copies a later result into a boundary."""
+
 
 _CONSTANTS = (
     int,
@@ -73,26 +84,31 @@ class Holder:
 
     Args:
         break_name: For errors.
-        allocate: Allocates in the graph pool, by size, stride and dtype.
+        memory: The graph pool, as the recorder of the capture hands it out.
         is_known: Tells whether a tensor shares memory with an argument of the break or with a tensor that
             this capture made: its address is then the same at every replay.
         is_on_device: Tells whether a tensor is on the device of the graph.
+
+    Attributes:
+        boundaries: Those that were allocated.
+        unowned: Aliases of the same that don't keep them alive.
     """
 
     def __init__(
         self,
         break_name: str,
-        allocate: Allocate,
+        memory: Memory,
         is_known: Callable[[Tensor], bool],
         is_on_device: Callable[[Tensor], bool],
     ) -> None:
         self._break_name = break_name
-        self._allocate = allocate
-        self._is_known = is_known
+        self._memory = memory
+        self._is_known = _remembering(is_known)
         self._is_on_device = is_on_device
         self._held: dict[int, tuple[Any, Outlet]] = {}
         self._shared: dict[int, Tensor] = {}
         self.boundaries: list[Tensor] = []
+        self.unowned: list[Tensor] = []
 
     def hold(self, result: Any) -> tuple[Any, Outlet]:
         """Return what the next segment gets for `result`, and the outlet for later results.
@@ -134,29 +150,35 @@ class Holder:
             return tensor, SameTensorOutlet(tensor, where)
         if not self._is_on_device(tensor):
             boundary = tensor.clone()
-            return boundary, CopyOutlet(boundary, where)
+            return boundary, CopyOutlet(boundary, boundary.copy_, where)
         key = storage_key(tensor)
         if key in self._shared or _overlaps_itself(tensor):
             return self._hold_view(tensor, key, where)
         size, stride = tuple(tensor.size()), tuple(tensor.stride())
-        boundary = self._allocate(size, stride, tensor.dtype)
+        boundary = self._memory.allocate(size, stride, tensor.dtype)
         boundary.copy_(tensor)
-        self.boundaries.append(boundary)
-        return boundary, CopyOutlet(unowned_alias(boundary), where)
+        unowned = self._add(boundary)
+        return boundary, CopyOutlet(unowned, self._memory.copier(unowned), where)
 
     def _hold_view(self, tensor: Tensor, key: int, where: str) -> tuple[Tensor, Outlet]:
         """Several results over one storage keep sharing it: the whole storage is the boundary."""
         memory = self._shared.get(key)
         if memory is None:
             num_bytes = tensor.untyped_storage().nbytes()
-            memory = self._allocate((num_bytes,), (1,), torch.uint8)
+            memory = self._memory.allocate((num_bytes,), (1,), torch.uint8)
             memory.copy_(storage_bytes(tensor))
             self._shared[key] = memory
-            self.boundaries.append(memory)
+            self._add(memory)
         boundary = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(
             memory.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride()
         )
         return boundary, StorageOutlet(unowned_alias(boundary), unowned_alias(memory), where)
+
+    def _add(self, boundary: Tensor) -> Tensor:
+        unowned = unowned_alias(boundary)
+        self.boundaries.append(boundary)
+        self.unowned.append(unowned)
+        return unowned
 
     def _storages_of_several(self, result: Any) -> dict[int, Tensor]:
         seen: dict[int, set[int]] = {}
@@ -194,6 +216,19 @@ class Holder:
             part, outlets[name] = self._hold(item, f"{where}.{name}")
             object.__setattr__(handed, name, part)
         return handed, ObjectOutlet(handed, outlets, where)
+
+
+def _remembering(is_known: Callable[[Tensor], bool]) -> Callable[[Tensor], bool]:
+    """Ask once for each tensor of a result: on a GPU it takes a look at the allocator's counters."""
+    answers: dict[int, bool] = {}
+
+    def remembered(tensor: Tensor) -> bool:
+        answer = answers.get(id(tensor))
+        if answer is None:
+            answer = answers[id(tensor)] = is_known(tensor)
+        return answer
+
+    return remembered
 
 
 class _LazyStorages(dict[int, Tensor]):

@@ -189,7 +189,7 @@ class BreakableCUDAGraphCapture:
         given = {storage_key(tensor) for tensor in tensors_in((args, kwargs))}
         holder = Holder(
             label.name,
-            self._recorder.allocate,
+            self._recorder,
             lambda tensor: storage_key(tensor) in given or self._made(tensor),
             self._tape.is_on_device,
         )
@@ -197,8 +197,7 @@ class BreakableCUDAGraphCapture:
         for boundary in holder.boundaries:
             self._tape.add_made(boundary)
         bound_args, bound_kwargs = map_tensors(self._bind, (tuple(args), kwargs))
-        unowned = [unowned_alias(boundary) for boundary in holder.boundaries]
-        self._steps.append(Break(label, function, bound_args, bound_kwargs, outlet, unowned, ambience))
+        self._steps.append(Break(label, function, bound_args, bound_kwargs, outlet, holder.unowned, ambience))
         return handed
 
     def _bind(self, tensor: Tensor) -> Tensor:

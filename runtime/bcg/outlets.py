@@ -6,6 +6,7 @@ There is one kind for each kind of value that a break may return; `bcg.boundary`
 from __future__ import annotations
 
 import types
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -40,10 +41,17 @@ def _refuse(where: str, expected: str, got: str) -> ReplayError:
 
 
 class CopyOutlet:
-    """Copies a tensor into its boundary."""
+    """Copies a tensor into its boundary.
 
-    def __init__(self, boundary: Tensor, where: str) -> None:
+    Args:
+        boundary: Where it goes.
+        copy: Brings a tensor of the boundary's shape and dtype there.
+        where: For errors.
+    """
+
+    def __init__(self, boundary: Tensor, copy: Callable[[Tensor], Any], where: str) -> None:
         self._boundary = boundary
+        self._copy = copy
         self._where = where
         self._shape = boundary.shape
         self._dtype = boundary.dtype
@@ -53,7 +61,7 @@ class CopyOutlet:
         if not isinstance(value, Tensor) or value.shape != self._shape or value.dtype != self._dtype:
             raise _refuse(self._where, _describe(self._boundary), _describe(value))
         if value.data_ptr() != self._address:
-            self._boundary.copy_(value)
+            self._copy(value)
 
 
 class StorageOutlet:

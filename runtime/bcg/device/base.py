@@ -118,6 +118,9 @@ class Recorder(Protocol):
     def allocate(self, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Allocate a boundary in the pool, outside any segment."""
 
+    def copier(self, boundary: Tensor) -> Callable[[Tensor], Any]:
+        """Return what copies a tensor of the same shape and dtype into `boundary`, on the current stream."""
+
 
 class Device(Protocol):
     """A place where segments are recorded and replayed."""

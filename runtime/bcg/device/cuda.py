@@ -329,6 +329,24 @@ class CudaRecorder:
         with self._current_stream(), torch.cuda.use_mem_pool(self._pool, self._index):  # type: ignore[arg-type]
             return torch.empty_strided(size, stride, dtype=dtype, device=f"cuda:{self._index}")
 
+    def copier(self, boundary: Tensor) -> Callable[[Tensor], Any]:
+        """Copy by the driver alone where the layouts agree: half the host time of `Tensor.copy_`."""
+        device, stride, address, num_bytes = boundary.device, boundary.stride(), boundary.data_ptr(), boundary.nbytes
+        is_dense = boundary.untyped_storage().nbytes() == num_bytes and not boundary.is_complex()
+        index, kind = self._index, runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        current_stream = torch._C._cuda_getCurrentRawStream
+
+        def copy(source: Tensor) -> None:
+            if not is_dense or source.stride() != stride or source.device != device or source.is_neg():
+                boundary.copy_(source)
+                return
+            stream = _stream_handle(current_stream(index))
+            (error,) = runtime.cudaMemcpyAsync(address, source.data_ptr(), num_bytes, kind, stream)
+            if error:
+                _check((error,))
+
+        return copy
+
 
 class CudaDevice:
     """One GPU as a device to record segments on."""

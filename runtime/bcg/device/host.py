@@ -158,6 +158,9 @@ class HostRecorder:
         storage = self._pool.take(span * dtype.itemsize)
         return torch.empty(0, dtype=dtype).set_(storage, 0, size, stride)
 
+    def copier(self, boundary: Tensor) -> Callable[[Tensor], Any]:
+        return boundary.copy_
+
     def execute(self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         given = {storage_key(t): t.untyped_storage().data_ptr() for t in tensors_in((args, kwargs))}
         frozen_args, frozen_kwargs = map_tensors(self._freeze, (tuple(args), kwargs))
