@@ -13,6 +13,7 @@ The rules of the allocator are those of torch's `c10/cuda/CUDACachingAllocator.c
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from math import inf
 from typing import NamedTuple
 
 MIB = 2**20
@@ -85,11 +86,16 @@ class _PoolModel:
         return _Block(size, self._num_segments, 0)
 
 
-def reserved_bytes(events: Sequence[PoolEvent], arenas: Iterable[int] = ()) -> int:
-    """Return the bytes that a pool reserves for these events, in order, if it begins with these arenas."""
+def reserved_bytes(events: Sequence[PoolEvent], arenas: Iterable[int] = (), limit: float = inf) -> int:
+    """Return the bytes that a pool reserves for these events, in order, if it begins with these arenas.
+
+    It stops where they are more than `limit`.
+    """
     pool = _PoolModel(arenas)
     is_small: dict[int, bool] = {}
     for storage, num_bytes in events:
+        if pool.reserved > limit:
+            break
         if num_bytes:
             is_small[storage] = _round_up(num_bytes, ROUNDING) <= SMALL
             pool.allocate(storage, num_bytes)
@@ -124,7 +130,10 @@ def plan_arenas(events: Sequence[PoolEvent]) -> tuple[int, ...]:
     for arenas in _layouts(peak_bytes(large)):
         if sum(arenas) > limit:
             break
-        if reserved_bytes(large, arenas) == sum(arenas) and reserved_bytes(events, arenas) < WORTH_IT * plain:
+        if (
+            reserved_bytes(large, arenas, sum(arenas)) == sum(arenas)
+            and reserved_bytes(events, arenas) < WORTH_IT * plain
+        ):
             return arenas
     return ()
 

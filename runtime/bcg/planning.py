@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 
 import torch
-from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from bcg.context import ForwardContext, forward_context
@@ -26,7 +25,7 @@ from bcg.errors import ModelError
 from bcg.inputs import PROBE_SIZES, Batch, InputSpec
 from bcg.layout import PoolEvent, peak_bytes, plan_arenas, reserved_bytes
 from bcg.models.build import quiet
-from bcg.rehearsal import rehearse
+from bcg.rehearsal import rehearse, rehearsed_lengths
 from bcg.report import (
     BreakRow,
     InputRow,
@@ -43,9 +42,6 @@ from bcg.warmup import cut_to, distinct_prefixes
 
 GRAPH_BYTES = 2**19
 """Driver memory of one instantiated graph: about 0.5 MiB on an H200 for Qwen3-8B and NemotronH-8B, more for others."""
-
-REHEARSED_LAYERS = 3
-"""Of each kind of layer, for a bucket's pool: the third finds the pool as every later one does."""
 
 UNKNOWN = (
     "values: branches and shapes that depend on data, beyond the host reads that are named",
@@ -160,18 +156,11 @@ def _bucket(target: Target, mode: FakeTensorMode, tokens: int, found: Survey, la
 
 
 def _events(target: Target, mode: FakeTensorMode, tokens: int) -> list[PoolEvent]:
-    """Rehearse a few layers of each kind, as a runner does before it makes the pool."""
-    with mode, quiet(), forward_context(ForwardContext((tokens,))), cut_to(_rehearsed_lengths(target)):
+    """Rehearse, as a runner does before it makes the pool."""
+    with mode, quiet(), forward_context(ForwardContext((tokens,))):
         batch = make_batch(target, (tokens,), torch.Generator("cpu"))
         _meet_shapes(target, batch)
-        return rehearse(lambda: target(batch.inputs), target.device.type)
-
-
-def _rehearsed_lengths(target: Target) -> dict[nn.ModuleList, int]:
-    return {
-        layers: min(len(layers), REHEARSED_LAYERS * prefix)
-        for layers, prefix in distinct_prefixes(target.module).items()
-    }
+        return rehearse(lambda: target(batch.inputs), target.device.type, distinct_prefixes(target.module))
 
 
 def _meet_shapes(target: Target, batch: Batch) -> None:
@@ -180,7 +169,7 @@ def _meet_shapes(target: Target, batch: Batch) -> None:
     That takes operations of its own, which a capture, after its warm-up, does not see.
     """
     if any(local_part(parameter) is not parameter for parameter in target.module.parameters()):
-        with cut_to(_rehearsed_lengths(target)):
+        with cut_to(rehearsed_lengths(distinct_prefixes(target.module))):
             target(batch.inputs)
 
 

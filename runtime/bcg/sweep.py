@@ -31,8 +31,6 @@ from bcg.target import Target, first_line, make_batch
 from bcg.warmup import cut_to, distinct_prefixes
 from bcg.whereabouts import users_line
 
-REHEARSED_LAYERS = 3
-"""Of each kind of layer, in the rehearsal that plans the pool: the third finds the pool as every later one does."""
 INPUT_SEED = 0
 """Seed of the inputs that a bucket is captured with; replay must not depend on their values."""
 
@@ -235,10 +233,9 @@ class Sweep:
         """Choose the arenas of the pool by a rehearsal of a few layers of each kind, which stand for all."""
         if not device.splits_blocks or not self._tape:
             return ()  # a rehearsal is a dispatch mode too
-        lengths = {layers: min(len(layers), REHEARSED_LAYERS * prefix) for layers, prefix in self._prefixes.items()}
         try:
-            with cut_to(lengths), torch.inference_mode():
-                events = rehearse(lambda: self._forward(views), self.target.device.type)
+            with torch.inference_mode():
+                events = rehearse(lambda: self._forward(views), self.target.device.type, self._prefixes)
         except Exception:  # noqa: BLE001  what fails here fails in the capture too, and there the tape says where
             return ()
         return plan_arenas(events)

@@ -75,3 +75,50 @@ def test_a_rehearsal_tells_what_the_segments_allocate_and_what_breaks_return() -
     assert [num_bytes for _, num_bytes in events] == [8000, 8000, 0, 8000]
     assert events[2].storage == events[0].storage
     assert rehearse(lambda: model(x), "cuda") == []
+
+
+class Layer(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(width, 3 * width), nn.Linear(3 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(torch.relu(self.up(x)))
+
+
+class Layers(nn.Module):
+    """Layers whose inputs live until the layer after, with a table that all read and an end of its own."""
+
+    def __init__(self, num_layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(8) for _ in range(num_layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        table = x.cos()
+        earlier = x
+        for layer in self.layers:
+            x, earlier = layer(x) + table, x + earlier[:1]
+        return torch.cat([x, earlier, table])
+
+
+@pytest.mark.parametrize("num_layers", [2, 4, 5, 11])
+def test_a_few_rehearsed_layers_stand_for_all(num_layers: int) -> None:
+    model, x = Layers(num_layers), torch.ones(5, 8)
+    with torch.no_grad():
+        whole = rehearse(lambda: model(x), "cpu")
+        repeated = rehearse(lambda: model(x), "cpu", {model.layers: 1})
+    assert lifetimes(repeated) == lifetimes(whole)
+    assert len(model.layers) == num_layers
+
+
+def lifetimes(events: list[PoolEvent]) -> list[tuple[int, int | None]]:
+    """For each storage its size, and before which later allocation it is freed."""
+    found: list[list[int | None]] = []
+    alive: dict[int, list[int | None]] = {}
+    for storage, num_bytes in events:
+        if num_bytes:
+            found.append([num_bytes, None])
+            alive[storage] = found[-1]
+        else:
+            alive.pop(storage)[1] = len(found)
+    return [(size or 0, freed) for size, freed in found]
