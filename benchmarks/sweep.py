@@ -20,7 +20,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -209,14 +209,15 @@ def sweep_one(name: str, device: torch.device, *, attention_break: bool) -> Row:
 
 
 def sweep_all(names: Sequence[str], device: torch.device, *, attention_break: bool, jobs: int) -> Iterator[Row]:
-    """Sweep in order, in this process or in several of its own."""
+    """Sweep in this process, or in several of its own: then each row comes when it is done."""
     one = functools.partial(sweep_one, device=device, attention_break=attention_break)
     if jobs == 1:
         yield from map(one, names)
         return
     fresh = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=fresh, max_tasks_per_child=ROWS_PER_PROCESS) as processes:
-        yield from processes.map(one, names)
+        for done in as_completed([processes.submit(one, name) for name in names]):
+            yield done.result()
 
 
 def _sweep(name: str, device: torch.device, *, attention_break: bool) -> Row:
@@ -280,11 +281,12 @@ def main(words: list[str] | None = None) -> int:
     options = parser.parse_args(words)
     names = QUICK if options.only == "quick" else options.only.split(",") if options.only else architectures()
     device = torch.device(options.device, 0) if options.device == "cuda" else torch.device(options.device)
-    rows = []
+    rows: list[Row] = []
     for row in sweep_all(names, device, attention_break=options.attention_break, jobs=options.jobs):
         rows.append(row)
         print(f"{row.name:28} {row.status:10} {row.num_breaks:3} {row.seconds:5.1f} s  ", end="")
         print("; ".join(row.breaks)[:100], row.detail[:200], flush=True)
+    rows.sort(key=lambda row: names.index(row.name))
     counts = collections.Counter(row.status for row in rows)
     print("\n" + ", ".join(f"{count} {status}" for status, count in counts.most_common()))
     if options.json:

@@ -108,7 +108,8 @@ class ConstantOutlet:
 
     def pour(self, value: Any) -> None:
         if value is not self._value and value != self._value and not _both_nan(value, self._value):
-            raise _refuse(self._where, repr(self._value), repr(value))
+            got = repr(value) if isinstance(value, type(self._value)) else _describe(value)
+            raise _refuse(self._where, repr(self._value), got)
 
 
 def _both_nan(left: Any, right: Any) -> bool:

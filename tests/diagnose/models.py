@@ -115,3 +115,26 @@ def draws_from_its_own_generator(inner: Inner, x: Tensor) -> Tensor:
 def allocates_pinned_memory(inner: Inner, x: Tensor) -> Tensor:
     torch.empty(8, pin_memory=True)
     return x * 2
+
+
+def asks_whether_it_is_captured(inner: Inner, x: Tensor) -> Tensor:
+    return scaled_unless_captured(x)
+
+
+def scaled_unless_captured(x: Tensor) -> Tensor:
+    return x * (1 if is_captured() else 3)
+
+
+def makes_a_constant_only_when_captured(inner: Inner, x: Tensor) -> Tensor:
+    return x * 3 if not is_captured() else x * a_constant(x)
+
+
+def a_constant(x: Tensor) -> Tensor:
+    return torch.tensor(3.0, device=x.device)
+
+
+def is_captured() -> bool:
+    try:
+        return torch.cuda.is_current_stream_capturing()
+    except RuntimeError:  # a torch without CUDA does not know the question
+        return False

@@ -52,6 +52,20 @@ def test_one_fault_gives_the_smallest_break_that_replays_right(
         assert all(step.label.source == "automatic" and step.label.module == module for step in graph.breaks)
 
 
+def test_code_that_computes_something_else_when_captured_is_a_break(device: str) -> None:
+    diagnosis, _ = captured(Model(None, models.asks_whether_it_is_captured, None), device)
+    (found,) = diagnosis.automatic_breaks
+    assert (found.size, found.card.hazard) == ("function", "S3")
+    assert found.name.endswith("is_captured")
+
+
+def test_a_constant_that_only_a_capture_makes_can_not_be_pinned(device: str) -> None:
+    diagnosis, _ = captured(Model(None, models.makes_a_constant_only_when_captured, None), device)
+    (found,) = diagnosis.automatic_breaks
+    assert (found.size, found.card.operation) == ("function", "torch.tensor")
+    assert found.name.endswith("a_constant")
+
+
 def test_a_generator_that_the_graph_does_not_know(device: str) -> None:
     diagnosis, _ = captured(Model(None, models.draws_from_its_own_generator, None), device)
     (found,) = diagnosis.automatic_breaks

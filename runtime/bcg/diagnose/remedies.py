@@ -13,7 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bcg.breaks import BreakLabel, call_break, current_capture, is_following
 from bcg.diagnose.survey import Finding
-from bcg.errors import CaptureError
 from bcg.functions import FunctionReference, functions_broken
 from bcg.report import BreakSize
 from bcg.rules import break_module
@@ -137,17 +136,16 @@ class _Calls:
             result = function(*args, **kwargs)
             self._owner._fresh.setdefault(site, []).append(result)
             return result
-        return self._pinned(site)
+        pinned = self._pinned(site)
+        return function(*args, **kwargs) if pinned is None else pinned
 
     def _pinned(self, site: tuple[str, str]) -> Any:
+        """Return the value that the forward before had here; None if it had none, and a pin does not help."""
         index = self._num_taken.get(site, 0)
         self._num_taken[site] = index + 1
         values = self._owner._fresh.get(site, [])
         if index >= len(values):
-            raise CaptureError(
-                f"{site[0]} at {site[1]} ran {index + 1} times, and {len(values)} times in the forward before",
-                hint="run the function around it as a break",
-            )
+            return None
         self._owner._held.append(values[index])
         return values[index]
 

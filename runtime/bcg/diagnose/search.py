@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from bcg.checking import Verification, verify
+from bcg.checking.compare import are_near
 from bcg.context import ForwardContext, forward_context
 from bcg.device import find_device
 from bcg.diagnose.cards import card_of, card_of_error, cards_of
@@ -381,11 +383,15 @@ def _batch(target: Target, tokens: int, seed: int) -> Batch:
 
 def _survey_once(target: Target, tokens: int, seed: int) -> tuple[Survey, list[str]]:
     batch = _batch(target, tokens, seed)
+    given: list[Any] = []
     with forward_context(ForwardContext((tokens,))):
-        target(batch.inputs)
+        plain = target(batch.inputs)
         before = host_state(target.module)
-        found = survey(lambda: target(batch.inputs), target.device, notes_numbers=True)
-    return found, changed_state(before, host_state(target.module))
+        found = survey(lambda: given.append(target(batch.inputs)), target.device, notes_numbers=True)
+        changed = changed_state(before, host_state(target.module))
+        if found.questions and given and not are_near(plain, given[0]) and are_near(plain, target(batch.inputs)):
+            found.findings += found.questions  # whoever asked computed something else
+    return found, changed
 
 
 def _state_card(changed: list[str]) -> Card:

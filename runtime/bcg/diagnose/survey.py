@@ -152,7 +152,9 @@ class Survey:
         frame = _asking_frame(sys._getframe(1))
         source = f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else ""
         reason = "the code asks whether it is being captured"
-        finding = Finding("S3", "torch.cuda.is_current_stream_capturing", reason, self._tape.module_paths, source)
+        functions = tuple(functions_around(frame)) if frame is not None else ()
+        operation = "torch.cuda.is_current_stream_capturing"
+        finding = Finding("S3", operation, reason, self._tape.module_paths, source, functions)
         if finding not in self.questions:
             self.questions.append(finding)
 
