@@ -7,7 +7,6 @@ import torch
 from planted import between_layers
 from torch import Tensor, nn
 
-
 SMALL = 8
 
 
