@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
 NUM_SETTLING_STEPS = 2
 """Unmeasured steps at the start of a round: another process had the device in between."""
-NUM_LOOKS = 5
 CHECK_SEEDS = (1, 2)
 """Inputs of the two replays that are checked: a frozen result can't be right for both."""
 
@@ -154,12 +153,15 @@ class Worker:
     def look(self, command: Look) -> Looked:
         """Look into one step; after all rounds, because a profiler leaves traces in the launch path."""
         from bcg.profile.launches import device_activity
+        from bcg.profile.steps import replay_of_median_length
+        from bcg.report import Timeline
 
         self._end_measuring()
         batch, runner = self._batches[command.tokens], self._mode.runner
         replay, launches = None, None
         if runner is not None:
-            replay = self._replay_of_median_length(command.tokens)
+            steps = replay_of_median_length(runner, batch, self._meter)
+            replay = Timeline(mode=self._mode.name, tokens=command.tokens, steps=steps)
             launches = float(runner.graphs[command.tokens].num_segments)
         activity = None
         if self._meter.is_device and not self._ranges.active:
@@ -297,20 +299,6 @@ class Worker:
             return self._mode.run(batch)
         assert self._mode.runner is not None
         return self._mode.runner.replay(batch, through=through)
-
-    def _replay_of_median_length(self, tokens: int) -> Any:
-        from bcg.profile.steps import Stopwatch
-        from bcg.report import Timeline
-
-        runner = self._mode.runner
-        assert runner is not None
-        watch = Stopwatch(runner.graphs[tokens], self._meter)
-        replays = []
-        for _ in range(NUM_LOOKS):
-            runner.replay(self._batches[tokens], through=watch.replay)
-            replays.append(watch.steps())
-        replays.sort(key=lambda steps: sum(step.device_us or step.host_us for step in steps))
-        return Timeline(mode=self._mode.name, tokens=tokens, steps=replays[len(replays) // 2])
 
     def _begin_measuring(self) -> None:
         """Open the region that ``nsys --nvtx-capture=profile@bcg`` and ``--capture-range=cudaProfilerApi`` record."""
