@@ -46,8 +46,6 @@ if TYPE_CHECKING:
 
 NUM_SETTLING_STEPS = 2
 """Unmeasured steps at the start of a round: another process had the device in between."""
-CHECK_SEEDS = (1, 2)
-"""Inputs of the two replays that are checked: a frozen result can't be right for both."""
 
 
 class Worker:
@@ -103,12 +101,9 @@ class Worker:
     def prepare(self, command: Prepare) -> AllPrepared:
         """Compute what eager gives, make every bucket ready, and compare the first replays."""
         from bcg.modes.base import bucket_batch
+        from bcg.profile.checks import check_notes, checked, make_checks
 
-        checks = {
-            tokens: [bucket_batch(self._target, tokens, seed * 1_000_003) for seed in CHECK_SEEDS]
-            for tokens in command.buckets
-        }
-        expected = self._expected(checks)
+        checks = make_checks(self._target, self._mode.name, command.buckets)
         self._batches = {tokens: bucket_batch(self._target, tokens) for tokens in command.buckets}
         self._break_where_needed(command.buckets)
         started = time.perf_counter()
@@ -116,10 +111,11 @@ class Worker:
         self._meter.synchronize()
         startup_s = time.perf_counter() - started
         with self._ranges.make("check", "check")():
-            buckets = [self._checked(one, checks[one.tokens], expected.get(one.tokens)) for one in preparations]
+            buckets = [checked(one, self._mode.run, checks) for one in preparations]
+        warnings = check_notes(self._mode.name, buckets, checks)
         buckets = self._agreed(buckets)
         self._name_steps()
-        return AllPrepared(buckets=buckets, startup_s=startup_s, capture=self._capture())
+        return AllPrepared(buckets=buckets, startup_s=startup_s, capture=self._capture(), warnings=warnings)
 
     def _break_where_needed(self, buckets: Sequence[int]) -> None:
         """Give the breakable mode the automatic breaks of `bcg capture`; where none help, its capture says why."""
@@ -213,45 +209,6 @@ class Worker:
             num_skips=counts.num_skips,
             notes=counts.notes,
         )
-
-    def _expected(self, checks: dict[int, Any]) -> dict[int, list[Any]]:
-        import torch
-
-        from bcg.modes.eager import Eager
-        from bcg.structure import map_tensors
-
-        eager, expected = Eager(self._target), {}
-        for tokens, batches in checks.items():
-            try:
-                expected[tokens] = [map_tensors(lambda one: one.clone(), eager.run(batch)) for batch in batches]
-            except torch.OutOfMemoryError:
-                continue
-        return expected
-
-    def _checked(self, one: Any, batches: list[Any], expected: list[Any] | None) -> Prepared:
-        from bcg.profile.agreement import Agreement, agreement
-
-        facts = {name: getattr(one, name) for name in Prepared.__struct_fields__ if hasattr(one, name)}
-        if one.status != "measured":
-            return Prepared(**facts)
-        if expected is None:
-            return Prepared(**facts | {"status": "out of memory", "reason": "eager itself does not fit"})
-        found = Agreement()
-        try:
-            for batch, result in zip(batches, expected, strict=True):
-                found = found.joined(agreement(result, self._mode.run(batch)))
-        except Exception as error:  # noqa: BLE001 - a mode that can't replay is a row of the report
-            reason = f"the first replay failed: {type(error).__name__}: {error}".splitlines()[0][:300]
-            return Prepared(**facts | {"status": "failed", "reason": reason})
-        errors = {
-            "max_abs_error": found.max_abs_error,
-            "relative_error": found.relative_error,
-            "bitwise": found.bitwise,
-        }
-        if not found.within:
-            reason = f"its first replay differs from eager: relative error {found.relative_error:.2g}"
-            return Prepared(**facts | errors | {"status": "wrong", "reason": reason})
-        return Prepared(**facts | errors)
 
     def _agreed(self, buckets: list[Prepared]) -> list[Prepared]:
         """Leave out what another rank can't measure."""
