@@ -20,6 +20,11 @@ MODE_WORDS = {
     "fused": "breakable capture over compiled layers",
 }
 
+_ROWS_EXPLAINED = (
+    "Medians of all steps; green is the fastest. Exact is what eager gives in a wider dtype: a mode may be off from it "
+    "twice as far as eager itself."
+)
+
 
 def profile_page(report: ProfileReport) -> str:
     """Returns all that a profile report holds as one page.
@@ -34,7 +39,7 @@ def profile_page(report: ProfileReport) -> str:
         plots |= _plots(report)
         body += _plot_sections(report, plots)
     body.append(section("Modes", _how(report), _mode_table(report)))
-    body.append(section("Token counts", "Medians of all steps; green is the fastest.", _row_table(report)))
+    body.append(section("Token counts", _ROWS_EXPLAINED, _row_table(report)))
     for number, replay in enumerate(report.timelines):
         plots[f"timeline-{number}"] = figures.timeline(replay)
         title = f"One replay of {replay.mode} at {replay.tokens:,} tokens"
@@ -142,7 +147,7 @@ def _mode_cells(mode: ModeSummary) -> list[str]:
 def _row_table(report: ProfileReport) -> str:
     head = [
         *("tokens", "mode", "p50 ms", "p95 ms", "tokens/s", "host µs", "in segments ms", "in breaks ms", "busy"),
-        *("launches", "× eager", "× full", "× compiled", "× piecewise", "error", ""),
+        *("launches", "× eager", "× full", "× compiled", "× piecewise", "error", "against exact", "eager's own", ""),
     ]
     rows = []
     for bucket in sorted(report.buckets, key=lambda bucket: bucket.tokens):
@@ -151,12 +156,12 @@ def _row_table(report: ProfileReport) -> str:
         for index, row in enumerate(shown):
             tokens = f"<b>{bucket.tokens:,}</b>" if index == 0 else ""
             rows.append([tokens, *_row_cells(row, best=row.mode == fastest)])
-    return table(head, rows, text_columns=(0, 1, 15))
+    return table(head, rows, text_columns=(0, 1, len(head) - 1))
 
 
 def _row_cells(row: ModeRow, *, best: bool) -> list[str]:
     if row.p50_ms is None or row.p95_ms is None:
-        return [_name(row.mode), _status(row.status), *["–"] * 12, escape(row.reason or "")]
+        return [_name(row.mode), _status(row.status), *["–"] * 14, escape(row.reason or "")]
     p50 = f"{row.p50_ms:.3f}"
     speedups = (row.speedup_vs_eager, row.speedup_vs_full, row.speedup_vs_compiled, row.speedup_vs_piecewise)
     return [
@@ -171,6 +176,8 @@ def _row_cells(row: ModeRow, *, best: bool) -> list[str]:
         _number(row.graph_launches, ",.0f"),
         *(_number(speedup, ".2f") for speedup in speedups),
         "bitwise" if row.bitwise else _number(row.relative_error, ".1e"),
+        _number(row.error_vs_exact, ".1e"),
+        _number(row.eager_error_vs_exact, ".1e"),
         "",
     ]
 

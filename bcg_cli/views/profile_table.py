@@ -35,9 +35,8 @@ def _table(*columns: str) -> Table:
 
 
 def _time_table(report: ProfileReport) -> Table:
-    table = _table(
-        "mode", "tokens", "p50\nms", "p95\nms", "tokens\n/s", "host\nµs", "GPU\nbusy", "graphs", "×\neager", "error"
-    )
+    columns = ("mode", "tokens", "p50\nms", "p95\nms", "tokens\n/s", "host\nµs", "GPU\nbusy", "graphs", "×\neager")
+    table = _table(*columns, "error", *(["×\nown"] if report.has_exact_errors else []))
     for bucket in sorted(report.buckets, key=lambda bucket: bucket.tokens):
         fastest = report.totals.fastest.get(str(bucket.tokens))
         for row in bucket.modes:
@@ -47,7 +46,8 @@ def _time_table(report: ProfileReport) -> Table:
                 table.add_row(row.mode, str(bucket.tokens), Text(row.status, _STYLES.get(row.status, "yellow")))
             else:
                 style = "bold green" if row.mode == fastest else ""
-                table.add_row(Text(row.mode, style), str(bucket.tokens), *_times(row, style))
+                own = [_error_over_eagers(row)] if report.has_exact_errors else []
+                table.add_row(Text(row.mode, style), str(bucket.tokens), *_times(row, style), *own)
         table.add_section()
     return table
 
@@ -63,6 +63,12 @@ def _times(row: ModeRow, style: str) -> list[Text | str]:
         _number(row.speedup_vs_eager, ".2f"),
         "0" if row.bitwise else _number(row.relative_error, ".0e"),
     ]
+
+
+def _error_over_eagers(row: ModeRow) -> str:
+    if row.error_vs_exact is None or not row.eager_error_vs_exact:
+        return "–"
+    return f"{row.error_vs_exact / row.eager_error_vs_exact:.2f}"
 
 
 def _mode_table(report: ProfileReport) -> Table:
@@ -91,6 +97,8 @@ def _notes(report: ProfileReport) -> Iterator[Text]:
         "checked against eager.",
         "dim",
     )
+    if report.has_exact_errors:
+        yield Text("× own: error against a wider dtype over eager's own; above 2 is wrong.", "dim")
     if report.on_host:
         yield Text("Measured on the host device: its times say nothing about a GPU.", "dim")
     for mode in report.modes:

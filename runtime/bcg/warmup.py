@@ -22,7 +22,7 @@ def distinct_prefixes(root: nn.Module) -> dict[nn.ModuleList, int]:
     inside a layer, such as experts, are left alone.
     """
     prefixes: dict[nn.ModuleList, int] = {}
-    for layers in _outermost_lists(root):
+    for layers in outermost_lists(root):
         kinds = _kinds(layers)
         prefix = max((kinds.index(kind) for kind in set(kinds)), default=0) + 1
         if prefix < len(layers):
@@ -30,12 +30,13 @@ def distinct_prefixes(root: nn.Module) -> dict[nn.ModuleList, int]:
     return prefixes
 
 
-def _outermost_lists(module: nn.Module) -> Iterator[nn.ModuleList]:
+def outermost_lists(module: nn.Module) -> Iterator[nn.ModuleList]:
+    """Yield the lists of layers of a module; lists inside a layer are left alone."""
     for child in module.children():
         if isinstance(child, nn.ModuleList):
             yield child
         else:
-            yield from _outermost_lists(child)
+            yield from outermost_lists(child)
 
 
 @contextlib.contextmanager

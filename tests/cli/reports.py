@@ -177,7 +177,7 @@ def _fallen() -> ModeRow:
 
 def _mode_row(mode: ModeName, index: int) -> ModeRow:
     p50_ms, eager_ms = STEP_MS[mode][index], STEP_MS["eager"][index]
-    broken = mode in ("breakable", "fused")
+    broken, is_compiled = mode in ("breakable", "fused"), mode in ("compiled", "fused")
     return ModeRow(
         mode=mode,
         status="measured",
@@ -191,13 +191,15 @@ def _mode_row(mode: ModeName, index: int) -> ModeRow:
         busy_share=0.2 if mode == "eager" else 0.97,
         graph_launches=0 if mode == "eager" else 37 if broken else 1,
         kernel_launches=1100 if mode == "eager" else 36 if broken else 0,
-        compile_s=STARTUP_S[mode] / len(TOKENS) if mode in ("compiled", "fused") else 0.0,
+        compile_s=STARTUP_S[mode] / len(TOKENS) if is_compiled else 0.0,
         pool_bytes=0 if mode == "eager" else 300 * MEBIBYTE // (len(TOKENS) - index),
         driver_bytes=0 if mode == "eager" else 12 * MEBIBYTE,
         transient_bytes=TOKENS[index] * 75_000 if mode == "eager" else None,
-        bitwise=mode in ("eager", "full", "breakable"),
+        bitwise=not is_compiled,
         max_abs_error=0.0,
-        relative_error=0.0 if mode in ("eager", "full", "breakable") else 0.006,
+        relative_error=0.006 if is_compiled else 0.0,
+        error_vs_exact=0.0075 if is_compiled else None,
+        eager_error_vs_exact=0.008 if is_compiled else None,
         speedup_vs_eager=eager_ms / p50_ms,
         speedup_vs_full=STEP_MS["full"][index] / p50_ms,
         speedup_vs_compiled=STEP_MS["compiled"][index] / p50_ms,

@@ -30,9 +30,30 @@ def test_a_saved_report_is_shown_as_its_command_shows_it(bcg, tmp_path: Path) ->
 def test_a_profile_shows_times_start_up_and_what_fell_back(bcg, saved: Path) -> None:
     shown = bcg("report", saved)
     assert shown.code == 0
-    assert "fused         16     7.300   7.519  2,192  1,900  97%     37  6.85 6e-03" in shown.out
+    assert "fused         16     7.300   7.519  2,192  1,900  97%     37  6.85 6e-03 0.94" in shown.out
+    assert "× own: error against a wider dtype over eager's own; above 2 is wrong." in shown.out
     assert "piecewise     16 fell back" in shown.out
     assert "piecewise: the compiler skipped 5 of 5 graphs: mutated inputs" in shown.out
+
+
+def test_a_report_from_before_the_yardstick_is_shown_without_it(bcg, tmp_path: Path) -> None:
+    content = json.loads(encode_report(profile_report()))
+    for bucket in content["buckets"]:
+        for row in bucket["modes"]:
+            del row["error_vs_exact"], row["eager_error_vs_exact"]
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps(content))
+    shown = bcg("report", old)
+    assert shown.code == 0
+    assert "37  6.85 6e-03\n" in shown.out
+    assert "× own" not in shown.out
+
+
+def test_a_page_shows_both_errors_against_exact(bcg, saved: Path, tmp_path: Path) -> None:
+    assert bcg("report", saved, "--html", tmp_path / "page.html").code == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "against exact</th>" in page
+    assert page.count(">7.5e-03</td>") == page.count(">8.0e-03</td>") == 10
 
 
 def test_a_page_is_written_whole(bcg, saved: Path, tmp_path: Path) -> None:

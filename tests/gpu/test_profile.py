@@ -58,6 +58,14 @@ def test_the_same_kernels_give_the_same_bits(report: ProfileReport, mode: str) -
     assert all(row.bitwise for row in rows(report, mode))
 
 
+@pytest.mark.parametrize("mode", ["compiled", "piecewise", "fused"])
+def test_other_kernels_are_off_from_float32_about_as_far_as_eager(report: ProfileReport, mode: str) -> None:
+    for row in rows(report, mode):
+        assert 0 < row.eager_error_vs_exact < 0.05
+        assert 0 < row.error_vs_exact <= 2 * row.eager_error_vs_exact + 1e-7
+    assert "fixed-limits" not in [warning.code for warning in report.warnings]
+
+
 def test_graphs_were_launched(report: ProfileReport) -> None:
     launches = {mode: [row.graph_launches for row in rows(report, mode)] for mode in MODES}
     assert launches["eager"] == [0, 0]

@@ -16,14 +16,19 @@ _CLASSES: dict[ModeName, str] = {
     "piecewise": "Piecewise",
     "fused": "Fused",
 }
-_NEED_GPU: tuple[ModeName, ...] = ("compiled", "piecewise", "fused")
+_COMPILING: tuple[ModeName, ...] = ("compiled", "piecewise", "fused")
 
 
 def why_unavailable(name: ModeName, device_type: str) -> str | None:
     """Return why a mode can't exist on a kind of device, or None."""
-    if device_type == "cpu" and name in _NEED_GPU:
+    if device_type == "cpu" and name in _COMPILING:
         return "not available on the host device: compiled code can be recorded in a graph only on a GPU"
     return None
+
+
+def has_own_kernels(name: ModeName) -> bool:
+    """Tell whether a mode runs other kernels than eager, which round elsewhere."""
+    return name in _COMPILING
 
 
 def make_mode(name: ModeName, target: Target) -> Mode:

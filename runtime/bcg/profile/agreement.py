@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,56 +10,101 @@ import torch
 from torch import Tensor
 
 from bcg.checking.compare import same_bits
+from bcg.checking.yardstick import ExactErrors, exact_errors
 from bcg.structure import tensors_in
 
 _LIMITS = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
-"""Largest relative error, by dtype. A compiler keeps other roundings than eager, and they add up over layers."""
+"""Largest relative error, by dtype, where there is no exact result to tell how far off eager is itself."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far a result is from eager's.
+    """How far results are from eager's.
 
     Attributes:
+        alike: Shapes and dtypes are the same, NaN and infinity are at the same places, and what has no exact result
+            is within the fixed limits.
         relative_error: Norm of the difference over the norm of eager's result, the worst of all tensors.
-        within: Whether that is explained by rounding in the result's dtype; never with NaN on one side only.
+        exact: Errors of both against the exact result, by tensor; of several runs the worst of each.
     """
 
     bitwise: bool = True
-    within: bool = True
+    alike: bool = True
     max_abs_error: float = 0.0
     relative_error: float = 0.0
+    exact: tuple[ExactErrors, ...] = ()
+
+    @property
+    def within(self) -> bool:
+        """Whether the difference is explained by rounding."""
+        return self.alike and all(errors.within for errors in self.exact)
+
+    @property
+    def worst(self) -> ExactErrors | None:
+        """The errors of the tensor that is worst by them."""
+        return max(self.exact, key=lambda errors: errors.excess, default=None)
 
     def joined(self, other: Agreement) -> Agreement:
-        """Return the worse of both."""
+        """Return the worse of two runs of one mode."""
+        if not (self.exact and other.exact):
+            return self._worse(other, self.exact or other.exact)
+        return self._worse(other, tuple(map(ExactErrors.joined, self.exact, other.exact)))
+
+    def beside(self, other: Agreement) -> Agreement:
+        """Return the worse of two tensors of one run."""
+        return self._worse(other, self.exact + other.exact)
+
+    def _worse(self, other: Agreement, exact: tuple[ExactErrors, ...]) -> Agreement:
         return Agreement(
             self.bitwise and other.bitwise,
-            self.within and other.within,
+            self.alike and other.alike,
             max(self.max_abs_error, other.max_abs_error),
             max(self.relative_error, other.relative_error),
+            exact,
         )
 
 
-def agreement(expected: Any, got: Any) -> Agreement:
-    """Compare the tensors of two results, in order."""
+_APART = Agreement(False, False, float("inf"), float("inf"))
+
+
+def agreement(expected: Any, got: Any, exact: Any = None) -> Agreement:
+    """Compare the tensors of two results, in order.
+
+    Args:
+        expected: What eager gives.
+        got: What is judged.
+        exact: What eager gives in a wider dtype, see `bcg.checking.yardstick`; without it, fixed limits count.
+    """
     ones, others = list(tensors_in(expected)), list(tensors_in(got))
-    total = Agreement()
     if len(ones) != len(others):
-        return Agreement(False, False, float("inf"), float("inf"))
-    for one, other in zip(ones, others, strict=True):
-        total = total.joined(_tensors(one, other))
+        return _APART
+    exacts = itertools.repeat(None) if exact is None else tensors_in(exact)
+    total = Agreement()
+    for one, other, exactly in zip(ones, others, exacts, strict=False):
+        total = total.beside(_tensors(one, other, exactly))
     return total
 
 
-def _tensors(expected: Tensor, got: Tensor) -> Agreement:
+def _tensors(expected: Tensor, got: Tensor, exact: Tensor | None) -> Agreement:
     if expected.shape != got.shape or expected.dtype != got.dtype:
-        return Agreement(False, False, float("inf"), float("inf"))
-    if same_bits(expected, got):
-        return Agreement()
-    one, other = expected.double(), got.double()
-    if not torch.equal(one.isnan(), other.isnan()):
-        return Agreement(False, False, float("inf"), float("inf"))
-    one, other = one.nan_to_num(), other.nan_to_num()
+        return _APART
+    is_same = same_bits(expected, got)
+    if not is_same and not _same_where_infinite(expected, got):
+        return _APART
+    errors: tuple[ExactErrors, ...] = ()
+    if exact is not None and expected.is_floating_point():
+        errors = (exact_errors(expected, got, exact.to(expected.device)),)
+    if is_same:
+        return Agreement(exact=errors)
+    finite = expected.isfinite()
+    one, other = (torch.where(finite, tensor.double(), 0.0) for tensor in (expected, got))
     error, norm = one - other, float(one.norm())
     relative = float(error.norm()) / norm if norm else float("inf")
-    return Agreement(False, relative <= _LIMITS.get(expected.dtype, 0.0), float(error.abs().max()), relative)
+    alike = bool(errors) or relative <= _LIMITS.get(expected.dtype, 0.0)
+    return Agreement(False, alike, float(error.abs().max()), relative, errors)
+
+
+def _same_where_infinite(expected: Tensor, got: Tensor) -> bool:
+    """Tell whether two tensors have NaN, and infinity of either sign, at the same places."""
+    same = (expected == got) | (expected.isnan() & got.isnan())
+    return bool((same | (expected.isfinite() & got.isfinite())).all())

@@ -84,6 +84,8 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     max_abs_error: float | None = None
     relative_error: float | None = None
     bitwise: bool | None = None
+    error_vs_exact: float | None = None
+    eager_error_vs_exact: float | None = None
 
 
 class AllPrepared(msgspec.Struct, tag=True, frozen=True, kw_only=True):
@@ -92,11 +94,13 @@ class AllPrepared(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     Attributes:
         startup_s: Wall time of all of it.
         capture: What was captured, for the map; None where the mode has no segments.
+        warnings: What a reader should know of how the first replays were judged.
     """
 
     buckets: list[Prepared]
     startup_s: float
     capture: CaptureReport | None = None
+    warnings: list[ReportWarning] = []
 
 
 class Measured(msgspec.Struct, tag=True, frozen=True, kw_only=True):

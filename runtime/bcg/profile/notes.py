@@ -24,6 +24,17 @@ def notes(report: ProfileReport) -> list[ReportWarning]:
     ]
 
 
+def held_to_limits(mode: ModeName, buckets: Sequence[int], cause: str, remedy: str) -> ReportWarning:
+    """Note that a mode with kernels of its own was judged without knowing how far off eager is itself."""
+    counts = ", ".join(str(tokens) for tokens in sorted(buckets))
+    return ReportWarning(
+        code="fixed-limits",
+        message=f"{mode} at {counts} tokens was judged by fixed limits of error, not by twice eager's own",
+        cause=cause,
+        remedy=remedy,
+    )
+
+
 def _rows(report: ProfileReport, mode: ModeName | None = None) -> Iterator[tuple[int, ModeRow]]:
     for bucket in report.buckets:
         for row in bucket.modes:

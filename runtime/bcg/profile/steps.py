@@ -15,8 +15,12 @@ import torch
 
 from bcg.device.meter import Meter
 from bcg.graph import Break, BreakableCUDAGraph, Segment
+from bcg.inputs import Batch
 from bcg.ranges import Range, Ranges
 from bcg.report import TimelineStep
+from bcg.runner import GraphRunner
+
+NUM_LOOKS = 5
 
 Around: TypeAlias = Callable[[], AbstractContextManager[Any]]
 
@@ -127,3 +131,14 @@ class Stopwatch:
         if not self._meter.is_device:
             return None
         return self._meter.elapsed_ms(self._marks[start], self._marks[end]) * 1e3 if start != end else 0.0
+
+
+def replay_of_median_length(runner: GraphRunner, batch: Batch, meter: Meter) -> list[TimelineStep]:
+    """Replay a batch that fills a bucket a few times, and return the steps of the replay of median length."""
+    watch = Stopwatch(runner.graphs[batch.num_tokens], meter)
+    replays = []
+    for _ in range(NUM_LOOKS):
+        runner.replay(batch, through=watch.replay)
+        replays.append(watch.steps())
+    replays.sort(key=lambda steps: sum(step.device_us or step.host_us for step in steps))
+    return replays[len(replays) // 2]

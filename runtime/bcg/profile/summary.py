@@ -62,7 +62,8 @@ def profile_report(plan: Plan, runs: Sequence[ModeRun], *, together: bool) -> Pr
         breaks=captured.breaks if captured else [],
         ranks=captured.ranks if captured else [],
     )
-    return msgspec.structs.replace(report, warnings=[*loaded.warnings, *notes(report)])
+    judged = [warning for run in runs if run.prepared is not None for warning in run.prepared.warnings]
+    return msgspec.structs.replace(report, warnings=[*loaded.warnings, *judged, *notes(report)])
 
 
 def _options(plan: Plan) -> dict[str, OptionValue]:
@@ -114,7 +115,7 @@ def _costs(mode: ModeName, prepared: Prepared) -> dict[str, Any]:
     kept = prepared.pool_bytes + prepared.driver_bytes
     names = (
         *("compile_s", "warmup_s", "capture_s", "pool_bytes", "driver_bytes", "transient_bytes"),
-        *("max_abs_error", "relative_error", "bitwise"),
+        *("max_abs_error", "relative_error", "bitwise", "error_vs_exact", "eager_error_vs_exact"),
     )
     facts = {name: getattr(prepared, name) for name in names}
     return facts | {"memory_bytes": (prepared.transient_bytes or 0) if mode == "eager" else kept}

@@ -46,9 +46,6 @@ if TYPE_CHECKING:
 
 NUM_SETTLING_STEPS = 2
 """Unmeasured steps at the start of a round: another process had the device in between."""
-NUM_LOOKS = 5
-CHECK_SEEDS = (1, 2)
-"""Inputs of the two replays that are checked: a frozen result can't be right for both."""
 
 
 class Worker:
@@ -104,12 +101,9 @@ class Worker:
     def prepare(self, command: Prepare) -> AllPrepared:
         """Compute what eager gives, make every bucket ready, and compare the first replays."""
         from bcg.modes.base import bucket_batch
+        from bcg.profile.checks import check_notes, checked, make_checks
 
-        checks = {
-            tokens: [bucket_batch(self._target, tokens, seed * 1_000_003) for seed in CHECK_SEEDS]
-            for tokens in command.buckets
-        }
-        expected = self._expected(checks)
+        checks = make_checks(self._target, self._mode.name, command.buckets)
         self._batches = {tokens: bucket_batch(self._target, tokens) for tokens in command.buckets}
         self._break_where_needed(command.buckets)
         started = time.perf_counter()
@@ -117,10 +111,11 @@ class Worker:
         self._meter.synchronize()
         startup_s = time.perf_counter() - started
         with self._ranges.make("check", "check")():
-            buckets = [self._checked(one, checks[one.tokens], expected.get(one.tokens)) for one in preparations]
+            buckets = [checked(one, self._mode.run, checks) for one in preparations]
+        warnings = check_notes(self._mode.name, buckets, checks)
         buckets = self._agreed(buckets)
         self._name_steps()
-        return AllPrepared(buckets=buckets, startup_s=startup_s, capture=self._capture())
+        return AllPrepared(buckets=buckets, startup_s=startup_s, capture=self._capture(), warnings=warnings)
 
     def _break_where_needed(self, buckets: Sequence[int]) -> None:
         """Give the breakable mode the automatic breaks of `bcg capture`; where none help, its capture says why."""
@@ -154,12 +149,15 @@ class Worker:
     def look(self, command: Look) -> Looked:
         """Look into one step; after all rounds, because a profiler leaves traces in the launch path."""
         from bcg.profile.launches import device_activity
+        from bcg.profile.steps import replay_of_median_length
+        from bcg.report import Timeline
 
         self._end_measuring()
         batch, runner = self._batches[command.tokens], self._mode.runner
         replay, launches = None, None
         if runner is not None:
-            replay = self._replay_of_median_length(command.tokens)
+            steps = replay_of_median_length(runner, batch, self._meter)
+            replay = Timeline(mode=self._mode.name, tokens=command.tokens, steps=steps)
             launches = float(runner.graphs[command.tokens].num_segments)
         activity = None
         if self._meter.is_device and not self._ranges.active:
@@ -212,45 +210,6 @@ class Worker:
             notes=counts.notes,
         )
 
-    def _expected(self, checks: dict[int, Any]) -> dict[int, list[Any]]:
-        import torch
-
-        from bcg.modes.eager import Eager
-        from bcg.structure import map_tensors
-
-        eager, expected = Eager(self._target), {}
-        for tokens, batches in checks.items():
-            try:
-                expected[tokens] = [map_tensors(lambda one: one.clone(), eager.run(batch)) for batch in batches]
-            except torch.OutOfMemoryError:
-                continue
-        return expected
-
-    def _checked(self, one: Any, batches: list[Any], expected: list[Any] | None) -> Prepared:
-        from bcg.profile.agreement import Agreement, agreement
-
-        facts = {name: getattr(one, name) for name in Prepared.__struct_fields__ if hasattr(one, name)}
-        if one.status != "measured":
-            return Prepared(**facts)
-        if expected is None:
-            return Prepared(**facts | {"status": "out of memory", "reason": "eager itself does not fit"})
-        found = Agreement()
-        try:
-            for batch, result in zip(batches, expected, strict=True):
-                found = found.joined(agreement(result, self._mode.run(batch)))
-        except Exception as error:  # noqa: BLE001 - a mode that can't replay is a row of the report
-            reason = f"the first replay failed: {type(error).__name__}: {error}".splitlines()[0][:300]
-            return Prepared(**facts | {"status": "failed", "reason": reason})
-        errors = {
-            "max_abs_error": found.max_abs_error,
-            "relative_error": found.relative_error,
-            "bitwise": found.bitwise,
-        }
-        if not found.within:
-            reason = f"its first replay differs from eager: relative error {found.relative_error:.2g}"
-            return Prepared(**facts | errors | {"status": "wrong", "reason": reason})
-        return Prepared(**facts | errors)
-
     def _agreed(self, buckets: list[Prepared]) -> list[Prepared]:
         """Leave out what another rank can't measure."""
         if self._world is None:
@@ -297,20 +256,6 @@ class Worker:
             return self._mode.run(batch)
         assert self._mode.runner is not None
         return self._mode.runner.replay(batch, through=through)
-
-    def _replay_of_median_length(self, tokens: int) -> Any:
-        from bcg.profile.steps import Stopwatch
-        from bcg.report import Timeline
-
-        runner = self._mode.runner
-        assert runner is not None
-        watch = Stopwatch(runner.graphs[tokens], self._meter)
-        replays = []
-        for _ in range(NUM_LOOKS):
-            runner.replay(self._batches[tokens], through=watch.replay)
-            replays.append(watch.steps())
-        replays.sort(key=lambda steps: sum(step.device_us or step.host_us for step in steps))
-        return Timeline(mode=self._mode.name, tokens=tokens, steps=replays[len(replays) // 2])
 
     def _begin_measuring(self) -> None:
         """Open the region that ``nsys --nvtx-capture=profile@bcg`` and ``--capture-range=cudaProfilerApi`` record."""

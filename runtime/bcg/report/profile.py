@@ -54,6 +54,9 @@ class ModeRow(msgspec.Struct, frozen=True, kw_only=True):
         max_abs_error: Largest difference to eager on the first replays.
         relative_error: Norm of the difference over the norm of eager's result.
         bitwise: Whether they were equal to the last bit.
+        error_vs_exact: Norm of the difference to what eager gives in a wider dtype (float32; of a float32 model
+            float64), over the norm of that; None for modes that run eager's own kernels, and where that can't be run.
+        eager_error_vs_exact: The same of eager in the model's own dtype; the mode may be off twice as far.
         speedup_vs_eager: Eager's `p50_ms` over this one's.
     """
 
@@ -82,6 +85,8 @@ class ModeRow(msgspec.Struct, frozen=True, kw_only=True):
     max_abs_error: float | None = None
     relative_error: float | None = None
     bitwise: bool | None = None
+    error_vs_exact: float | None = None
+    eager_error_vs_exact: float | None = None
     speedup_vs_eager: float | None = None
     speedup_vs_full: float | None = None
     speedup_vs_compiled: float | None = None
@@ -193,6 +198,11 @@ class ProfileReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind",
 
     def __post_init__(self) -> None:
         check_map(self.map, self.segments, self.breaks)
+
+    @property
+    def has_exact_errors(self) -> bool:
+        """Whether a mode was compared with what eager gives in a wider dtype."""
+        return any(row.error_vs_exact is not None for bucket in self.buckets for row in bucket.modes)
 
     @property
     def on_host(self) -> bool:

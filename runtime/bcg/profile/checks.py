@@ -1,0 +1,106 @@
+"""The first replays of a mode, compared with eager: a mode that is wrong gets no time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from bcg.checking.yardstick import Exact, exact_results
+from bcg.inputs import Batch
+from bcg.modes import has_own_kernels
+from bcg.modes.base import Preparation, bucket_batch
+from bcg.modes.eager import Eager
+from bcg.profile.agreement import Agreement, agreement
+from bcg.profile.messages import Prepared
+from bcg.profile.notes import held_to_limits
+from bcg.report import ModeName, ReportWarning
+from bcg.structure import map_tensors
+from bcg.target import Target
+
+CHECK_SEEDS = (1, 2)
+"""Inputs of the two replays that are checked: a frozen result can't be right for both."""
+
+
+@dataclass(frozen=True)
+class Checks:
+    """Batches, and what a mode has to make of them.
+
+    Attributes:
+        batches: By bucket, one a seed.
+        eager: What eager gives for them; nothing for a bucket in which it does not fit.
+        exact: What eager gives in a wider dtype; empty for modes that run eager's own kernels.
+    """
+
+    batches: dict[int, list[Batch]]
+    eager: dict[int, list[Any]]
+    exact: Exact = field(default_factory=Exact)
+
+
+def make_checks(target: Target, mode: ModeName, buckets: Sequence[int]) -> Checks:
+    """Run eager for what the first replays are compared with; before the mode is prepared, which takes the target over.
+
+    Args:
+        target: What is profiled; left as it was.
+        mode: Whose replays are checked.
+        buckets: Token counts.
+    """
+    batches = {tokens: [bucket_batch(target, tokens, seed * 1_000_003) for seed in CHECK_SEEDS] for tokens in buckets}
+    run, expected = Eager(target).run, {}
+    for tokens, given in batches.items():
+        try:
+            expected[tokens] = [map_tensors(torch.clone, run(batch)) for batch in given]
+        except torch.OutOfMemoryError:
+            continue
+    if not has_own_kernels(mode):
+        return Checks(batches, expected)
+    return Checks(batches, expected, exact_results(target, run, batches, expected))
+
+
+def checked(one: Preparation, run: Callable[[Batch], Any], checks: Checks) -> Prepared:
+    """Compare a bucket's first replays with eager.
+
+    Args:
+        one: How the bucket was made ready.
+        run: Runs a batch in the mode.
+        checks: The batches, and what eager gave for them.
+    """
+    facts = {name: getattr(one, name) for name in Prepared.__struct_fields__ if hasattr(one, name)}
+    if one.status != "measured":
+        return Prepared(**facts)
+    if one.tokens not in checks.eager:
+        return Prepared(**facts | {"status": "out of memory", "reason": "eager itself does not fit"})
+    batches, eager = checks.batches[one.tokens], checks.eager[one.tokens]
+    exact = checks.exact.results.get(one.tokens, [None] * len(batches))
+    found = Agreement()
+    try:
+        for batch, result, exactly in zip(batches, eager, exact, strict=True):
+            found = found.joined(agreement(result, run(batch), exactly))
+    except Exception as error:  # noqa: BLE001 - a mode that can't replay is a row of the report
+        reason = f"the first replay failed: {type(error).__name__}: {error}".splitlines()[0][:300]
+        return Prepared(**facts | {"status": "failed", "reason": reason})
+    errors = {
+        "max_abs_error": found.max_abs_error,
+        "relative_error": found.relative_error,
+        "bitwise": found.bitwise,
+        "error_vs_exact": found.worst and found.worst.result,
+        "eager_error_vs_exact": found.worst and found.worst.eager,
+    }
+    if not found.within:
+        return Prepared(**facts | errors | {"status": "wrong", "reason": _why_wrong(found)})
+    return Prepared(**facts | errors)
+
+
+def _why_wrong(found: Agreement) -> str:
+    if found.alike:
+        return f"its first replay differs from eager: {found.worst}"
+    return f"its first replay differs from eager: relative error {found.relative_error:.2g}"
+
+
+def check_notes(mode: ModeName, buckets: Sequence[Prepared], checks: Checks) -> list[ReportWarning]:
+    """Say which buckets were judged by fixed limits because eager could not be run in a wider dtype, and why not."""
+    hit = [one.tokens for one in buckets if one.bitwise is False and one.error_vs_exact is None]
+    lack = checks.exact.lack
+    return [held_to_limits(mode, hit, lack.cause, lack.remedy)] if hit and lack else []
