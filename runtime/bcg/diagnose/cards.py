@@ -1,14 +1,16 @@
-"""Cards: findings and errors as diagnoses that a report can hold."""
+"""Cards: findings, remedies and errors as a report can hold them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 
+from bcg.diagnose.remedies import Remedy
 from bcg.diagnose.survey import Finding
 from bcg.errors import CaptureError
 from bcg.hazards import HAZARDS
-from bcg.report import Card
+from bcg.report import AutomaticBreak, Card
+from bcg.target import Target
 
 _MESSAGES = (
     ("L13", r"out of memory"),
@@ -50,6 +52,34 @@ def cards_of(findings: Iterable[Finding]) -> list[Card]:
     for finding in findings:
         groups.setdefault((finding.hazard, finding.operation, finding.source), []).append(finding)
     return [card_of(group[0], len(group)) for group in groups.values()]
+
+
+def row_of(remedy: Remedy, finding: Finding, target: Target) -> AutomaticBreak:
+    """Describe a remedy that is in effect, and the finding that it helps with."""
+    card = card_of(finding)
+    if remedy.size == "module":
+        name = type(target.module.get_submodule(remedy.name)).__name__
+        return AutomaticBreak(
+            size="module",
+            name=name,
+            module=remedy.name,
+            option=f"--break '{remedy.name}'",
+            decorator=f"@eager_on_graph on {name}.forward",
+            card=card,
+        )
+    around = finding.functions[0].path if finding.functions else ""
+    if remedy.function is not None:
+        name, around = remedy.function.name, remedy.function.path
+        option = f"--break '{around}'"
+    else:
+        name = remedy.name
+        option = f"--break '{around or finding.module}'" if around or finding.module else ""
+    decorator = f"@eager_on_graph on {around}" if around else "@eager_on_graph on a function around this line"
+    if remedy.size == "pin":
+        option, decorator = "", "none needed: make the value once, as a buffer of the module"
+    return AutomaticBreak(
+        size=remedy.size, name=name, module=finding.module, option=option, decorator=decorator, card=card
+    )
 
 
 def card_of_error(error: CaptureError) -> Card | None:
