@@ -142,7 +142,9 @@ class Child:
         return lines[-1][:300] if lines else None
 
 
-def serve(commands_type: Any, answer: Callable[[Any], msgspec.Struct], last: type[msgspec.Struct]) -> None:
+def serve(
+    commands_type: Any, answer: Callable[[Any], msgspec.Struct], last: type[msgspec.Struct] | tuple[()] = ()
+) -> None:
     """Be the child that the command line describes: answer commands until they end, or an answer is the last.
 
     The child is killed when its parent is gone, whatever it is doing then.
@@ -150,7 +152,7 @@ def serve(commands_type: Any, answer: Callable[[Any], msgspec.Struct], last: typ
     Args:
         commands_type: Type of the commands.
         answer: Does what a command says; an error that it raises is the answer.
-        last: Type of the answer after which there is nothing more to do.
+        last: Type of the answer after which there is nothing more to do, if any is.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SIGNAL_AT_PARENTS_DEATH, signal.SIGKILL)

@@ -383,6 +383,10 @@ class CudaDevice:
         other = torch.cuda.ExternalStream(int(stream), device=self._index)
         torch.cuda.current_stream(self._index).wait_stream(other)
 
+    @property
+    def can_be_lost(self) -> bool:
+        return True
+
     def is_lost(self) -> bool:
         try:
             torch.cuda.synchronize(self._index)

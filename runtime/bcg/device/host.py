@@ -252,6 +252,10 @@ class HostDevice:
     def order_after(self, stream: Any) -> None:
         return None
 
+    @property
+    def can_be_lost(self) -> bool:
+        return False
+
     def is_lost(self) -> bool:
         return False
 

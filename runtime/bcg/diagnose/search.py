@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from bcg.device import find_device
 from bcg.diagnose.attempt import attempt, finding_of
 from bcg.diagnose.cards import cards_of, row_of
+from bcg.diagnose.elsewhere import Elsewhere
 from bcg.diagnose.passes import runnable, survey_all
 from bcg.diagnose.remedies import Remedies, Remedy, remedies_for
 from bcg.diagnose.survey import Finding
@@ -70,8 +71,8 @@ def break_where_needed(
 
     A survey of the eager forward finds the places; each gets its smallest remedy (a pin, a break the size of an
     operation, a function, a module, a parent module). The target is then captured at its smallest and largest bucket
-    and replayed with other inputs; if that fails, the places get their next size. Breaks are left in effect on the
-    target.
+    and replayed with other inputs, in a child process where that could cost this one its device; if it fails, the
+    places get their next size. Breaks are left in effect on the target.
 
     Args:
         target: What is to be captured.
@@ -84,26 +85,27 @@ def break_where_needed(
         UncapturableError: No break below the root helps.
     """
     sizes = runnable(target, _ends(buckets))
-    search = _Search(target)
-    if failure is not None:
-        search.add([finding_of(failure, target)])
-    for _ in range(MAX_ROUNDS):
-        on_step("looking for what can't be captured")
-        findings, cards = survey_all(target, sizes)
-        if search.add(findings):
-            continue
-        if not sizes:
-            return Diagnosis(cards=cards)
-        if not search.remedies.chosen and not always_try:
-            if search.rehearse(sizes[0]):
+    with Elsewhere(target) as elsewhere:
+        search = _Search(target, elsewhere)
+        if failure is not None:
+            search.add([finding_of(failure, target)])
+        for _ in range(MAX_ROUNDS):
+            on_step("looking for what can't be captured")
+            findings, cards = survey_all(target, sizes)
+            if search.add(findings):
+                continue
+            if not sizes:
                 return Diagnosis(cards=cards)
-            continue
-        on_step("trying automatic breaks")
-        reason = search.trial(sizes)
-        if reason is None:
-            return Diagnosis(search.rows(), cards, search.num_trials)
-        search.escalate(reason)
-    raise search.given_up("the search for automatic breaks does not end")
+            if not search.remedies.chosen and not always_try:
+                if search.rehearse(sizes[0]):
+                    return Diagnosis(cards=cards)
+                continue
+            on_step("trying automatic breaks")
+            reason = search.trial(sizes)
+            if reason is None:
+                return Diagnosis(search.rows(), cards, search.num_trials)
+            search.escalate(reason)
+        raise search.given_up("the search for automatic breaks does not end")
 
 
 def load_with_breaks(
@@ -149,13 +151,19 @@ def _ends(buckets: Sequence[int]) -> list[int]:
 
 
 class _Search:
-    """The state of one search: for each site its remedies, and which of them is tried now."""
+    """The state of one search: for each site its remedies, and which of them is tried now.
 
-    def __init__(self, target: Target) -> None:
+    Args:
+        target: Gets the remedies.
+        elsewhere: Where they are tried, if that can be.
+    """
+
+    def __init__(self, target: Target, elsewhere: Elsewhere) -> None:
         self.remedies = Remedies(target)
         self.num_trials = 0
         self._failure: Finding | None = None
         self._target = target
+        self._elsewhere = elsewhere
         self._findings: dict[tuple[str, str, str], Finding] = {}
         self._levels: dict[tuple[str, str, str], int] = {}
 
@@ -192,6 +200,7 @@ class _Search:
         """Capture the smallest bucket where only a capture shows what can't be: return whether it can, or must do.
 
         A kernel wrapper that synchronizes is such a thing; the recorder of the host sees all that it would refuse.
+        It stays in this process: without remedies it does nothing that the capture proper would not do anyway.
         """
         if find_device(self._target.device).needs_tape or self._target.alignment is not None:
             return True
@@ -211,7 +220,7 @@ class _Search:
     def trial(self, sizes: Sequence[int]) -> str | None:
         """Capture and replay with other inputs; return why it isn't right, or None."""
         self.num_trials += 1
-        outcome = attempt(self._target, sizes)
+        outcome = self._elsewhere.attempt(self.remedies.chosen, sizes) or attempt(self._target, sizes)
         self._failure = outcome.failure
         return outcome.reason
 
