@@ -169,6 +169,9 @@ class Device(Protocol):
     def is_lost(self) -> bool:
         """Tell whether such an error has made the device unusable to this process."""
 
+    def listen(self) -> Callable[[], str]:
+        """Return a function that tells what the driver has said about errors since now, a few lines; or nothing."""
+
     def synchronize(self) -> None:
         """Wait until all work on the device is done."""
 

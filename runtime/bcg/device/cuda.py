@@ -15,6 +15,7 @@ import torch
 from cuda.bindings import driver, runtime
 from torch import Tensor
 
+from bcg.device import driver_log
 from bcg.device.base import CHURN_SIZES, POISON_BYTE, MemoryReading, Pool, SegmentContents
 from bcg.errors import CaptureError, UsageError
 from bcg.hazards import HAZARDS
@@ -393,6 +394,9 @@ class CudaDevice:
         except RuntimeError:
             return True
         return False
+
+    def listen(self) -> Callable[[], str]:
+        return driver_log.listen()
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self._index)

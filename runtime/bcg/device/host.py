@@ -259,6 +259,9 @@ class HostDevice:
     def is_lost(self) -> bool:
         return False
 
+    def listen(self) -> Callable[[], str]:
+        return str
+
     def synchronize(self) -> None:
         return None
 

@@ -58,6 +58,7 @@ def finding_of(failure: CaptureError, target: Target) -> Finding:
         first_line(failure),
         modules,
         card.source_line if card is not None else "",
+        driver_text=card.driver_text if card is not None else "",
     )
 
 

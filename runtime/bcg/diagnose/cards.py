@@ -40,6 +40,7 @@ def card_of(finding: Finding, occurrences: int = 1) -> Card:
         operation=finding.operation,
         module=finding.module,
         source_line=finding.source,
+        driver_text=finding.driver_text,
         remedy=hazard.remedy,
         break_option=f"--break '{finding.module}'" if finding.module else "",
         occurrences=occurrences,
@@ -85,7 +86,7 @@ def row_of(remedy: Remedy, finding: Finding, target: Target) -> AutomaticBreak:
 def card_of_error(error: CaptureError) -> Card | None:
     """Describe a failed capture by its hazard, or by what the driver's message means; None where neither is known."""
     text = "\n".join(str(part) for part in (error, *_causes(error)))
-    code = error.hazard or next((row for row, pattern in _MESSAGES if re.search(pattern, text)), None)
+    code = error.hazard or _hazard_in(text) or _hazard_in(error.driver_text)
     if code is None:
         return None
     hazard, place = HAZARDS[code], error.place
@@ -97,10 +98,14 @@ def card_of_error(error: CaptureError) -> Card | None:
         operation=(place.operation if place else None) or "",
         module=module,
         source_line=(place.source if place else None) or "",
-        driver_text=next((line.strip() for line in text.splitlines() if "CUDA error" in line), ""),
+        driver_text=error.driver_text or next((line.strip() for line in text.splitlines() if "CUDA error" in line), ""),
         remedy=hazard.remedy,
         break_option=f"--break '{module}'" if module else "",
     )
+
+
+def _hazard_in(text: str) -> str | None:
+    return next((row for row, pattern in _MESSAGES if re.search(pattern, text)), None)
 
 
 def _causes(error: BaseException) -> Iterable[BaseException | str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bcg.child import serve
 from bcg.device import find_device
+from bcg.device.driver_log import keep_log
 from bcg.diagnose.attempt import Outcome, attempt
 from bcg.diagnose.messages import Command, Load, Loaded, Reply, Tried, Try
 from bcg.diagnose.remedies import Remedies
@@ -49,6 +50,7 @@ class _Answers:
 
     def __call__(self, command: Command) -> Reply:
         if isinstance(command, Load):
+            keep_log()
             self._trial = _Trial(load_again(command.words))
             return Loaded()
         assert self._trial is not None
