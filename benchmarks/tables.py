@@ -104,15 +104,23 @@ def _thousands(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}"
 
 
+FIGURES = {
+    "ready_s": "until each bucket was served once",
+    "whole_s": "captures and warm-ups",
+    "capture_s": "captures alone",
+    "memory_mib": "memory",
+}
+
+
 def rival() -> str:
     rows = []
     for result in json.loads((MEASUREMENTS / "benchmark-capture.json").read_text())["results"]:
         replays = result["replays"]
         ratios = [row["ratio"] for row in replays]
         equal = all(row["bitwise_equal_to_each_other_and_eager"] for row in replays)
-        for name, unit in (("capture_s", "s"), ("whole_s", "s"), ("memory_mib", "MiB")):
+        for name, what in FIGURES.items():
             ours, theirs = result["medians"]["ours"][name], result["medians"]["theirs"][name]
-            what = {"capture_s": "captures alone", "whole_s": "with warm-ups", "memory_mib": "memory"}[name]
+            unit = "MiB" if name == "memory_mib" else "s"
             rows.append(
                 (result["model"], what, f"{ours:.2f} {unit}", f"{theirs:.2f} {unit}", f"{result['ratios'][name]:.2f}")
             )

@@ -30,6 +30,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _has_gpu() -> bool:
     import torch
 
+    from bcg.device.driver_log import keep_log
+
+    keep_log()
     return torch.cuda.is_available()
 
 

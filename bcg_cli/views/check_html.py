@@ -49,6 +49,7 @@ def _finding(card: Card) -> str:
         ("module", card.module),
         ("operation", card.operation),
         ("line", card.source_line),
+        ("driver", card.driver_text),
         ("cause", card.cause),
         ("remedy", card.remedy),
     )

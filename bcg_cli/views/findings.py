@@ -53,6 +53,8 @@ def automatic_breaks_view(breaks: Sequence[AutomaticBreak]) -> RenderableType:
         table.add_row(
             "why", Text(f"{item.card.hazard}: {item.card.operation} at {item.card.source_line}: {item.card.title}")
         )
+        if item.card.driver_text:
+            table.add_row("driver", Text(item.card.driver_text))
         if item.option:
             table.add_row("explicit", Text(item.option))
         table.add_row("or", Text(item.decorator))

@@ -219,7 +219,7 @@ def card_sections(cards: Sequence[Card]) -> list[str]:
     rows = [
         [
             f"<b>{escape(card.hazard)}</b>",
-            escape(card.title),
+            escape(card.title) + (f"<br><code>{escape(card.driver_text)}</code>" if card.driver_text else ""),
             f"<code>{escape(card.module)}</code>",
             f"<code>{escape(card.source_line)}</code>",
             escape(card.remedy),

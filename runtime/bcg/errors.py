@@ -76,14 +76,22 @@ class CaptureError(BcgError):
         hint: What to do next.
         place: Operation, module and source line, where they are known.
         hazard: The row of the hazard catalogue, such as ``L1``.
+        driver_text: What the device's driver said meanwhile, a few lines.
     """
 
     def __init__(
-        self, message: str, *, hint: str | None = None, place: Place | None = None, hazard: str | None = None
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        place: Place | None = None,
+        hazard: str | None = None,
+        driver_text: str = "",
     ) -> None:
         super().__init__(message, hint=hint)
         self.place = place
         self.hazard = hazard
+        self.driver_text = driver_text
 
 
 class HostReadError(CaptureError):

@@ -129,7 +129,7 @@ def find_function(path: str) -> FunctionReference:
         function = getattr(owner, name.rpartition(".")[2])
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(f"--break {path!r} names no function: {error}", hint=hint) from error
-    code = _code_of(function)
+    code = code_of(function)
     if code is None:
         raise UsageError(f"--break {path!r} is no Python function", hint=hint)
     if isinstance(owner, type):
@@ -173,10 +173,11 @@ def _first_argument(frame: FrameType) -> Any:
 def is_forward(frame: FrameType) -> bool:
     """Tell whether a frame is a module's forward."""
     module = _first_argument(frame)
-    return isinstance(module, nn.Module) and _code_of(type(module).forward) is frame.f_code
+    return isinstance(module, nn.Module) and code_of(type(module).forward) is frame.f_code
 
 
-def _code_of(function: Any) -> CodeType | None:
+def code_of(function: Any) -> CodeType | None:
+    """Return what identifies a Python function, whatever wraps it; None for anything else."""
     return getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
 
 
@@ -185,16 +186,16 @@ def _reference(frame: FrameType, callers: list[FrameType]) -> FunctionReference 
     module_name = frame.f_globals.get("__name__", "")
     path = f"{module_name}:{code.co_qualname}"
     owner = _first_argument(frame)
-    if isinstance(owner, nn.Module) and _code_of(getattr(type(owner), name, None)) is code:
+    if isinstance(owner, nn.Module) and code_of(getattr(type(owner), name, None)) is code:
         return FunctionReference(path, code, (FunctionPlace(owner, name),))
     for base in type(owner).__mro__ if owner is not None else ():
-        if isinstance(function := vars(base).get(name), FunctionType) and _code_of(function) is code:
+        if isinstance(function := vars(base).get(name), FunctionType) and code_of(function) is code:
             return FunctionReference(path, code, (FunctionPlace(base, name),))
     scopes: dict[int, dict[str, Any]] = {id(each.f_globals): each.f_globals for each in (frame, *callers)}
     places = tuple(
         FunctionPlace(scope, key)
         for scope in scopes.values()
         for key, value in list(scope.items())
-        if isinstance(value, FunctionType) and _code_of(value) is code
+        if isinstance(value, FunctionType) and code_of(value) is code
     )
     return FunctionReference(path, code, places) if places else None

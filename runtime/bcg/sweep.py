@@ -120,6 +120,8 @@ class Sweep:
         return BucketCapture(tokens, "out of memory", error=failed[0])
 
     def _try_bucket(self, tokens: int) -> BucketCapture:
+        device = find_device(self.target.device)
+        driver_text = device.listen()
         try:
             try:
                 return self._warm_up_and_capture(tokens)
@@ -129,24 +131,27 @@ class Sweep:
                 if self._needs_tape or self.target.alignment is not None:
                     raise
                 self._needs_tape = True  # the tape says where and why
+                driver_text = device.listen()
                 return self._warm_up_and_capture(tokens)
         except torch.OutOfMemoryError as error:
             return BucketCapture(tokens, "out of memory", error=first_line(error))
         except Dropped:
             return BucketCapture(tokens, "out of memory")
         except BcgError as error:
-            place, hazard = getattr(error, "place", None), getattr(error, "hazard", None)
+            place, hazard, said = getattr(error, "place", None), getattr(error, "hazard", None), driver_text()
             hint = self._hint_if_lost() or error.hint
             raise CaptureError(
-                f"bucket of {tokens} tokens: {error.message}", hint=hint, place=place, hazard=hazard
+                f"bucket of {tokens} tokens: {error.message}", hint=hint, place=place, hazard=hazard, driver_text=said
             ) from error
         except Exception as error:
+            said = driver_text()
             where = f", {error.__notes__[0]}" if getattr(error, "__notes__", None) else ""
             raise CaptureError(
                 f"bucket of {tokens} tokens: {type(error).__name__}: {first_line(error)}{where}",
                 hint=self._hint_if_lost()
                 or "see --traceback; the forward must run eagerly at this size before it can be captured",
                 place=Place(source=users_line(error)),
+                driver_text=said,
             ) from error
 
     def _hint_if_lost(self) -> str | None:

@@ -19,6 +19,22 @@ from bcg.rules import BreakRules
 from bcg.structure import tensors_in
 
 
+@dataclass(frozen=True)
+class TargetWords:
+    """What `bcg.models.load_target` was told, so that another process can make the same target.
+
+    Attributes:
+        device: As in `torch.device`, with its index.
+    """
+
+    model: str
+    device: str
+    dtype: str | None
+    seed: int
+    attention_break: bool
+    break_globs: tuple[str, ...]
+
+
 @dataclass
 class Target:
     """A module, how to make its inputs, and what was found out about it.
@@ -40,6 +56,7 @@ class Target:
         warms_up_whole: Whether warm-ups must run all layers: pinned values are taken from them.
         surroundings: Makes a context manager that every forward runs in, such as automatic breaks.
         alignment: The other ranks, where the target is sharded over several processes.
+        words: What it can be made again from; None for a target that was made or changed in Python, or is sharded.
     """
 
     name: str
@@ -57,6 +74,7 @@ class Target:
     warms_up_whole: bool = False
     surroundings: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
     alignment: Alignment | None = None
+    words: TargetWords | None = None
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Any:
         """Run one forward on these inputs.

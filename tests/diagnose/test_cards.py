@@ -40,6 +40,18 @@ def test_what_a_message_means(hazard: str, message: str) -> None:
     assert card.driver_text == (message if message.startswith("CUDA error") else "")
 
 
+def test_what_the_driver_said_is_on_the_card_and_may_tell_the_cause() -> None:
+    said = "[CUDA][E] operation not permitted when stream is capturing"
+    card = card_of_error(CaptureError("bucket of 8 tokens: RuntimeError: no", driver_text=said))
+    assert card is not None
+    assert (card.hazard, card.driver_text) == ("L1", said)
+    card = card_of_error(CaptureError("CUDA out of memory", driver_text=said))
+    assert card is not None
+    assert (card.hazard, card.driver_text) == ("L13", said)
+    (card,) = cards_of([Finding("L1", "", "no", ("layers.0",), "", driver_text=said)])
+    assert card.driver_text == said
+
+
 def test_an_unknown_message_gives_no_card() -> None:
     assert card_of_error(CaptureError("something else")) is None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -12,10 +13,11 @@ from torch import Tensor
 from bcg.breaks import current_capture, is_following
 from bcg.capture import BreakableCUDAGraphCapture
 from bcg.checking import verify
+from bcg.device.host import HostDevice
 from bcg.diagnose import UncapturableError, break_where_needed, failures_explained
 from bcg.errors import CaptureError
 from bcg.runner import GraphRunner
-from tests.diagnose.models import Inner, Model, target_of
+from tests.diagnose.models import Inner, Model, reads_a_value, target_of
 
 
 def raises_under_capture(inner: Inner, x: Tensor) -> Tensor:
@@ -86,6 +88,39 @@ def test_an_error_that_only_the_capture_raises(device: str) -> None:
     error = placed_in_its_module(raises_under_capture, device)
     assert "not permitted when stream is capturing" in error.message
     assert "CUDA error" in error.cards[0].driver_text
+
+
+def speaking_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Play a driver that numbers the moments since which it is asked."""
+    numbers = itertools.count()
+
+    def listen(device: HostDevice) -> Callable[[], str]:
+        number = next(numbers)
+        return lambda: f"said since {number}"
+
+    monkeypatch.setattr(HostDevice, "listen", listen)
+
+
+def test_what_the_driver_said_is_on_the_error_and_its_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    speaking_driver(monkeypatch)
+    error = placed_in_its_module(raises_under_capture, "cpu")
+    assert error.driver_text == "said since 0"
+    assert [card.driver_text for card in error.cards] == ["said since 0"]
+
+
+def test_a_card_of_the_survey_gets_the_drivers_words_of_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    speaking_driver(monkeypatch)
+    error = placed_in_its_module(reads_a_value, "cpu")
+    assert [(card.operation, card.driver_text) for card in error.cards] == [("Tensor.item", "said since 0")]
+
+
+def test_an_automatic_break_keeps_what_the_driver_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    speaking_driver(monkeypatch)
+    target = target_of(Model(None, raises_under_capture, None), "cpu")
+    with pytest.raises(CaptureError) as caught:
+        GraphRunner(target).capture((4, 8))
+    (row,) = break_where_needed(target, (4, 8), failure=caught.value).automatic_breaks
+    assert row.card.driver_text == "said since 0"
 
 
 @pytest.mark.gpu

@@ -165,8 +165,15 @@ class Device(Protocol):
     def order_after(self, stream: Any) -> None:
         """Make the current stream wait for the work launched so far on `stream`."""
 
+    @property
+    def can_be_lost(self) -> bool:
+        """Whether an error, such as an illegal access, can make the device unusable to the process that ran it."""
+
     def is_lost(self) -> bool:
-        """Tell whether an error, such as an illegal access, has made the device unusable to this process."""
+        """Tell whether such an error has made the device unusable to this process."""
+
+    def listen(self) -> Callable[[], str]:
+        """Return a function that tells what the driver has said about errors since now, a few lines; or nothing."""
 
     def synchronize(self) -> None:
         """Wait until all work on the device is done."""

@@ -15,6 +15,7 @@ import torch
 from cuda.bindings import driver, runtime
 from torch import Tensor
 
+from bcg.device import driver_log
 from bcg.device.base import CHURN_SIZES, POISON_BYTE, MemoryReading, Pool, SegmentContents
 from bcg.errors import CaptureError, UsageError
 from bcg.hazards import HAZARDS
@@ -403,12 +404,19 @@ class CudaDevice:
         other = torch.cuda.ExternalStream(int(stream), device=self._index)
         torch.cuda.current_stream(self._index).wait_stream(other)
 
+    @property
+    def can_be_lost(self) -> bool:
+        return True
+
     def is_lost(self) -> bool:
         try:
             torch.cuda.synchronize(self._index)
         except RuntimeError:
             return True
         return False
+
+    def listen(self) -> Callable[[], str]:
+        return driver_log.listen()
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self._index)

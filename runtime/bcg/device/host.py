@@ -255,8 +255,15 @@ class HostDevice:
     def order_after(self, stream: Any) -> None:
         return None
 
+    @property
+    def can_be_lost(self) -> bool:
+        return False
+
     def is_lost(self) -> bool:
         return False
+
+    def listen(self) -> Callable[[], str]:
+        return str
 
     def synchronize(self) -> None:
         return None

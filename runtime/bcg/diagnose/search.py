@@ -4,24 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-import torch
-
-from bcg.checking import Verification, verify
-from bcg.checking.compare import are_near
-from bcg.context import ForwardContext, forward_context
 from bcg.device import find_device
-from bcg.diagnose.cards import card_of, card_of_error, cards_of
+from bcg.diagnose.attempt import attempt, finding_of
+from bcg.diagnose.cards import cards_of, row_of
+from bcg.diagnose.elsewhere import Elsewhere
+from bcg.diagnose.passes import runnable, survey_all
 from bcg.diagnose.remedies import Remedies, Remedy, remedies_for
-from bcg.diagnose.survey import Finding, Survey, changed_state, frozen_numbers, host_state, survey
-from bcg.errors import BcgError, CaptureError
-from bcg.inputs import Batch
+from bcg.diagnose.survey import Finding
+from bcg.errors import CaptureError
 from bcg.report import AutomaticBreak, Card
 from bcg.runner import GraphRunner
-from bcg.target import Target, first_line, make_batch
+from bcg.target import Target
 
-_SURVEY_SEEDS = (101, 102)
 _SIZES = ("pin", "operation", "function", "module")
 MAX_ROUNDS = 200
 """Surveys before the search is given up: far more than any model needed."""
@@ -60,7 +55,7 @@ def diagnose(target: Target, buckets: Sequence[int]) -> list[Card]:
     Returns:
         A card for everything that can't be captured or would be frozen.
     """
-    findings, cards = _survey_all(target, _runnable(target, _ends(buckets)))
+    findings, cards = survey_all(target, runnable(target, _ends(buckets)))
     return cards_of(findings) + cards
 
 
@@ -76,8 +71,8 @@ def break_where_needed(
 
     A survey of the eager forward finds the places; each gets its smallest remedy (a pin, a break the size of an
     operation, a function, a module, a parent module). The target is then captured at its smallest and largest bucket
-    and replayed with other inputs; if that fails, the places get their next size. Breaks are left in effect on the
-    target.
+    and replayed with other inputs, in a child process where that could cost this one its device; if it fails, the
+    places get their next size. Breaks are left in effect on the target.
 
     Args:
         target: What is to be captured.
@@ -89,27 +84,28 @@ def break_where_needed(
     Raises:
         UncapturableError: No break below the root helps.
     """
-    sizes = _runnable(target, _ends(buckets))
-    search = _Search(target)
-    if failure is not None:
-        search.add([_finding_of(failure, target)])
-    for _ in range(MAX_ROUNDS):
-        on_step("looking for what can't be captured")
-        findings, cards = _survey_all(target, sizes)
-        if search.add(findings):
-            continue
-        if not sizes:
-            return Diagnosis(cards=cards)
-        if not search.remedies.chosen and not always_try:
-            if search.rehearse(sizes[0]):
+    sizes = runnable(target, _ends(buckets))
+    with Elsewhere(target) as elsewhere:
+        search = _Search(target, elsewhere)
+        if failure is not None:
+            search.add([finding_of(failure, target)])
+        for _ in range(MAX_ROUNDS):
+            on_step("looking for what can't be captured")
+            findings, cards = survey_all(target, sizes)
+            if search.add(findings):
+                continue
+            if not sizes:
                 return Diagnosis(cards=cards)
-            continue
-        on_step("trying automatic breaks")
-        reason = search.trial(sizes)
-        if reason is None:
-            return Diagnosis(search.rows(), cards, search.num_trials)
-        search.escalate(reason)
-    raise search.given_up("the search for automatic breaks does not end")
+            if not search.remedies.chosen and not always_try:
+                if search.rehearse(sizes[0]):
+                    return Diagnosis(cards=cards)
+                continue
+            on_step("trying automatic breaks")
+            reason = search.trial(sizes)
+            if reason is None:
+                return Diagnosis(search.rows(), cards, search.num_trials)
+            search.escalate(reason)
+        raise search.given_up("the search for automatic breaks does not end")
 
 
 def load_with_breaks(
@@ -155,13 +151,19 @@ def _ends(buckets: Sequence[int]) -> list[int]:
 
 
 class _Search:
-    """The state of one search: for each site its remedies, and which of them is tried now."""
+    """The state of one search: for each site its remedies, and which of them is tried now.
 
-    def __init__(self, target: Target) -> None:
+    Args:
+        target: Gets the remedies.
+        elsewhere: Where they are tried, if that can be.
+    """
+
+    def __init__(self, target: Target, elsewhere: Elsewhere) -> None:
         self.remedies = Remedies(target)
         self.num_trials = 0
         self._failure: Finding | None = None
         self._target = target
+        self._elsewhere = elsewhere
         self._findings: dict[tuple[str, str, str], Finding] = {}
         self._levels: dict[tuple[str, str, str], int] = {}
 
@@ -198,6 +200,7 @@ class _Search:
         """Capture the smallest bucket where only a capture shows what can't be: return whether it can, or must do.
 
         A kernel wrapper that synchronizes is such a thing; the recorder of the host sees all that it would refuse.
+        It stays in this process: without remedies it does nothing that the capture proper would not do anyway.
         """
         if find_device(self._target.device).needs_tape or self._target.alignment is not None:
             return True
@@ -205,7 +208,7 @@ class _Search:
         try:
             runner.capture([tokens])
         except CaptureError as error:
-            finding = _finding_of(error, self._target)
+            finding = finding_of(error, self._target)
             if not finding.modules:
                 return True  # the capture proper will fail in the same way, and be explained
             self.add([finding])
@@ -217,17 +220,9 @@ class _Search:
     def trial(self, sizes: Sequence[int]) -> str | None:
         """Capture and replay with other inputs; return why it isn't right, or None."""
         self.num_trials += 1
-        runner = GraphRunner(self._target)
-        try:
-            runner.capture(sizes)
-            return _disagreement(verify(runner, num_rounds=1))
-        except CaptureError as error:
-            self._failure = _finding_of(error, self._target)
-            return error.message
-        except BcgError as error:
-            return error.message
-        finally:
-            runner.reset()
+        outcome = self._elsewhere.attempt(self.remedies.chosen, sizes) or attempt(self._target, sizes)
+        self._failure = outcome.failure
+        return outcome.reason
 
     def escalate(self, reason: str) -> None:
         """Give the site that a failed capture names its next remedy, or the sites with the smallest ones theirs."""
@@ -263,7 +258,7 @@ class _Search:
             remedy = self._remedy(site)
             if remedy in rows or self._is_inside(remedy, finding, modules):
                 continue
-            rows[remedy] = _row(remedy, finding, self._target)
+            rows[remedy] = row_of(remedy, finding, self._target)
         return list(rows.values())
 
     @staticmethod
@@ -272,137 +267,8 @@ class _Search:
         return any(path in modules and path != own for path in _outside(finding, own))
 
 
-def _disagreement(found: Verification) -> str | None:
-    """Return how replays differ from eager on the same padded inputs, or None.
-
-    Leaking padding and changed state are the model's own doing: no break was chosen for them.
-    """
-    for bucket in found.buckets:
-        if bucket.errors:
-            return bucket.errors[0]
-        if bucket.moved:
-            return "a tensor that a segment reads was freed or got other memory after the capture"
-        if bucket.failed:
-            return f"replays of {bucket.failed[0].num_tokens} tokens differ from eager"
-    return None
-
-
 def _outside(finding: Finding, own: str | None) -> tuple[str, ...]:
     """Return the modules around a finding, from the one outside `own` on."""
     if own is None or own not in finding.modules:
         return finding.modules
     return finding.modules[finding.modules.index(own) + 1 :]
-
-
-def _row(remedy: Remedy, finding: Finding, target: Target) -> AutomaticBreak:
-    card = card_of(finding)
-    if remedy.size == "module":
-        name = type(target.module.get_submodule(remedy.name)).__name__
-        return AutomaticBreak(
-            size="module",
-            name=name,
-            module=remedy.name,
-            option=f"--break '{remedy.name}'",
-            decorator=f"@eager_on_graph on {name}.forward",
-            card=card,
-        )
-    around = finding.functions[0].path if finding.functions else ""
-    if remedy.function is not None:
-        name, around = remedy.function.name, remedy.function.path
-        option = f"--break '{around}'"
-    else:
-        name = remedy.name
-        option = f"--break '{around or finding.module}'" if around or finding.module else ""
-    decorator = f"@eager_on_graph on {around}" if around else "@eager_on_graph on a function around this line"
-    if remedy.size == "pin":
-        option, decorator = "", "none needed: make the value once, as a buffer of the module"
-    return AutomaticBreak(
-        size=remedy.size, name=name, module=finding.module, option=option, decorator=decorator, card=card
-    )
-
-
-def _survey_all(target: Target, sizes: Sequence[int]) -> tuple[list[Finding], list[Card]]:
-    """Survey every size twice with other values; what Python froze counts only where the host reads nothing."""
-    findings: dict[tuple[str, str, str], Finding] = {}
-    frozen: list[Finding] = []
-    state_cards: list[Card] = []
-    questions: dict[tuple[str, str, str], Finding] = {}
-    for tokens in sizes:
-        surveys = []
-        for seed in _SURVEY_SEEDS:
-            found, changed = _survey_once(target, tokens, seed)
-            surveys.append(found)
-            for finding in found.findings:
-                findings.setdefault(finding.site, finding)
-            for question in found.questions:
-                questions.setdefault(question.site, question)
-        if changed and not state_cards:
-            state_cards.append(_state_card(changed))
-        difference = frozen_numbers(*surveys)
-        if difference is not None:
-            frozen.append(difference)
-    return list(findings.values()) or frozen[:1], state_cards + cards_of(questions.values())
-
-
-def _finding_of(failure: CaptureError, target: Target) -> Finding:
-    card = card_of_error(failure)
-    path = card.module if card is not None else ""
-    parts = path.split(".") if path else []
-    around = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
-    modules = tuple(path for path in around if type(target.module.get_submodule(path)).forward is not _NO_FORWARD)
-    return Finding(
-        card.hazard if card is not None else "L1",
-        card.operation if card is not None else "",
-        first_line(failure),
-        modules,
-        card.source_line if card is not None else "",
-    )
-
-
-_NO_FORWARD = torch.nn.Module.forward
-"""What lists of modules have: nobody calls them."""
-
-
-def _runnable(target: Target, sizes: Sequence[int]) -> list[int]:
-    """Leave out the sizes at which the forward itself fails: the capture reports those."""
-    runnable = []
-    for tokens in sizes:
-        batch = _batch(target, tokens, _SURVEY_SEEDS[0])
-        try:
-            with forward_context(ForwardContext((tokens,))):
-                target(batch.inputs)
-        except Exception:  # noqa: BLE001 - whatever the user's code raises, the capture will meet it again
-            continue
-        runnable.append(tokens)
-    return runnable
-
-
-def _batch(target: Target, tokens: int, seed: int) -> Batch:
-    return make_batch(target, (tokens,), torch.Generator(target.device).manual_seed(seed))
-
-
-def _survey_once(target: Target, tokens: int, seed: int) -> tuple[Survey, list[str]]:
-    batch = _batch(target, tokens, seed)
-    given: list[Any] = []
-    with forward_context(ForwardContext((tokens,))):
-        plain = target(batch.inputs)
-        before = host_state(target.module)
-        found = survey(lambda: given.append(target(batch.inputs)), target.device, notes_numbers=True)
-        changed = changed_state(before, host_state(target.module))
-        if found.questions and given and not are_near(plain, given[0]) and are_near(plain, target(batch.inputs)):
-            found.findings += found.questions  # whoever asked computed something else
-    return found, changed
-
-
-def _state_card(changed: list[str]) -> Card:
-    from bcg.hazards import HAZARDS
-
-    hazard = HAZARDS["S12"]
-    shown = ", ".join(changed[:4]) + (f" and {len(changed) - 4} more" if len(changed) > 4 else "")
-    return Card(
-        hazard="S12",
-        title=f"the forward changes {shown}",
-        cause=hazard.cause,
-        module=changed[0].rpartition(".")[0],
-        remedy=hazard.remedy,
-    )

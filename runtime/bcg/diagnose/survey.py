@@ -40,6 +40,7 @@ class Finding:
         modules: Paths of the modules around it, the innermost first, the root left out.
         source: ``file:line`` of the innermost line that is neither torch's nor bcg's.
         functions: Functions between it and the innermost module's forward, the innermost first.
+        driver_text: What the device's driver said, where a capture failed at it.
     """
 
     hazard: str
@@ -48,6 +49,7 @@ class Finding:
     modules: tuple[str, ...]
     source: str
     functions: tuple[FunctionReference, ...] = ()
+    driver_text: str = ""
 
     @property
     def module(self) -> str:

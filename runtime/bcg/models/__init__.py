@@ -15,7 +15,7 @@ from bcg.models.factory import load_factory
 from bcg.models.huggingface import load_directory, load_hub, load_preset
 from bcg.models.presets import find_preset
 from bcg.models.sharding import Sharding, sharding_warnings
-from bcg.target import Target
+from bcg.target import Target, TargetWords
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -61,9 +61,23 @@ def load_target(
     sharding = None if ranks is None else Sharding(ranks.size, expert_parallel)
     target = _load(model, place, wanted, seed, attention_break, tuple(break_globs), sharding)
     target.alignment = ranks
+    if ranks is None:
+        target.words = TargetWords(model, str(place), dtype, seed, attention_break, tuple(break_globs))
     if sharding is not None and target.info.weights == "random":
         target.warnings.extend(sharding_warnings(model, cast(Any, target.module).config, sharding))
     return target
+
+
+def load_again(words: TargetWords) -> Target:
+    """Make a target from its words; see `load_target`."""
+    return load_target(
+        words.model,
+        device=words.device,
+        dtype=words.dtype,
+        seed=words.seed,
+        attention_break=words.attention_break,
+        break_globs=words.break_globs,
+    )
 
 
 def _load(

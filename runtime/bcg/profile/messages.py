@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from bcg.child import Failed
 from bcg.distributed.member import DEFAULT_TIMEOUT_S
 from bcg.report import CaptureReport, Environment, ModelInfo, ModeName, ModeStatus, ReportWarning, Timeline
 
@@ -138,14 +139,6 @@ class Closed(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     num_compilations: int
     num_skips: int
     notes: list[str]
-
-
-class Failed(msgspec.Struct, tag=True, frozen=True, kw_only=True):
-    """A command could not be done."""
-
-    message: str
-    hint: str | None = None
-    exit_code: int = 1
 
 
 Command: TypeAlias = Load | Prepare | Round | Look | Trace | Close

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
+from bcg.child import Child, ChildFailed, needed_bytes
 from bcg.distributed.member import DEFAULT_TIMEOUT_S
 from bcg.errors import BcgError
 from bcg.modes import why_unavailable
@@ -24,12 +25,8 @@ from bcg.profile.messages import (
     Trace,
     Traced,
 )
-from bcg.profile.session import Session, WorkerFailed
+from bcg.profile.session import start_session
 from bcg.report import ModeName, ProfileReport
-
-GIB = 2**30
-_ROOM = {"cuda": (4 * GIB, 0.25), "cpu": (GIB, 0.1)}
-"""What a mode needs beside its weights: at least so many bytes, and so much of the weights again."""
 
 
 @dataclass(frozen=True)
@@ -134,16 +131,16 @@ def _run_modes(plan: Plan, live: list[ModeRun], on_step: Progress) -> bool:
     """Run all modes; return whether they lived together."""
     with ExitStack() as stack:
         on_step(f"making {plan.model}")
-        first = stack.enter_context(Session())
+        first = stack.enter_context(start_session())
         live[0].loaded = loaded = first.ask(_load(plan, live[0].mode), Loaded)
         if plan.num_ranks is None and _fit_together(plan, loaded, len(live)):
-            others = [stack.enter_context(Session()) for _ in live[1:]]
+            others = [stack.enter_context(start_session()) for _ in live[1:]]
             _load_all(plan, list(zip(live[1:], others, strict=True)))
             _measure(plan, list(zip(live, [first, *others], strict=True)), on_step)
             return True
         _measure(plan, [(live[0], first)], on_step)
     for run in live[1:]:
-        with Session() as session:
+        with start_session() as session:
             _load_all(plan, [(run, session)])
             _measure(plan, [(run, session)], on_step)
     return False
@@ -165,22 +162,20 @@ def _load(plan: Plan, mode: ModeName) -> Load:
 
 
 def _fit_together(plan: Plan, loaded: Loaded, num_modes: int) -> bool:
-    least, part = _ROOM.get(plan.device_type, _ROOM["cuda"])
-    needed = loaded.weight_bytes + max(least, int(part * loaded.weight_bytes))
-    return loaded.free_bytes >= (num_modes - 1) * needed
+    return loaded.free_bytes >= (num_modes - 1) * needed_bytes(loaded.weight_bytes, plan.device_type)
 
 
-def _load_all(plan: Plan, pairs: Sequence[tuple[ModeRun, Session]]) -> None:
+def _load_all(plan: Plan, pairs: Sequence[tuple[ModeRun, Child]]) -> None:
     for run, session in pairs:
         session.tell(_load(plan, run.mode))
     for run, session in pairs:
         try:
             run.loaded = session.hear(Loaded)
-        except WorkerFailed as error:
+        except ChildFailed as error:
             run.failure = _in_words(error)
 
 
-def _measure(plan: Plan, pairs: list[tuple[ModeRun, Session]], on_step: Progress) -> None:
+def _measure(plan: Plan, pairs: list[tuple[ModeRun, Child]], on_step: Progress) -> None:
     """Prepare these modes one after another, let them take turns in every round, then look into each."""
     for run, session in pairs:
         if run.failure is not None:
@@ -215,11 +210,11 @@ def _failures_of(run: ModeRun) -> Iterator[None]:
     """If a mode's process fails in the block, the mode has failed and the others go on."""
     try:
         yield
-    except WorkerFailed as error:
+    except ChildFailed as error:
         run.failure = _in_words(error)
 
 
-def _in_words(error: WorkerFailed) -> str:
+def _in_words(error: ChildFailed) -> str:
     return f"{error.message}: {error.hint}" if error.hint else error.message
 
 

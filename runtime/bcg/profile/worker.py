@@ -1,9 +1,4 @@
-"""The process of one mode: reads commands, answers each with one line.
-
-    python -m bcg.profile.worker READ_FD WRITE_FD
-
-Whatever the model prints goes to stderr. The process ends with its commands, or when its parent is gone.
-"""
+"""The process of one mode: what it does at each command."""
 
 from __future__ import annotations
 
@@ -14,19 +9,17 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from bcg.child import serve
 from bcg.distributed.failure import Failure
 from bcg.distributed.member import this_member
-from bcg.errors import BcgError
 from bcg.profile.messages import (
     AllPrepared,
-    Close,
     Closed,
     Command,
-    Failed,
     Load,
     Loaded,
     Look,
@@ -291,52 +284,29 @@ def _end(failure: Failure) -> None:
     os._exit(1)
 
 
-def answer(worker: Worker | None, command: Command) -> tuple[Worker | None, Reply]:
-    """Do what a command says; return the worker, which the first one makes, and the reply."""
-    if isinstance(command, Load):
-        worker = Worker(command)
-        return worker, worker.loaded()
-    assert worker is not None
-    worker.tick()
-    if isinstance(command, Prepare):
-        return worker, worker.prepare(command)
-    if isinstance(command, Round):
-        return worker, worker.round(command)
-    if isinstance(command, Look):
-        return worker, worker.look(command)
-    if isinstance(command, Trace):
-        return worker, worker.trace(command)
-    return worker, worker.close()
+class _Answers:
+    """Does what commands say, with the worker that the first one makes."""
 
+    def __init__(self) -> None:
+        self._worker: Worker | None = None
 
-def serve(commands: IO[bytes], replies: IO[bytes]) -> None:
-    """Answer commands until they end."""
-    worker: Worker | None = None
-    for line in commands:
-        command: Command = msgspec.json.decode(line, type=Command)
-        reply: Reply
-        try:
-            worker, reply = answer(worker, command)
-        except BcgError as error:
-            reply = Failed(message=error.message, hint=error.hint, exit_code=error.exit_code)
-        except Exception as error:  # noqa: BLE001 - the last stop of this process; the parent goes on
-            import traceback
-
-            traceback.print_exc()
-            reply = Failed(message=" ".join(f"{type(error).__name__}: {error}".split())[:600])
-        replies.write(msgspec.json.encode(reply, enc_hook=str) + b"\n")
-        replies.flush()
-        if isinstance(command, Close):
-            return
-
-
-def main() -> None:
-    """Serve the two pipes named on the command line."""
-    read, write = (int(word) for word in sys.argv[1:3])
-    os.dup2(2, 1)
-    with open(read, "rb") as commands, open(write, "wb") as replies:
-        serve(commands, replies)
+    def __call__(self, command: Command) -> Reply:
+        if isinstance(command, Load):
+            self._worker = Worker(command)
+            return self._worker.loaded()
+        worker = self._worker
+        assert worker is not None
+        worker.tick()
+        if isinstance(command, Prepare):
+            return worker.prepare(command)
+        if isinstance(command, Round):
+            return worker.round(command)
+        if isinstance(command, Look):
+            return worker.look(command)
+        if isinstance(command, Trace):
+            return worker.trace(command)
+        return worker.close()
 
 
 if __name__ == "__main__":
-    main()
+    serve(Command, _Answers(), last=Closed)

@@ -1,0 +1,77 @@
+"""One attempt: a target captured with the breaks that it has now, and replayed with other inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from bcg.checking import Verification, verify
+from bcg.diagnose.cards import card_of_error
+from bcg.diagnose.survey import Finding
+from bcg.errors import BcgError, CaptureError
+from bcg.runner import GraphRunner
+from bcg.target import Target, first_line
+
+_NO_FORWARD = nn.Module.forward
+"""What lists of modules have: nobody calls them."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of an attempt.
+
+    Attributes:
+        reason: Why it isn't right; None where it is.
+        failure: What the capture failed at, if it did.
+    """
+
+    reason: str | None
+    failure: Finding | None = None
+
+
+def attempt(target: Target, sizes: Sequence[int]) -> Outcome:
+    """Capture a target at these token counts and replay it with other inputs, in this process."""
+    runner = GraphRunner(target)
+    try:
+        runner.capture(sizes)
+        return Outcome(_disagreement(verify(runner, num_rounds=1)))
+    except CaptureError as error:
+        return Outcome(error.message, finding_of(error, target))
+    except BcgError as error:
+        return Outcome(error.message)
+    finally:
+        runner.reset()
+
+
+def finding_of(failure: CaptureError, target: Target) -> Finding:
+    """Describe what a capture failed at, by its card: the modules around it are what a break may help with."""
+    card = card_of_error(failure)
+    path = card.module if card is not None else ""
+    parts = path.split(".") if path else []
+    around = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+    modules = tuple(path for path in around if type(target.module.get_submodule(path)).forward is not _NO_FORWARD)
+    return Finding(
+        card.hazard if card is not None else "L1",
+        card.operation if card is not None else "",
+        first_line(failure),
+        modules,
+        card.source_line if card is not None else "",
+        driver_text=card.driver_text if card is not None else "",
+    )
+
+
+def _disagreement(found: Verification) -> str | None:
+    """Return how replays differ from eager on the same padded inputs, or None.
+
+    Leaking padding and changed state are the model's own doing: no break was chosen for them.
+    """
+    for bucket in found.buckets:
+        if bucket.errors:
+            return bucket.errors[0]
+        if bucket.moved:
+            return "a tensor that a segment reads was freed or got other memory after the capture"
+        if bucket.failed:
+            return f"replays of {bucket.failed[0].num_tokens} tokens differ from eager"
+    return None

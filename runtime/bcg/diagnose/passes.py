@@ -1,0 +1,85 @@
+"""Eager passes over a target: every size surveyed twice, with other values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from bcg.checking.compare import are_near
+from bcg.context import ForwardContext, forward_context
+from bcg.diagnose.cards import cards_of
+from bcg.diagnose.survey import Finding, Survey, changed_state, frozen_numbers, host_state, survey
+from bcg.hazards import HAZARDS
+from bcg.inputs import Batch
+from bcg.report import Card
+from bcg.target import Target, make_batch
+
+_SEEDS = (101, 102)
+
+
+def survey_all(target: Target, sizes: Sequence[int]) -> tuple[list[Finding], list[Card]]:
+    """Survey every size twice with other values; what Python froze counts only where the host reads nothing."""
+    findings: dict[tuple[str, str, str], Finding] = {}
+    frozen: list[Finding] = []
+    state_cards: list[Card] = []
+    questions: dict[tuple[str, str, str], Finding] = {}
+    for tokens in sizes:
+        surveys = []
+        for seed in _SEEDS:
+            found, changed = _survey_once(target, tokens, seed)
+            surveys.append(found)
+            for finding in found.findings:
+                findings.setdefault(finding.site, finding)
+            for question in found.questions:
+                questions.setdefault(question.site, question)
+        if changed and not state_cards:
+            state_cards.append(_state_card(changed))
+        difference = frozen_numbers(*surveys)
+        if difference is not None:
+            frozen.append(difference)
+    return list(findings.values()) or frozen[:1], state_cards + cards_of(questions.values())
+
+
+def runnable(target: Target, sizes: Sequence[int]) -> list[int]:
+    """Leave out the sizes at which the forward itself fails: the capture reports those."""
+    runnable = []
+    for tokens in sizes:
+        batch = _batch(target, tokens, _SEEDS[0])
+        try:
+            with forward_context(ForwardContext((tokens,))):
+                target(batch.inputs)
+        except Exception:  # noqa: BLE001 - whatever the user's code raises, the capture will meet it again
+            continue
+        runnable.append(tokens)
+    return runnable
+
+
+def _batch(target: Target, tokens: int, seed: int) -> Batch:
+    return make_batch(target, (tokens,), torch.Generator(target.device).manual_seed(seed))
+
+
+def _survey_once(target: Target, tokens: int, seed: int) -> tuple[Survey, list[str]]:
+    batch = _batch(target, tokens, seed)
+    given: list[Any] = []
+    with forward_context(ForwardContext((tokens,))):
+        plain = target(batch.inputs)
+        before = host_state(target.module)
+        found = survey(lambda: given.append(target(batch.inputs)), target.device, notes_numbers=True)
+        changed = changed_state(before, host_state(target.module))
+        if found.questions and given and not are_near(plain, given[0]) and are_near(plain, target(batch.inputs)):
+            found.findings += found.questions  # whoever asked computed something else
+    return found, changed
+
+
+def _state_card(changed: list[str]) -> Card:
+    hazard = HAZARDS["S12"]
+    shown = ", ".join(changed[:4]) + (f" and {len(changed) - 4} more" if len(changed) > 4 else "")
+    return Card(
+        hazard="S12",
+        title=f"the forward changes {shown}",
+        cause=hazard.cause,
+        module=changed[0].rpartition(".")[0],
+        remedy=hazard.remedy,
+    )

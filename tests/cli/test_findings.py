@@ -1,0 +1,45 @@
+"""What the driver said, on cards as text and on pages."""
+
+from __future__ import annotations
+
+from html import escape
+
+import msgspec
+from rich.console import Console, RenderableType
+
+from bcg.report import AutomaticBreak, Card
+from bcg_cli.views.check_html import _finding
+from bcg_cli.views.findings import automatic_breaks_view, card_view
+from bcg_cli.views.html import card_sections
+
+SAID = "[E] <b>first</b> & [bold]more[/bold]\n[E] second"
+CARD = Card(hazard="L1", title="it fails", cause="a cause", module="layers.1", driver_text=SAID)
+
+
+def shown(view: RenderableType) -> list[str]:
+    console = Console(width=100, highlight=False, force_terminal=False, color_system=None)
+    with console.capture() as capture:
+        console.print(view)
+    return [line.strip() for line in capture.get().splitlines()]
+
+
+def test_a_card_as_text() -> None:
+    lines = shown(card_view(CARD))
+    index = next(index for index, line in enumerate(lines) if line.startswith("driver"))
+    assert lines[index].split(maxsplit=1)[1] == "[E] <b>first</b> & [bold]more[/bold]"
+    assert lines[index + 1] == "[E] second"
+    without = shown(card_view(msgspec.structs.replace(CARD, driver_text="")))
+    assert not any(line.startswith("driver") for line in without)
+
+
+def test_an_automatic_break_as_text() -> None:
+    row = AutomaticBreak(size="module", name="Layer", module="layers.1", option="", decorator="none", card=CARD)
+    assert "driver  [E] <b>first</b> & [bold]more[/bold]" in shown(automatic_breaks_view([row]))
+
+
+def test_on_pages_it_is_escaped() -> None:
+    for page in (card_sections([CARD])[0], _finding(CARD)):
+        assert escape(SAID) in page
+        assert "<b>first" not in page
+    assert "<code></code>" not in card_sections([CARD])[0].split("it fails")[1].split("</td>")[0]
+    assert "driver" not in _finding(msgspec.structs.replace(CARD, driver_text=""))
