@@ -40,8 +40,6 @@ from bcg.runner import GraphRunner
 BUCKETS = (4, 24)
 SECONDS_EACH = 120
 MAX_PARAMETERS = 30_000_000
-ROWS_PER_PROCESS = 8
-"""With several jobs: what one architecture does to its process reaches few others."""
 QUICK = ("qwen3", "gemma2", "mixtral", "qwen2_moe", "deepseek_v3", "mamba", "jamba", "gpt2", "opt", "llama4_text")
 """A small subset of different kinds, for the tests."""
 
@@ -215,7 +213,7 @@ def sweep_all(names: Sequence[str], device: torch.device, *, attention_break: bo
         yield from map(one, names)
         return
     fresh = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=fresh, max_tasks_per_child=ROWS_PER_PROCESS) as processes:
+    with ProcessPoolExecutor(jobs, mp_context=fresh) as processes:
         for done in as_completed([processes.submit(one, name) for name in names]):
             yield done.result()
 

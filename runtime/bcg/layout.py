@@ -121,8 +121,9 @@ def peak_bytes(events: Iterable[PoolEvent]) -> int:
 def plan_arenas(events: Sequence[PoolEvent]) -> tuple[int, ...]:
     """Return the sizes of the arenas with which a pool for these events reserves least, as far as was tried.
 
-    One or two arenas of up to a fifth more than the events ever use at once are tried, the smallest sums first.
-    None are returned where they would save next to nothing.
+    One or two arenas of up to a fifth more than the events ever use at once are tried, the smallest sums first. Which
+    of two lies before the other is the driver's choice, and decides which of two equal free blocks is taken, so they
+    must do in either order. None are returned where they would save next to nothing.
     """
     plain = reserved_bytes(events)
     large = [event for event in events if not event.num_bytes or _round_up(event.num_bytes, ROUNDING) > SMALL]
@@ -130,21 +131,21 @@ def plan_arenas(events: Sequence[PoolEvent]) -> tuple[int, ...]:
     for arenas in _layouts(peak_bytes(large)):
         if sum(arenas) > limit:
             break
-        if (
-            reserved_bytes(large, arenas, sum(arenas)) == sum(arenas)
-            and reserved_bytes(events, arenas) < WORTH_IT * plain
-        ):
-            return arenas
+        total = sum(arenas)
+        if all(reserved_bytes(large, order, total) == total for order in {arenas, arenas[::-1]}):
+            return arenas if reserved_bytes(events, arenas) < WORTH_IT * plain else ()
     return ()
 
 
 def _layouts(peak: int) -> Iterator[tuple[int, ...]]:
     for percent in range(100, 121, 2):
         total = _round_up(peak * percent // 100, SEGMENT_ROUNDING)
+        if total < MEDIUM:
+            continue  # a smaller arena would get a segment of `MEDIUM_SEGMENT`
         yield (total,)
         for first_percent in range(95, 49, -5):
             first = _round_up(total * first_percent // 100, SEGMENT_ROUNDING)
-            if 0 < first < total:
+            if MEDIUM <= total - first:
                 yield first, total - first
 
 

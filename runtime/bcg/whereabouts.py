@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import sys
+import sysconfig
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -18,11 +19,14 @@ from torch import nn
 from torch.nn.modules import module as nn_module
 
 _LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+_STANDARD_LIBRARY = sysconfig.get_path("stdlib") + os.sep
 
 
 @functools.cache
 def is_users(file: str) -> bool:
-    """Tell whether a file is neither torch's nor bcg's."""
+    """Tell whether a file is neither torch's nor bcg's, nor of Python's standard library."""
+    if file.startswith(_STANDARD_LIBRARY):
+        return "-packages" in file
     return not file.startswith((*_LIBRARIES, "<frozen"))
 
 

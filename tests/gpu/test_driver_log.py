@@ -60,7 +60,7 @@ def test_the_card_says_what_the_driver_said(tmp_path: Path, users: bool) -> None
         check=False,
     )
     assert done.returncode == 1, done.stderr
-    card = done.stderr.partition("error: ")[0]
+    card = done.stderr.partition("\nerror: ")[0]
     said = re.search(r"^ *driver +(\S.*)$", card, re.MULTILINE)
     assert said is not None, done.stderr
     # A line of the driver's log, not the "CUDA error" line of torch's exception.

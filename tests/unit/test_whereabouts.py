@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 
 import bcg.attention
 from bcg.summary import source_line
-from bcg.whereabouts import from_search_path
+from bcg.whereabouts import from_search_path, is_users
 
 
 def test_a_file_is_told_from_where_python_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,3 +27,10 @@ def test_a_file_is_told_from_where_python_finds_it(tmp_path: Path, monkeypatch: 
 def test_a_report_names_no_folder_of_the_machine() -> None:
     assert str(source_line(bcg.attention.AttentionBreak.run)).startswith("bcg/attention.py:")
     assert source_line(len) is None
+
+
+def test_users_code_is_no_librarys(tmp_path: Path) -> None:
+    assert is_users(str(tmp_path / "model.py"))
+    assert is_users(transformers.__file__)
+    for module in (torch, contextlib, bcg.attention):
+        assert not is_users(str(module.__file__))

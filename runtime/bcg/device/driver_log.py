@@ -2,8 +2,8 @@
 
 Since CUDA 12.9 the driver logs why a call failed (CUDA programming guide, "Error Log Management"). Its text is had
 through `cuLogsDumpToMemory` where the driver has that call, elsewhere through the file that CUDA_LOG_FILE names. That
-variable is read when the driver is initialized, so whoever wants the file calls `keep_log` before anything else
-touches the GPU.
+variable is read when the driver's library is loaded (seen with driver 580), so whoever wants the file calls
+`keep_log` before anything else touches the GPU.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ MAX_CHARACTERS = 600
 
 _BUFFER_BYTES = 25_600
 """All that the driver keeps."""
-_NOT_INITIALIZED = 3
-"""``CUDA_ERROR_NOT_INITIALIZED``."""
 
 
 class DriverLog(Protocol):
@@ -84,20 +82,21 @@ _process = _Process()
 def keep_log() -> None:
     """Let the driver of this process log to a temporary file, until the process ends.
 
-    Does nothing where there is no driver, where it was initialized before, or where the user set CUDA_LOG_FILE. The
-    variable is set for the initialization alone: child processes don't write to the same file.
+    Does nothing where there is no driver, where it was loaded before, or where the user set CUDA_LOG_FILE. The variable
+    is set for the loading alone: child processes don't write to the same file.
     """
-    if VARIABLE in os.environ or not _waits_for_initialization():
+    if VARIABLE in os.environ or _is_driver_loaded():
         return
     descriptor, name = tempfile.mkstemp(prefix="bcg-driver-", suffix=".log")
     os.close(descriptor)
     atexit.register(functools.partial(Path(name).unlink, missing_ok=True))
     os.environ[VARIABLE] = name
     try:
-        _call("cuInit", 0)
+        answer = _call("cuInit", 0)
     finally:
         del os.environ[VARIABLE]
-    _process.file = LogFile(Path(name))
+    if answer is not None and int(answer[0]) == 0:
+        _process.file = LogFile(Path(name))
 
 
 def listen() -> Callable[[], str]:
@@ -144,9 +143,10 @@ def _has_buffer() -> bool:
     return dumped is not None and int(dumped[0]) == 0
 
 
-def _waits_for_initialization() -> bool:
-    result = _call("cuDeviceGetCount")
-    return result is not None and int(result[0]) == _NOT_INITIALIZED
+def _is_driver_loaded() -> bool:
+    """Tell whether something in this process has loaded the driver's library already."""
+    maps = Path("/proc/self/maps")
+    return maps.is_file() and "libcuda.so" in maps.read_text(errors="replace")
 
 
 def _call(name: str, *arguments: Any) -> tuple[Any, ...] | None:
