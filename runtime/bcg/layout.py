@@ -145,7 +145,7 @@ def _layouts(peak: int) -> Iterator[tuple[int, ...]]:
         yield (total,)
         for first_percent in range(95, 49, -5):
             first = _round_up(total * first_percent // 100, SEGMENT_ROUNDING)
-            if MEDIUM <= total - first:
+            if total - first >= MEDIUM:
                 yield first, total - first
 
 
