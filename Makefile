@@ -13,7 +13,7 @@ demo: .venv/installed ## install into .venv and capture the default model
 	$(BIN)/bcg capture
 
 test: .venv/installed-dev ## install into .venv and run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 check: .venv/installed-dev ## lint, format and types; writes nothing
 	$(BIN)/ruff check $(SOURCES)

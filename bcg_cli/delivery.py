@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bcg.errors import UsageError
 from bcg.report import Report, check_output_path, encode_report, write_report, write_whole
 from bcg_cli import console
 from bcg_cli.options import STDOUT
@@ -13,8 +14,12 @@ def check_outputs(json: Path | None, html: Path | None) -> None:
     """Finds out, before any work, whether the files could be written.
 
     Raises:
-        UsageError: One of them can't.
+        UsageError: One of them can't, or one would replace the other.
     """
+    if html == STDOUT:
+        raise UsageError("--html needs a file, got -", hint="only --json writes to standard output")
+    if html is not None and json is not None and html.absolute() == json.absolute():
+        raise UsageError(f"--json and --html both name {json}", hint="give each a file of its own")
     for path in (json, html):
         if path is not None and path != STDOUT:
             check_output_path(path)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bcg.collectives import is_collective, only_wraps
 
-READS_BEFORE_THE_DISPATCHER = {
+_READS = {
     Tensor.tolist: "tolist() reads it",
     Tensor.numpy: "numpy() reads it",
     Tensor.__array__: "an array conversion reads it",
@@ -26,6 +26,47 @@ READS_BEFORE_THE_DISPATCHER = {
     Tensor.cpu: "cpu() copies it to the host",
 }
 """Methods of tensors that never reach the dispatcher for a CPU tensor, and what they do."""
+
+_FROM_HOST_DATA = (torch.tensor, torch.as_tensor, torch.asarray)
+_COPIES_DATA = "it copies Python data from the host to the device"
+
+
+def before_the_dispatcher(
+    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], device_type: str
+) -> tuple[str, str] | None:
+    """Return name and reason of a call that needs the host, and that a dispatch mode would not see; else None.
+
+    Args:
+        function: As a `TorchFunctionMode` gets it.
+        args: Its positional arguments.
+        kwargs: Its named arguments.
+        device_type: Of the tensors that must not be read.
+    """
+    on_device = bool(args) and isinstance(args[0], Tensor) and args[0].device.type == device_type
+    if function in _FROM_HOST_DATA:
+        device = kwargs.get("device")
+        goes_there = device is not None and torch.device(device).type == device_type
+        return (f"torch.{function.__name__}", _COPIES_DATA) if goes_there and not on_device else None
+    if not on_device:
+        return None
+    reason = _READS.get(function)
+    if reason is None and function is Tensor.to and any(_is_host(word) for word in (*args[1:], *kwargs.values())):
+        reason = "to('cpu') copies it to the host"
+    if reason is None and function is Tensor.new_tensor and not isinstance(args[1], Tensor):
+        reason = _COPIES_DATA
+    if reason is None and function in (Tensor.__getitem__, Tensor.__setitem__) and _indexes_by_data(args[1]):
+        reason = _COPIES_DATA
+    return None if reason is None else (f"Tensor.{function.__name__}", reason)
+
+
+def _is_host(word: Any) -> bool:
+    return isinstance(word, str) and word == "cpu"
+
+
+def _indexes_by_data(index: Any) -> bool:
+    """An index of Python numbers in a list becomes a tensor on the host first."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return any(isinstance(part, list) and any(isinstance(item, int) for item in part) for part in parts)
 
 
 class Traits(NamedTuple):

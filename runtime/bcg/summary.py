@@ -179,11 +179,12 @@ def _step_names(graph: BreakableCUDAGraph) -> list[str]:
 
 def _segment_row(index: int, segment: Segment) -> SegmentRow:
     tape, contents = segment.tape, segment.contents()
+    on_host = "operation" in contents.node_counts
     return SegmentRow(
         index=index,
         modules=list(dict.fromkeys(operation.module for operation in tape.operations if operation.module)),
-        num_operations=len(tape.operations),
-        num_kernels=contents.num_kernels if "operation" not in contents.node_counts else None,
+        num_operations=contents.num_kernels if on_host else len(tape.operations),
+        num_kernels=None if on_host else contents.num_kernels,
         kernels=contents.kernels,
         node_counts=contents.node_counts,
         num_externals=len(tape.externals),

@@ -63,6 +63,13 @@ class BucketCapture:
     error: str | None = None
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory ran out: on the host torch says so in words only."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
 class Sweep:
     """Captures the buckets of a target, and owns what they share.
 
@@ -125,16 +132,14 @@ class Sweep:
         try:
             try:
                 return self._warm_up_and_capture(tokens)
-            except (torch.OutOfMemoryError, Dropped):
+            except Dropped:
                 raise
-            except Exception:
-                if self._needs_tape or self.target.alignment is not None:
+            except Exception as error:
+                if is_out_of_memory(error) or self._needs_tape or self.target.alignment is not None:
                     raise
                 self._needs_tape = True  # the tape says where and why
                 driver_text = device.listen()
                 return self._warm_up_and_capture(tokens)
-        except torch.OutOfMemoryError as error:
-            return BucketCapture(tokens, "out of memory", error=first_line(error))
         except Dropped:
             return BucketCapture(tokens, "out of memory")
         except BcgError as error:
@@ -144,6 +149,8 @@ class Sweep:
                 f"bucket of {tokens} tokens: {error.message}", hint=hint, place=place, hazard=hazard, driver_text=said
             ) from error
         except Exception as error:
+            if is_out_of_memory(error):
+                return BucketCapture(tokens, "out of memory", error=first_line(error))
             said = driver_text()
             where = f", {error.__notes__[0]}" if getattr(error, "__notes__", None) else ""
             raise CaptureError(
@@ -225,10 +232,10 @@ class Sweep:
             try:
                 with cut_to(self._prefixes):
                     return device.peak_bytes(lambda: self.target(views))[0]
-            except torch.OutOfMemoryError:
-                raise
-            except Exception:  # noqa: BLE001  a model that does not run on fewer layers is warmed up whole
-                self._prefixes = {}
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                self._prefixes = {}  # a model that does not run on fewer layers is warmed up whole
         peak_bytes = None
         for _ in range(self._num_warmups):
             peak_bytes, _ = device.peak_bytes(lambda: self.target(views))

@@ -24,8 +24,8 @@ from bcg.device.base import Device, Recorder
 from bcg.errors import CaptureError, HostReadError, Place
 from bcg.host_reads import (
     PINS,
-    READS_BEFORE_THE_DISPATCHER,
     Traits,
+    before_the_dispatcher,
     copies_from_host,
     copies_to_host,
     indexes_by_mask,
@@ -292,9 +292,6 @@ class _DispatchTape(TorchDispatchMode):
         return self._tape.run(func, args, kwargs or {})
 
 
-_FROM_HOST_DATA = (torch.tensor, torch.as_tensor)
-
-
 class _FunctionTape(TorchFunctionMode):
     """Sees the host reads that never reach the dispatcher: on CPU tensors ``tolist()`` or ``bool()`` don't."""
 
@@ -304,18 +301,8 @@ class _FunctionTape(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        reason = READS_BEFORE_THE_DISPATCHER.get(func)
-        tape = self._tape
-        if reason is not None and tape.is_recording and args and isinstance(args[0], Tensor):
-            if tape.is_on_device(args[0]):
-                tape.refuse(f"Tensor.{func.__name__}", reason)
-        elif func in _FROM_HOST_DATA and tape.is_recording and _copies_to_device(tape, args, kwargs):
-            tape.refuse(f"torch.{func.__name__}", "it copies Python data from the host to the device")
+        if self._tape.is_recording:
+            needs_host = before_the_dispatcher(func, args, kwargs, self._tape.device_type)
+            if needs_host is not None:
+                self._tape.refuse(*needs_host)
         return func(*args, **kwargs)
-
-
-def _copies_to_device(tape: Tape, args: Any, kwargs: Any) -> bool:
-    device = kwargs.get("device")
-    if device is None or torch.device(device).type != tape.device_type:
-        return False
-    return not (args and isinstance(args[0], Tensor) and tape.is_on_device(args[0]))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bcg.alignment import Alignment
-from bcg.errors import ModelError
+from bcg.errors import ModelError, UsageError
 from bcg.inputs import Batch, InputSpec, MakeInputs
 from bcg.report import ModelInfo, ReportWarning
 from bcg.rules import BreakRules
@@ -118,10 +118,10 @@ def make_batch(target: Target, request_lengths: tuple[int, ...], generator: torc
         generator: Lives on the target's device.
 
     Raises:
-        ModelError: A request is longer than the positions that the model has.
+        UsageError: A request is longer than the positions that the model has.
     """
     if target.max_tokens is not None and max(request_lengths) > target.max_tokens:
-        raise ModelError(
+        raise UsageError(
             f"{target.name} has positions for {target.max_tokens} tokens, asked for {max(request_lengths)}",
             hint=f"give --tokens up to {target.max_tokens}",
         )

@@ -203,6 +203,18 @@ def test_a_bucket_out_of_memory_is_reported_and_the_smaller_ones_are_captured(de
     assert sorted(runner.graphs) == [8, 16]
 
 
+class Hungry(nn.Module):
+    """Really asks for more memory than there is above a size."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (torch.empty(2**48, device=x.device) if len(x) > 16 else 1)
+
+
+def test_memory_that_really_runs_out_is_out_of_memory_on_the_host_too(device: str) -> None:
+    results = GraphRunner(target_of(Hungry(), device)).capture([8, 32])
+    assert [(result.tokens, result.status) for result in results] == [(32, "out of memory"), (8, "captured")]
+
+
 class FailsIn(nn.Module):
     def __init__(self) -> None:
         super().__init__()

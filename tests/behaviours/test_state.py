@@ -154,6 +154,8 @@ HOST_READS: dict[str, Callable[[Tensor], object]] = {
     "item": lambda t: t.sum().item(),
     "tolist": lambda t: t.tolist(),
     "cpu": lambda t: t.cpu(),
+    "to": lambda t: t.to("cpu"),
+    "numpy": lambda t: t.cpu().numpy() if t.is_cuda else t.numpy(),
     "bool": lambda t: bool(t.sum() > 0),
     "int": lambda t: int(t[0]),
     "float": lambda t: float(t[0]),
@@ -168,6 +170,9 @@ HOST_READS: dict[str, Callable[[Tensor], object]] = {
     "repeat_interleave": lambda t: t.repeat_interleave(t.long()),
     "equal": lambda t: torch.equal(t, t + 1),
     "from Python data": lambda t: torch.tensor([1.0, 2.0], device=t.device),
+    "as an array": lambda t: torch.asarray([1.0, 2.0], device=t.device),
+    "like another": lambda t: t.new_tensor([1.0, 2.0]),
+    "a list as index": lambda t: t[[0, 1]],
 }
 
 

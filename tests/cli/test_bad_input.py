@@ -216,3 +216,13 @@ def _lose_the_gpu(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "init", init)
+
+
+def test_two_outputs_need_two_files(bcg: Any, tmp_path: Path) -> None:
+    path = tmp_path / "report"
+    done = bcg("capture", "no-such-model", "--json", path, "--html", path)
+    assert (done.code, path.exists()) == (2, False)
+    assert "--json and --html both name" in done.err
+    done = bcg("capture", "no-such-model", "--html", "-")
+    assert done.code == 2
+    assert "--html needs a file" in done.err

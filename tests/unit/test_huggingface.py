@@ -54,7 +54,7 @@ def test_trained_sentences_packed_are_as_each_is_alone(minilm: Path) -> None:
 
 def test_more_tokens_than_learned_positions_are_refused(minilm: Path) -> None:
     target = load_target(str(minilm))
-    with pytest.raises(ModelError, match="has positions for 512 tokens, asked for 513"):
+    with pytest.raises(UsageError, match="has positions for 512 tokens, asked for 513"):
         make_batch(target, (513,), torch.Generator())
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -460,5 +462,10 @@ def _stream_handle(raw: int) -> Any:
 
 
 def _driver_version() -> str:
+    """Return the driver's version, or where the system does not tell it that of the CUDA that it supports."""
+    told = Path("/proc/driver/nvidia/version")
+    found = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", told.read_text()) if told.is_file() else None
+    if found is not None:
+        return found[0]
     version = _check(driver.cuDriverGetVersion())
-    return f"{version // 1000}.{version % 1000 // 10}"
+    return f"CUDA {version // 1000}.{version % 1000 // 10}"

@@ -20,7 +20,7 @@ from bcg.structure import is_wrapped
 from bcg.target import Target
 from bcg.whereabouts import users_frame
 
-_FROM_HOST_DATA = {"torch.tensor", "torch.as_tensor"}
+_FROM_HOST_DATA = {"torch.tensor", "torch.as_tensor", "torch.asarray"}
 _HOST_COPIES = {"_to_copy", "to", "copy_", "_pin_memory", "pin_memory"}
 _FIXED_SHAPES = {"index_put", "index_put_", "_index_put_impl_", *_HOST_COPIES}
 """Operations that need the host but whose results have fixed shapes and are no Python values."""
