@@ -42,7 +42,7 @@ def test_a_sharded_model_is_captured_and_replays_as_eager_and_as_one_process(
 
 
 def capture_planted(run_ranks: Ranks, factory: str, *words: object, torchrun: int | None = None) -> Run:
-    options = ("--no-auto-break", "--tokens", "64,32", "--rank-timeout", TIMEOUT_S, *words)
+    options = ("--tokens", "64,32", "--rank-timeout", TIMEOUT_S, *words)
     return run_ranks("capture", f"{PLANTED}:{factory}", *options, torchrun=torchrun)
 
 

@@ -233,12 +233,20 @@ def _asking_frame(frame: FrameType | None) -> FrameType | None:
     return caller or asking
 
 
-def survey(forward: Callable[[], Any], device: torch.device, *, notes_numbers: bool = False) -> Survey:
-    """Run `forward` once, eagerly, and return what was found on the way."""
+def survey(
+    forward: Callable[[], Any],
+    device: torch.device,
+    *,
+    notes_numbers: bool = False,
+    passes_on: tuple[type[Exception], ...] = (),
+) -> Survey:
+    """Run `forward` once, eagerly, and return what was found on the way; errors are findings, but for `passes_on`."""
     found = Survey(find_device(device), notes_numbers=notes_numbers)
     try:
         with found.following():
             forward()
+    except passes_on:
+        raise
     except Exception as error:  # noqa: BLE001 - it ran without a survey just before
         found.note_failure(error)
     return found
