@@ -68,6 +68,13 @@ def test_an_extra_break_on_one_rank_is_named_and_does_not_hang(run_ranks: Ranks)
     assert run.out == ""
 
 
+def test_a_layer_that_one_rank_lacks_is_named_while_loading(run_ranks: Ranks) -> None:
+    run = capture_planted(run_ranks, "lacks_a_layer", "--tp", 2)
+    assert run.code == 1
+    assert "ranks differ (hazard S19): rank 1 is at 'the end of running 8 tokens', " in run.err
+    assert "rank 0 at 'c10d.allreduce_.default while running 8 tokens'\n" in run.err
+
+
 def test_a_rank_that_raises_ends_the_run_with_its_own_error_first(run_ranks: Ranks) -> None:
     """Under torchrun the rank itself tells it; where bcg started the ranks, as in the tests below, bcg does."""
     run = capture_planted(run_ranks, "raises", torchrun=2)

@@ -58,9 +58,8 @@ def load_target(
         raise UsageError(f"can't load {model} on {place}: there is no usable GPU", hint="use device cpu")
     if place == torch.device("cuda"):
         place = torch.device("cuda", torch.cuda.current_device())
-    sharding = None if ranks is None else Sharding(ranks.size, expert_parallel)
+    sharding = None if ranks is None else Sharding(ranks.size, expert_parallel, ranks)
     target = _load(model, place, wanted, seed, attention_break, tuple(break_globs), sharding)
-    target.alignment = ranks
     if ranks is None:
         target.words = TargetWords(model, str(place), dtype, seed, attention_break, tuple(break_globs))
     if sharding is not None and target.info.weights == "random":
@@ -99,7 +98,7 @@ def _load(
         )
     source, colon, factory = model.rpartition(":")
     if colon and factory.isidentifier():
-        return load_factory(model, source, factory, place, wanted, seed, attention_break, globs)
+        return load_factory(model, source, factory, place, wanted, seed, attention_break, globs, sharding)
     if path.suffix == ".py":
         raise UsageError(f"script {model} doesn't exist", hint="give file.py:factory")
     if _HUB_ID.fullmatch(model) and not model.startswith("."):

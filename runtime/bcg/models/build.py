@@ -18,6 +18,7 @@ from bcg.attention import attention_modules, install_attention_break
 from bcg.errors import ModelError
 from bcg.functions import find_function, functions_broken
 from bcg.inputs import MakeInputs, describe_inputs
+from bcg.models.sharding import Sharding
 from bcg.probe import describe_outputs
 from bcg.report import ModelInfo, ModelSource, ReportWarning, Weights
 from bcg.rules import BreakRules, break_mixers, break_modules
@@ -35,12 +36,14 @@ def build_target(
     attention_break: bool,
     break_globs: tuple[str, ...],
     make_inputs: MakeInputs | None = None,
+    sharding: Sharding | None = None,
 ) -> Target:
     """Make a target of a module that is on its device already, and run it once at two small sizes.
 
     Raises:
         UsageError: If a glob matches no module.
         ModelError: If the inputs can't be made, or the module doesn't take them.
+        CaptureError: If ranks differ.
     """
     target = describe_target(
         name,
@@ -53,6 +56,7 @@ def build_target(
         break_globs=break_globs,
         make_inputs=make_inputs,
     )
+    target.alignment = None if sharding is None else sharding.ranks
     with quiet():
         facts = describe_outputs(target)
     target.output_token_dims = facts.token_dims

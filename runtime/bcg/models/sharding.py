@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig
 from transformers.distributed import tensor_parallel
 
+from bcg.alignment import Alignment
 from bcg.errors import ModelError, UsageError
 from bcg.report import ReportWarning
 from bcg.target import first_line
@@ -32,10 +33,12 @@ class Sharding:
     Attributes:
         size: Number of ranks; 1 applies the plan to a group of one.
         expert_parallel: Whether each rank has some experts whole, instead of a slice of every expert.
+        ranks: The ranks themselves; None in a dry run.
     """
 
     size: int
     expert_parallel: bool = False
+    ranks: Alignment | None = None
 
 
 @dataclass(frozen=True)
