@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from bcg.report import CaptureReport, CheckReport, read_report
+from bcg.report import CaptureReport, CheckReport, ProfileReport, read_report
 from bcg_cli.views.kinds import html_page
 from tests.distributed.conftest import Run
 
@@ -39,6 +40,18 @@ def test_a_sharded_model_is_captured_and_replays_as_eager_and_as_one_process(
     assert 0 < report.assembled.mean_rel_error < 1e-5
     page = html_page(report)
     assert page.count("match (bitwise)") >= 4 and "against one process: match" in page
+
+
+def test_a_sharded_model_is_profiled_and_traced(run_ranks: Ranks, tmp_path: Path) -> None:
+    words = ("--tokens", 16, "--rounds", 1, "--modes", "eager,full,breakable", "--tp", 2)
+    run = run_ranks("profile", "qwen3-tiny", *words, "--trace", "trace.json")
+    assert run.code == 0, run.err
+    assert "trace written to trace.json" in run.err
+    names = [event.get("name") for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]]
+    assert names.count("breakable: 16 tokens") == 1
+    report = read_report(run.report)
+    assert isinstance(report, ProfileReport)
+    assert [row.status for row in report.buckets[0].modes] == ["measured", "not available", "measured"]
 
 
 def capture_planted(run_ranks: Ranks, factory: str, *words: object, torchrun: int | None = None) -> Run:
