@@ -69,6 +69,7 @@ def test_all_ranks_drop_a_bucket_that_one_of_them_fails(run_ranks: Ranks) -> Non
     assert [(row.rank, row.num_segments, row.num_breaks) for row in report.ranks] == [(0, 3, 2), (1, 3, 2)]
     assert [row.source for row in report.breaks] == ["collective", "collective"]
     assert [row.module for row in report.breaks] == ["layers.0", "layers.1"]
+    assert [warning.code for warning in report.warnings] == ["weights-not-sharded"]
     assert "<h2>Ranks</h2>" in html_page(report)
     assert all(row.pool_bytes > 0 and row.weight_bytes == 4 * (32 * 8 + 2 * 8 * 8) for row in report.ranks)
 

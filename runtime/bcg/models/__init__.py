@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 
@@ -14,7 +13,7 @@ from bcg.errors import UsageError
 from bcg.models.factory import load_factory
 from bcg.models.huggingface import load_directory, load_hub, load_preset
 from bcg.models.presets import find_preset
-from bcg.models.sharding import Sharding, sharding_warnings
+from bcg.models.sharding import Sharding
 from bcg.target import Target, TargetWords
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -62,8 +61,6 @@ def load_target(
     target = _load(model, place, wanted, seed, attention_break, tuple(break_globs), sharding)
     if ranks is None:
         target.words = TargetWords(model, str(place), dtype, seed, attention_break, tuple(break_globs))
-    if sharding is not None and target.info.weights == "random":
-        target.warnings.extend(sharding_warnings(model, cast(Any, target.module).config, sharding))
     return target
 
 
