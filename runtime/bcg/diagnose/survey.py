@@ -28,6 +28,8 @@ from bcg.tape import SegmentTape, Tape
 from bcg.target import first_line
 from bcg.whereabouts import is_users, users_frame
 
+_Errors = tuple[type[Exception], ...]
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -234,11 +236,7 @@ def _asking_frame(frame: FrameType | None) -> FrameType | None:
 
 
 def survey(
-    forward: Callable[[], Any],
-    device: torch.device,
-    *,
-    notes_numbers: bool = False,
-    passes_on: tuple[type[Exception], ...] = (),
+    forward: Callable[[], Any], device: torch.device, *, notes_numbers: bool = False, passes_on: _Errors = ()
 ) -> Survey:
     """Run `forward` once, eagerly, and return what was found on the way; errors are findings, but for `passes_on`."""
     found = Survey(find_device(device), notes_numbers=notes_numbers)
