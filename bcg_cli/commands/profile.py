@@ -74,6 +74,7 @@ def profile(
     check_outputs(json, html)
     if trace is not None:
         check_output_path(trace)
+    older = _written_at(trace)
     ranks = Ranks(tp, ep, rank_timeout)
     if ranks.start(context.obj):
         return
@@ -94,7 +95,7 @@ def profile(
             attention_break=attention_break,
             break_globs=tuple(break_globs or ()),
             nvtx=nvtx,
-            trace=None if trace is None or not talks else str(trace.resolve()),
+            trace=None if trace is None else str(trace.resolve()),
             num_ranks=None if member is None else member.size,
             expert_parallel=ep,
             rank_timeout_s=rank_timeout,
@@ -103,8 +104,12 @@ def profile(
     if not talks:
         return
     deliver(report, json, html)
-    if trace is not None:
+    if trace is not None and _written_at(trace) != older:
         console.note(f"trace written to {trace}; open it at ui.perfetto.dev")
+
+
+def _written_at(path: Path | None) -> int | None:
+    return None if path is None or not path.is_file() else path.stat().st_mtime_ns
 
 
 def _parse_modes(text: str) -> tuple[ModeName, ...]:

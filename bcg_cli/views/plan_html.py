@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from bcg.report import PlanReport
-from bcg_cli.views.html import about_lines, card_sections, footer, map_section, options_section
+from bcg_cli.views.html import about_lines, card_sections, footer, map_section, options_section, warning_sections
 from bcg_cli.views.page import header, page, section, table, tiles
 from bcg_cli.views.table import format_mebibytes, format_size
 
@@ -39,6 +39,7 @@ def plan_page(report: PlanReport) -> str:
             table(["tokens", "pool MiB", "of it used MiB", "boundaries MiB"], rows),
         ),
         map_section(report.map_tokens, report.map, report.segments, report.breaks),
+        *warning_sections(report.warnings),
         *card_sections(report.cards),
         section("What a dry run can't know", "", f"<ul>{unknown}</ul>"),
         options_section(report.options),

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from bcg.report import OptionValue, PlanReport, PlanTotals
 from bcg_cli.views.findings import card_view
-from bcg_cli.views.table import RULED, format_count, format_mebibytes, format_size, map_view
+from bcg_cli.views.table import RULED, format_count, format_mebibytes, format_size, map_view, warning_text
 
 
 def plan_view(report: PlanReport) -> RenderableType:
@@ -35,6 +35,8 @@ def plan_view(report: PlanReport) -> RenderableType:
         Text(),
         *map_view(report.map_tokens, report.map, report.segments, report.breaks),
     ]
+    for warning in report.warnings:
+        parts += [Text(), warning_text(warning)]
     for card in report.cards:
         parts += [Text(), card_view(card)]
     parts += [Text(), Text("A dry run can't know", "bold"), *(Text(f"- {line}") for line in report.unknown)]

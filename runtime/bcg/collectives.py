@@ -6,14 +6,16 @@ host device) is run as a break of its own: every replay calls it again, on the s
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bcg.alignment import Alignment
 from bcg.breaks import BreakLabel, call_break
 from bcg.structure import is_wrapped, map_tensors
 
@@ -89,3 +91,21 @@ class CollectiveWatch(TorchDispatchMode):
         if is_collective(str(func)):
             self._before(str(func))
         return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def in_step(ranks: Alignment | None, doing: str) -> Iterator[None]:
+    """Let ranks meet before every collective inside the ``with`` block, and at its end.
+
+    Compiled code does not run as such in it.
+
+    Args:
+        ranks: All of them have begun something; None for one process, which has nobody to meet.
+        doing: What the block does, in words that differ from those of the blocks before and after it.
+    """
+    if ranks is None:
+        yield
+        return
+    with CollectiveWatch(lambda name: ranks.meet(f"{name} while {doing}")):
+        yield
+    ranks.meet(f"the end of {doing}")

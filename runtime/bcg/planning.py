@@ -92,6 +92,7 @@ def plan(
         map=_numbered(found.steps),
         segments=[_segment_row(index, found) for index in range(len(found.segments))],
         breaks=[_break_row(index, found) for index in range(len(found.breaks))],
+        warnings=list(target.warnings),
         cards=cards_of(found.findings),
         unknown=list(UNKNOWN),
     )

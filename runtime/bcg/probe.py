@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bcg.collectives import in_step
 from bcg.context import ForwardContext, forward_context
 from bcg.errors import BcgError, ModelError, ReplayError
 from bcg.inputs import PROBE_SIZES, Batch, find_token_dim
@@ -42,7 +43,10 @@ def describe_outputs(target: Target) -> OutputFacts:
     Raises:
         ModelError: If the module doesn't take the inputs, returns no tensor, or returns one whose token
             dimension is ambiguous.
+        CaptureError: If ranks differ.
     """
+    if target.alignment is not None:
+        target.alignment.begin("the first forwards")
     size, double = PROBE_SIZES
     generator = torch.Generator(target.device).manual_seed(0)
     request = make_batch(target, (size,), generator)
@@ -96,8 +100,12 @@ def _are_close(expected: list[Tensor], got: list[Tensor], tolerances: dict[bool,
 
 
 def _probe(target: Target, batch: Batch) -> list[Tensor]:
+    requests = " + ".join(map(str, batch.request_lengths))
     try:
-        with forward_context(ForwardContext(batch.request_lengths)):
+        with (
+            forward_context(ForwardContext(batch.request_lengths)),
+            in_step(target.alignment, f"running {requests} tokens"),
+        ):
             return list(tensors_in(target(batch.inputs)))
     except BcgError:
         raise

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +13,7 @@ from bcg.alignment import Dropped
 from bcg.breaks import BreakLabel, call_break
 from bcg.capture import BreakableCUDAGraphCapture
 from bcg.closure import explains, module_tensors
-from bcg.collectives import CollectiveWatch
+from bcg.collectives import in_step
 from bcg.compilations import noted_compilations, runs_compiled_code
 from bcg.context import ForwardContext, forward_context
 from bcg.device import find_device
@@ -175,7 +173,7 @@ class Sweep:
         views = self.inputs.views(tokens)
         started = time.perf_counter()
         with forward_context(ForwardContext((tokens,))), device.capture_stream():
-            with self._in_step():
+            with in_step(self.target.alignment if self._tape else None, "warming up"):
                 with stretch("warm-up", tokens):
                     peak_bytes = self._warm_up(device, views)
                 if self.pool is None:
@@ -251,13 +249,6 @@ class Sweep:
         except Exception:  # noqa: BLE001  what fails here fails in the capture too, and there the tape says where
             return ()
         return plan_arenas(events)
-
-    def _in_step(self) -> AbstractContextManager[Any]:
-        """Let ranks meet before every collective; compiled code does not run as such under a dispatch mode."""
-        ranks = self.target.alignment
-        if ranks is None or not self._tape:
-            return contextlib.nullcontext()
-        return CollectiveWatch(lambda name: ranks.meet(f"{name} while warming up"))
 
     def _known_externals(self) -> list[torch.Tensor]:
         return [*module_tensors(self.target.module), *self.inputs.buffers]

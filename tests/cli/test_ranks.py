@@ -47,3 +47,18 @@ def test_a_dry_run_plans_the_memory_of_each_rank(bcg: Any, tmp_path: Path) -> No
         assert whole.totals.weight_bytes / 2 < report.totals.weight_bytes < whole.totals.weight_bytes * 0.6
         assert {row.source for row in report.breaks} == {"attention"}
         assert len(report.segments) == len(whole.segments)
+        assert report.warnings == []
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("qwen3-moe-tiny", "every rank holds and computes the whole attention of qwen3-moe-tiny"),
+        ("nemotron-h-tiny", "only 18 % of the weights of nemotron-h-tiny are sharded over 4 ranks"),
+    ],
+)
+def test_a_dry_run_says_what_every_rank_holds_whole(bcg: Any, tmp_path: Path, model: str, message: str) -> None:
+    done = bcg("capture", model, "--dry-run", "--tokens", 16, "--tp", 4, "--html", tmp_path / "plan.html")
+    assert done.code == 0, done.err
+    assert f"warning: {message}\n" in done.out
+    assert message in (tmp_path / "plan.html").read_text()

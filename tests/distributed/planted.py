@@ -30,22 +30,26 @@ class Layer(nn.Module):
 
 
 class Model(nn.Module):
-    def __init__(self, fault: Callable[[int], None]) -> None:
+    def __init__(self, fault: Callable[[int], None], num_layers: int = 2) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.embedding = nn.Embedding(32, 8)
-        self.layers = nn.ModuleList(Layer() for _ in range(2))
+        self.layers = nn.ModuleList(Layer() for _ in range(num_layers))
         self.fault = fault
 
     def forward(self, input_ids: Tensor) -> Tensor:
         x = self.layers[0](self.embedding(input_ids))
         if dist.get_rank() == 1:
             self.fault(input_ids.shape[1])
-        return self.layers[1](x)
+        return self.layers[1](x) if len(self.layers) > 1 else x
 
 
 def fine() -> nn.Module:
     return Model(lambda _: None)
+
+
+def lacks_a_layer() -> nn.Module:
+    return Model(lambda _: None, num_layers=2 if dist.get_rank() == 0 else 1)
 
 
 def breaks_once_more() -> nn.Module:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from bcg.report import CaptureReport, CheckReport, read_report
+from bcg.report import CaptureReport, CheckReport, ProfileReport, read_report
 from bcg_cli.views.kinds import html_page
 from tests.distributed.conftest import Run
 
@@ -41,8 +42,20 @@ def test_a_sharded_model_is_captured_and_replays_as_eager_and_as_one_process(
     assert page.count("match (bitwise)") >= 4 and "against one process: match" in page
 
 
+def test_a_sharded_model_is_profiled_and_traced(run_ranks: Ranks, tmp_path: Path) -> None:
+    words = ("--tokens", 16, "--rounds", 1, "--modes", "eager,full,breakable", "--tp", 2)
+    run = run_ranks("profile", "qwen3-tiny", *words, "--trace", "trace.json")
+    assert run.code == 0, run.err
+    assert "trace written to trace.json" in run.err
+    names = [event.get("name") for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]]
+    assert names.count("breakable: 16 tokens") == 1
+    report = read_report(run.report)
+    assert isinstance(report, ProfileReport)
+    assert [row.status for row in report.buckets[0].modes] == ["measured", "not available", "measured"]
+
+
 def capture_planted(run_ranks: Ranks, factory: str, *words: object, torchrun: int | None = None) -> Run:
-    options = ("--no-auto-break", "--tokens", "64,32", "--rank-timeout", TIMEOUT_S, *words)
+    options = ("--tokens", "64,32", "--rank-timeout", TIMEOUT_S, *words)
     return run_ranks("capture", f"{PLANTED}:{factory}", *options, torchrun=torchrun)
 
 
@@ -56,6 +69,7 @@ def test_all_ranks_drop_a_bucket_that_one_of_them_fails(run_ranks: Ranks) -> Non
     assert [(row.rank, row.num_segments, row.num_breaks) for row in report.ranks] == [(0, 3, 2), (1, 3, 2)]
     assert [row.source for row in report.breaks] == ["collective", "collective"]
     assert [row.module for row in report.breaks] == ["layers.0", "layers.1"]
+    assert [warning.code for warning in report.warnings] == ["weights-not-sharded"]
     assert "<h2>Ranks</h2>" in html_page(report)
     assert all(row.pool_bytes > 0 and row.weight_bytes == 4 * (32 * 8 + 2 * 8 * 8) for row in report.ranks)
 
@@ -66,6 +80,13 @@ def test_an_extra_break_on_one_rank_is_named_and_does_not_hang(run_ranks: Ranks)
     assert "ranks differ (hazard S19): rank 1 is at \"step 3: break break_graph in module 'Model'\"" in run.err
     assert "rank 0 at \"step 3: break c10d.allreduce_.default in module 'layers.1'\"" in run.err
     assert run.out == ""
+
+
+def test_a_layer_that_one_rank_lacks_is_named_while_loading(run_ranks: Ranks) -> None:
+    run = capture_planted(run_ranks, "lacks_a_layer", "--tp", 2)
+    assert run.code == 1
+    assert "ranks differ (hazard S19): rank 1 is at 'the end of running 8 tokens', " in run.err
+    assert "rank 0 at 'c10d.allreduce_.default while running 8 tokens'\n" in run.err
 
 
 def test_a_rank_that_raises_ends_the_run_with_its_own_error_first(run_ranks: Ranks) -> None:

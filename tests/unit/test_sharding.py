@@ -9,7 +9,7 @@ from transformers import AutoModel
 from bcg.errors import ModelError
 from bcg.models.huggingface import preset_config, random_model
 from bcg.models.presets import PRESETS
-from bcg.models.sharding import Plan, Sharding, plan_of, sharding_warnings
+from bcg.models.sharding import Plan, Sharding, plan_of, sharding_warnings, whole_weights_warnings
 
 CPU = torch.device("cpu")
 
@@ -32,6 +32,18 @@ def test_attention_stays_whole_where_a_key_value_head_would_be_cut() -> None:
     assert found.tensor["layers.*.mlp.experts.gate_up_proj"] == "packed_colwise"
     (warning,) = sharding_warnings("big", preset_config(PRESETS["qwen3-235b-a22b"]), Sharding(8))
     assert warning.code == "attention-not-sharded"
+
+
+def test_weights_that_stay_whole_are_counted() -> None:
+    with torch.device("meta"):
+        model = AutoModel.from_config(preset_config(PRESETS["qwen3-tiny"]))
+    (warning,) = whole_weights_warnings("m", model, Sharding(2), by_user=False)
+    assert warning.code == "weights-not-sharded"
+    assert warning.message == "only 0 % of the weights of m are sharded over 2 ranks"
+    assert "layers.*.mlp.up_proj" in warning.cause
+    (warning,) = whole_weights_warnings("m", model, Sharding(2), by_user=True)
+    assert warning.cause.startswith("bcg calls a factory on every rank")
+    assert whole_weights_warnings("m", model, Sharding(1), by_user=False) == []
 
 
 def test_expert_rules_take_the_place_of_tensor_rules() -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from bcg.checking import Verification, verify
 from bcg.diagnose.cards import card_of_error
 from bcg.diagnose.survey import Finding
+from bcg.distributed.failure import PeerLost
 from bcg.errors import BcgError, CaptureError
 from bcg.runner import GraphRunner
 from bcg.target import Target, first_line
@@ -32,17 +33,31 @@ class Outcome:
 
 
 def attempt(target: Target, sizes: Sequence[int]) -> Outcome:
-    """Capture a target at these token counts and replay it with other inputs, in this process."""
+    """Capture a target at these token counts and replay it with other inputs, in this process.
+
+    Ranks come to the same result: what fails on some of them only, or between them, ends the run.
+    """
     runner = GraphRunner(target)
+    ranks = target.alignment
     try:
         runner.capture(sizes)
-        return Outcome(_disagreement(verify(runner, num_rounds=1)))
+        outcome = Outcome(_disagreement(verify(runner, num_rounds=1)))
     except CaptureError as error:
-        return Outcome(error.message, finding_of(error, target))
+        if ranks is not None:
+            if error.hazard == "S19" or isinstance(error.__cause__, PeerLost):
+                raise
+            ranks.meet(error.message)
+        outcome = Outcome(error.message, finding_of(error, target))
     except BcgError as error:
-        return Outcome(error.message)
+        if ranks is not None:
+            raise
+        outcome = Outcome(error.message)
     finally:
         runner.reset()
+    if ranks is None:
+        return outcome
+    reasons = [reason for reason in ranks.exchange(outcome.reason) if reason is not None]
+    return Outcome(reasons[0] if reasons else None, outcome.failure)
 
 
 def finding_of(failure: CaptureError, target: Target) -> Finding:

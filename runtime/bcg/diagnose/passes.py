@@ -7,14 +7,17 @@ from typing import Any
 
 import torch
 
+from bcg.alignment import Dropped
 from bcg.checking.compare import are_near
+from bcg.collectives import in_step
 from bcg.context import ForwardContext, forward_context
 from bcg.diagnose.cards import cards_of
 from bcg.diagnose.survey import Finding, Survey, changed_state, frozen_numbers, host_state, survey
+from bcg.errors import BcgError
 from bcg.hazards import HAZARDS
 from bcg.inputs import Batch
 from bcg.report import Card
-from bcg.target import Target, make_batch
+from bcg.target import Target, first_line, make_batch
 
 _SEEDS = (101, 102)
 
@@ -44,16 +47,30 @@ def survey_all(target: Target, sizes: Sequence[int]) -> tuple[list[Finding], lis
 
 def runnable(target: Target, sizes: Sequence[int]) -> list[int]:
     """Leave out the sizes at which the forward itself fails: the capture reports those."""
-    runnable = []
-    for tokens in sizes:
-        batch = _batch(target, tokens, _SEEDS[0])
-        try:
-            with forward_context(ForwardContext((tokens,))):
-                target(batch.inputs)
-        except Exception:  # noqa: BLE001 - whatever the user's code raises, the capture will meet it again
-            continue
-        runnable.append(tokens)
-    return runnable
+    return [tokens for tokens in sizes if not _on_any_rank(target, not _runs(target, tokens))]
+
+
+def _runs(target: Target, tokens: int) -> bool:
+    ranks = target.alignment
+    batch = _batch(target, tokens, _SEEDS[0])
+    if ranks is not None:
+        ranks.begin(f"the first forward of {tokens} tokens")
+    try:
+        with forward_context(ForwardContext((tokens,))), in_step(ranks, "running eagerly"):
+            target(batch.inputs)
+    except Dropped:
+        return False
+    except Exception as error:  # whatever the user's code raises, the capture will meet it again
+        if ranks is not None:
+            if isinstance(error, BcgError):
+                raise
+            ranks.drop(first_line(error))
+        return False
+    return True
+
+
+def _on_any_rank(target: Target, here: bool) -> bool:
+    return here if target.alignment is None else any(target.alignment.exchange(here))
 
 
 def _batch(target: Target, tokens: int, seed: int) -> Batch:
@@ -62,14 +79,28 @@ def _batch(target: Target, tokens: int, seed: int) -> Batch:
 
 def _survey_once(target: Target, tokens: int, seed: int) -> tuple[Survey, list[str]]:
     batch = _batch(target, tokens, seed)
+    ranks = target.alignment
     given: list[Any] = []
+    if ranks is not None:
+        ranks.begin(f"the survey of {tokens} tokens")
     with forward_context(ForwardContext((tokens,))):
-        plain = target(batch.inputs)
+        with in_step(ranks, "running eagerly"):
+            plain = target(batch.inputs)
         before = host_state(target.module)
-        found = survey(lambda: given.append(target(batch.inputs)), target.device, notes_numbers=True)
+        with in_step(ranks, "being surveyed"):
+            passes_on = () if ranks is None else (BcgError,)
+            found = survey(
+                lambda: given.append(target(batch.inputs)), target.device, notes_numbers=True, passes_on=passes_on
+            )
+            if ranks is not None and not given:
+                ranks.meet(found.findings[-1].reason)  # what fails on every rank may get a break
         changed = changed_state(before, host_state(target.module))
-        if found.questions and given and not are_near(plain, given[0]) and are_near(plain, target(batch.inputs)):
-            found.findings += found.questions  # whoever asked computed something else
+        is_other = bool(found.questions and given) and not are_near(plain, given[0])
+        if _on_any_rank(target, is_other):
+            with in_step(ranks, "running eagerly again"):
+                again = target(batch.inputs)
+            if is_other and are_near(plain, again):
+                found.findings += found.questions  # whoever asked computed something else
     return found, changed
 
 

@@ -28,6 +28,8 @@ from bcg.tape import SegmentTape, Tape
 from bcg.target import first_line
 from bcg.whereabouts import is_users, users_frame
 
+_Errors = tuple[type[Exception], ...]
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -233,12 +235,16 @@ def _asking_frame(frame: FrameType | None) -> FrameType | None:
     return caller or asking
 
 
-def survey(forward: Callable[[], Any], device: torch.device, *, notes_numbers: bool = False) -> Survey:
-    """Run `forward` once, eagerly, and return what was found on the way."""
+def survey(
+    forward: Callable[[], Any], device: torch.device, *, notes_numbers: bool = False, passes_on: _Errors = ()
+) -> Survey:
+    """Run `forward` once, eagerly, and return what was found on the way; errors are findings, but for `passes_on`."""
     found = Survey(find_device(device), notes_numbers=notes_numbers)
     try:
         with found.following():
             forward()
+    except passes_on:
+        raise
     except Exception as error:  # noqa: BLE001 - it ran without a survey just before
         found.note_failure(error)
     return found

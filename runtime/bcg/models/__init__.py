@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 
@@ -14,7 +13,7 @@ from bcg.errors import UsageError
 from bcg.models.factory import load_factory
 from bcg.models.huggingface import load_directory, load_hub, load_preset
 from bcg.models.presets import find_preset
-from bcg.models.sharding import Sharding, sharding_warnings
+from bcg.models.sharding import Sharding
 from bcg.target import Target, TargetWords
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -58,13 +57,10 @@ def load_target(
         raise UsageError(f"can't load {model} on {place}: there is no usable GPU", hint="use device cpu")
     if place == torch.device("cuda"):
         place = torch.device("cuda", torch.cuda.current_device())
-    sharding = None if ranks is None else Sharding(ranks.size, expert_parallel)
+    sharding = None if ranks is None else Sharding(ranks.size, expert_parallel, ranks)
     target = _load(model, place, wanted, seed, attention_break, tuple(break_globs), sharding)
-    target.alignment = ranks
     if ranks is None:
         target.words = TargetWords(model, str(place), dtype, seed, attention_break, tuple(break_globs))
-    if sharding is not None and target.info.weights == "random":
-        target.warnings.extend(sharding_warnings(model, cast(Any, target.module).config, sharding))
     return target
 
 
@@ -99,7 +95,7 @@ def _load(
         )
     source, colon, factory = model.rpartition(":")
     if colon and factory.isidentifier():
-        return load_factory(model, source, factory, place, wanted, seed, attention_break, globs)
+        return load_factory(model, source, factory, place, wanted, seed, attention_break, globs, sharding)
     if path.suffix == ".py":
         raise UsageError(f"script {model} doesn't exist", hint="give file.py:factory")
     if _HUB_ID.fullmatch(model) and not model.startswith("."):

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from bcg.attention import attention_modules, install_attention_break
 from bcg.errors import ModelError
 from bcg.functions import find_function, functions_broken
 from bcg.inputs import MakeInputs, describe_inputs
+from bcg.models.sharding import Sharding, sharding_warnings, whole_weights_warnings
 from bcg.probe import describe_outputs
 from bcg.report import ModelInfo, ModelSource, ReportWarning, Weights
 from bcg.rules import BreakRules, break_mixers, break_modules
@@ -35,12 +36,14 @@ def build_target(
     attention_break: bool,
     break_globs: tuple[str, ...],
     make_inputs: MakeInputs | None = None,
+    sharding: Sharding | None = None,
 ) -> Target:
     """Make a target of a module that is on its device already, and run it once at two small sizes.
 
     Raises:
         UsageError: If a glob matches no module.
         ModelError: If the inputs can't be made, or the module doesn't take them.
+        CaptureError: If ranks differ.
     """
     target = describe_target(
         name,
@@ -52,7 +55,9 @@ def build_target(
         attention_break=attention_break,
         break_globs=break_globs,
         make_inputs=make_inputs,
+        sharding=sharding,
     )
+    target.alignment = None if sharding is None else sharding.ranks
     with quiet():
         facts = describe_outputs(target)
     target.output_token_dims = facts.token_dims
@@ -74,6 +79,7 @@ def describe_target(
     attention_break: bool,
     break_globs: tuple[str, ...],
     make_inputs: MakeInputs | None = None,
+    sharding: Sharding | None = None,
 ) -> Target:
     """Make a target without running it: what its outputs mean is left open.
 
@@ -100,8 +106,14 @@ def describe_target(
         break_rules=BreakRules(
             mixers=mixers, globs=globs | {function.path: (function.path,) for function in functions}
         ),
+        warnings=[] if sharding is None else _sharding_warnings(name, module, sharding, weights),
         surroundings=functools.partial(functions_broken, functions, "rule"),
     )
+
+
+def _sharding_warnings(name: str, module: nn.Module, sharding: Sharding, weights: Weights) -> list[ReportWarning]:
+    found = sharding_warnings(name, cast(Any, module).config, sharding) if weights == "random" else []
+    return found + whole_weights_warnings(name, module, sharding, by_user=weights == "user")
 
 
 def _warnings(target: Target, separates_requests: bool | None) -> Iterator[ReportWarning]:

@@ -17,6 +17,7 @@ from torch import nn
 from bcg.errors import BcgError, ModelError, UsageError
 from bcg.inputs import MakeInputs
 from bcg.models.build import build_target, seeded
+from bcg.models.sharding import Sharding
 from bcg.target import Target, first_line
 
 _numbers = itertools.count()
@@ -31,6 +32,7 @@ def load_factory(
     seed: int,
     attention_break: bool,
     break_globs: tuple[str, ...],
+    sharding: Sharding | None = None,
 ) -> Target:
     """Call a factory and make a target of what it returns.
 
@@ -44,6 +46,7 @@ def load_factory(
         seed: Of the global random state while the factory runs.
         attention_break: Whether attention and recurrent mixers are breaks.
         break_globs: Further modules to break at.
+        sharding: The ranks that all call the factory; it shards the module itself.
 
     Raises:
         UsageError: If there is no such file, module or factory.
@@ -64,6 +67,7 @@ def load_factory(
         attention_break=attention_break,
         break_globs=break_globs,
         make_inputs=make_inputs,
+        sharding=sharding,
     )
 
 

@@ -46,6 +46,7 @@ def load_preset(
         device=device,
         attention_break=attention_break,
         break_globs=break_globs,
+        sharding=sharding,
     )
 
 
@@ -169,6 +170,7 @@ def load_directory(
         device=device,
         attention_break=attention_break,
         break_globs=break_globs,
+        sharding=sharding,
     )
 
 
@@ -231,4 +233,5 @@ def _load_pretrained(
         device=device,
         attention_break=attention_break,
         break_globs=break_globs,
+        sharding=sharding,
     )

@@ -72,6 +72,7 @@ def load_shapes(
             attention_break=attention_break,
             break_globs=tuple(break_globs),
             make_inputs=make_inputs,
+            sharding=sharding,
         )
 
 

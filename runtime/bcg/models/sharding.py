@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +19,10 @@ from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig
 from transformers.distributed import tensor_parallel
 
+from bcg.alignment import Alignment
 from bcg.errors import ModelError, UsageError
 from bcg.report import ReportWarning
+from bcg.structure import local_part
 from bcg.target import first_line
 
 _KEY_PROJECTIONS = ("k_proj", "kv_b_proj", "qkv_proj", "query_key_value")
@@ -32,10 +35,12 @@ class Sharding:
     Attributes:
         size: Number of ranks; 1 applies the plan to a group of one.
         expert_parallel: Whether each rank has some experts whole, instead of a slice of every expert.
+        ranks: The ranks themselves; None in a dry run.
     """
 
     size: int
     expert_parallel: bool = False
+    ranks: Alignment | None = None
 
 
 @dataclass(frozen=True)
@@ -92,14 +97,56 @@ def sharding_warnings(name: str, config: PretrainedConfig, sharding: Sharding) -
     ]
 
 
+def whole_weights_warnings(name: str, module: nn.Module, sharding: Sharding, *, by_user: bool) -> list[ReportWarning]:
+    """Warn of a model of which less than half of the weights are sharded.
+
+    Args:
+        name: Of the model.
+        module: After its plan was applied.
+        sharding: What it was applied for.
+        by_user: Whether a factory made the module, which then shards itself.
+    """
+    whole: Counter[str] = Counter()
+    num_bytes = num_sharded = 0
+    for path, parameter in module.named_parameters():
+        size = parameter.numel() * parameter.element_size()
+        num_bytes += size
+        if local_part(parameter).numel() < parameter.numel():
+            num_sharded += size
+        else:
+            whole[_generic(path.rpartition(".")[0])] += size
+    if sharding.size == 1 or 2 * num_sharded >= num_bytes:
+        return []
+    share = 100 * num_sharded / num_bytes
+    largest = ", ".join(path for path, _ in whole.most_common(3))
+    cause = f"no rule of transformers' plan is applied to the largest of the others: {largest}"
+    remedy = "count on each rank for the memory and the time of the whole ones, or run it without --tp"
+    if by_user:
+        cause = "bcg calls a factory on every rank and shards nothing of what it returns"
+        remedy = (
+            "shard it in the factory, or run it without --tp; plain tensors that it makes of slices are not counted"
+        )
+    return [
+        ReportWarning(
+            code="weights-not-sharded",
+            message=f"only {share:.0f} % of the weights of {name} are sharded over {sharding.size} ranks",
+            cause=cause,
+            remedy=remedy,
+        )
+    ]
+
+
 def _attentions(plan: Mapping[str, str]) -> set[str]:
     """Return the paths of the modules that split keys by heads."""
     return {rule.rpartition(".")[0] for rule in plan if rule.rpartition(".")[2] in _KEY_PROJECTIONS}
 
 
 def _matches_any(module: nn.Module, rules: dict[str, str]) -> bool:
-    generic = {re.sub(r"\.\d+(?=\.|$)", ".*", path) for path, _ in module.named_modules()}
-    return not generic.isdisjoint(rules)
+    return not {_generic(path) for path, _ in module.named_modules()}.isdisjoint(rules)
+
+
+def _generic(path: str) -> str:
+    return re.sub(r"\.\d+(?=\.|$)", ".*", path)
 
 
 def _heads_divide(config: PretrainedConfig, size: int) -> bool:

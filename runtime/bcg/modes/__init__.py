@@ -19,10 +19,12 @@ _CLASSES: dict[ModeName, str] = {
 _COMPILING: tuple[ModeName, ...] = ("compiled", "piecewise", "fused")
 
 
-def why_unavailable(name: ModeName, device_type: str) -> str | None:
-    """Return why a mode can't exist on a kind of device, or None."""
+def why_unavailable(name: ModeName, device_type: str, num_ranks: int | None = None) -> str | None:
+    """Return why a mode can't exist on a kind of device, over that many ranks, or None."""
     if device_type == "cpu" and name in _COMPILING:
         return "not available on the host device: compiled code can be recorded in a graph only on a GPU"
+    if device_type == "cpu" and name == "full" and num_ranks is not None:
+        return "not available on the host device over ranks: collectives are breaks there, and full has none"
     return None
 
 

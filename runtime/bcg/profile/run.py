@@ -107,7 +107,7 @@ def run_profile(plan: Plan, on_step: Progress = lambda text: None) -> ProfileRep
     """
     from bcg.profile.summary import profile_report
 
-    runs = [ModeRun(mode, why_unavailable(mode, plan.device_type), False) for mode in plan.modes]
+    runs = [ModeRun(mode, why_unavailable(mode, plan.device_type, plan.num_ranks), False) for mode in plan.modes]
     live = [run for run in runs if run.failure is None]
     for run in live:
         run.is_available = True

@@ -166,7 +166,7 @@ class Worker:
         )
 
     def trace(self, command: Trace) -> Traced:
-        """Write one step of each bucket as a trace in which segments and breaks are named."""
+        """Write one step of each bucket as a trace in which segments and breaks are named; of ranks, the first's."""
         from torch.profiler import ProfilerActivity, profile, record_function
 
         from bcg.profile.steps import named_for_trace, replay_within
@@ -184,7 +184,8 @@ class Worker:
                         names = named_for_trace(runner.graphs[tokens])
                         runner.replay(batch, through=functools.partial(replay_within, around=names))
                     self._meter.synchronize()
-        profiler.export_chrome_trace(command.path)
+        if self._world is None or self._world.rank == 0:
+            profiler.export_chrome_trace(command.path)
         return Traced()
 
     def close(self) -> Closed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from bcg.report.common import SCHEMA_VERSION, BreakRow, Environment, ModelInfo, OptionValue, SegmentRow
+from bcg.report.common import SCHEMA_VERSION, BreakRow, Environment, ModelInfo, OptionValue, ReportWarning, SegmentRow
 from bcg.report.findings import Card
 
 
@@ -70,6 +70,7 @@ class PlanReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
     Attributes:
         map_tokens: The bucket that `segments`, `breaks` and `map` describe.
         map: Its steps in execution order, as ``segment:0``, ``break:0``, …
+        warnings: What the reader should know of how the model is sharded.
         cards: What could not be captured, or would be frozen.
         unknown: What a dry run can't know.
     """
@@ -85,5 +86,6 @@ class PlanReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
     map: list[str]
     segments: list[SegmentRow]
     breaks: list[BreakRow]
+    warnings: list[ReportWarning] = []
     cards: list[Card] = []
     unknown: list[str] = []
