@@ -19,7 +19,7 @@ _HOST_HINT = "--device cpu captures on the host, without a GPU"
 
 
 def resolve_device(wanted: Device) -> torch.device:
-    """Chooses the device, and lets a GPU's driver keep a log for diagnoses: torch initializes the driver here.
+    """Chooses the device, and lets a GPU's driver keep a log for diagnoses, before torch can load the driver.
 
     Args:
         wanted: ``auto`` takes the GPU where there is a usable one, else the host; where a driver is
@@ -28,13 +28,14 @@ def resolve_device(wanted: Device) -> torch.device:
     Raises:
         BcgError: ``cuda`` was asked for and can't be used; the message says why.
     """
+    from bcg.device.driver_log import keep_log
+
+    if wanted is not Device.cpu:
+        keep_log()
     import torch
 
     if wanted is Device.cpu:
         return torch.device("cpu")
-    from bcg.device.driver_log import keep_log
-
-    keep_log()
     obstacle = why_no_gpu()
     if obstacle is None:
         return torch.device("cuda")

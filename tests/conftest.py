@@ -10,11 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from bcg.device.driver_log import keep_log
+
 GPU_TESTS = Path(__file__).parent / "gpu"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz-examples", type=int, metavar="N", help="how many random programs, drawn anew")
+
+
+def pytest_configure() -> None:
+    keep_log()  # before any test loads torch
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,9 +36,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _has_gpu() -> bool:
     import torch
 
-    from bcg.device.driver_log import keep_log
-
-    keep_log()
     return torch.cuda.is_available()
 
 

@@ -1,11 +1,18 @@
-"""Where segments are recorded: on a GPU (`bcg.device.cuda`) or on the host (`bcg.device.host`)."""
+"""Where segments are recorded: on a GPU (`bcg.device.cuda`) or on the host (`bcg.device.host`).
+
+The package alone loads no torch: the driver's log (`bcg.device.driver_log`) must be asked for before torch is there.
+"""
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
-from bcg.device.base import Device
 from bcg.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from bcg.device.base import Device
 
 
 def find_device(device: str | torch.device | None = None) -> Device:
@@ -18,6 +25,8 @@ def find_device(device: str | torch.device | None = None) -> Device:
     Raises:
         UsageError: No such device, or a GPU was asked for where torch sees none.
     """
+    import torch
+
     from bcg.device.host import HostDevice
 
     wanted = torch.device(device) if device is not None else None
