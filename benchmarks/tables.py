@@ -130,6 +130,17 @@ def rival() -> str:
     return markdown("model|what|bcg|breakable-cuda-graphs 0.1.0|ratio", rows)
 
 
+def plans() -> str:
+    """The pool that a dry run plans against the one that a GPU took, a column a bucket."""
+    rows: dict[str, dict[int, str]] = {}
+    for row in json.loads((MEASUREMENTS / "plan-h100.json").read_text())["rows"]:
+        cells = rows.setdefault(row["model"], {})
+        cells[row["tokens"]] = f"{row['planned_mib']:.0f} / {row['measured_mib']:.0f}"
+    tokens = sorted({bucket for cells in rows.values() for bucket in cells}, reverse=True)
+    body = [[model, *(cells[bucket] for bucket in tokens)] for model, cells in rows.items()]
+    return markdown("|".join(["model", *map(str, tokens)]), body)
+
+
 def rewritten(text: str) -> str:
     def table(match: re.Match[str]) -> str:
         name = match.group(1)
@@ -138,7 +149,7 @@ def rewritten(text: str) -> str:
     return MARKED.sub(table, text)
 
 
-TABLES = {"captures": captures, "latencies": latencies, "modes": modes, "rival": rival}
+TABLES = {"captures": captures, "latencies": latencies, "modes": modes, "plans": plans, "rival": rival}
 
 
 def main() -> None:
