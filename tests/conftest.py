@@ -5,6 +5,7 @@ Where there is no GPU, tests that need one, among them all under ``tests/gpu``, 
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -19,8 +20,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz-examples", type=int, metavar="N", help="how many random programs, drawn anew")
 
 
-def pytest_configure() -> None:
-    keep_log()  # before any test loads torch
+def pytest_configure(config: pytest.Config) -> None:
+    """Set what must be there before any test loads torch."""
+    keep_log()
+    if hasattr(config, "workerinput"):  # the processes of one run share the cores
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
