@@ -41,7 +41,12 @@ def estimate_memory(words: ShapeWords) -> MemoryEstimate:
         attention_break=words.attention_break,
         break_globs=words.break_globs,
     )
-    return MemoryEstimate(lambda tokens: pool_bytes(target, mode, tokens), graph_bytes(target, mode))
+    most = target.max_tokens
+
+    def pool(tokens: int) -> int:
+        return pool_bytes(target, mode, tokens if most is None else min(tokens, most))
+
+    return MemoryEstimate(pool, graph_bytes(target, mode))
 
 
 def dry_run(

@@ -81,6 +81,11 @@ def inline_breaks() -> Iterator[None]:
         _state.inline = before
 
 
+def are_inline() -> bool:
+    """Tell whether this thread's breaks run where they stand; see `inline_breaks`."""
+    return _state.inline
+
+
 def is_following() -> bool:
     """Tell whether a break called now would be one: somebody follows the forward, and no break is running."""
     return _state.runner is not None and not _state.in_break and not _state.inline

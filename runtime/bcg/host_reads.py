@@ -44,12 +44,22 @@ def before_the_dispatcher(
     """
     on_device = bool(args) and isinstance(args[0], Tensor) and args[0].device.type == device_type
     if function in _FROM_HOST_DATA:
+        if args and isinstance(args[0], (list, tuple)) and _holds_values(args[0], device_type):
+            return f"torch.{function.__name__}", "it reads values of tensors"
         device = kwargs.get("device")
         goes_there = device is not None and torch.device(device).type == device_type
         return (f"torch.{function.__name__}", _COPIES_DATA) if goes_there and not on_device else None
     if not on_device:
         return None
     reason = _READS.get(function)
+    if (
+        function in (torch.repeat_interleave, Tensor.repeat_interleave)
+        and len(args) > 1
+        and len(args) + len(kwargs) < 4
+    ):
+        repeats = args[1]
+        if isinstance(repeats, Tensor) and kwargs.get("output_size") is None:
+            reason = "its result's shape depends on the repeats"
     if reason is None and function is Tensor.to and any(_is_host(word) for word in (*args[1:], *kwargs.values())):
         reason = "to('cpu') copies it to the host"
     if reason is None and function is Tensor.new_tensor and not isinstance(args[1], Tensor):
@@ -57,6 +67,12 @@ def before_the_dispatcher(
     if reason is None and function in (Tensor.__getitem__, Tensor.__setitem__) and _indexes_by_data(args[1]):
         reason = _COPIES_DATA
     return None if reason is None else (f"Tensor.{function.__name__}", reason)
+
+
+def _holds_values(data: Any, device_type: str) -> bool:
+    if isinstance(data, (list, tuple)):
+        return any(_holds_values(item, device_type) for item in data)
+    return isinstance(data, Tensor) and data.device.type == device_type
 
 
 def _is_host(word: Any) -> bool:
@@ -97,6 +113,13 @@ _SYNCHRONIZING = {
     "aten::pin_memory": PINS,
     "aten::_pin_memory": PINS,
 }
+_UNTAGGED = {
+    "aten.where.default": "its result's shape depends on the values",
+    "aten.nonzero_numpy.default": "its result's shape depends on the values",
+    "aten.combinations.default": "its result's shape depends on the values",
+    "aten.narrow.Tensor": "the host needs its start",
+}
+"""Composite operations that arrive whole in inference mode, and without the tags of what they are made of."""
 _INDEXING = {
     "aten::index",
     "aten::index_put",
@@ -111,7 +134,9 @@ _COPYING = {"aten::_to_copy", "aten::to", "aten::copy_"}
 def traits_of(function: Any) -> Traits:
     """Return the traits of an ATen or other dispatched operation."""
     name = function._schema.name
-    reason = _SYNCHRONIZING.get(name)
+    reason = _SYNCHRONIZING.get(name) or _UNTAGGED.get(str(function))
+    if reason is None and torch.Tag.cudagraph_unsafe in function.tags:
+        reason = "it is tagged as unsafe in CUDA graphs"
     if reason is None and torch.Tag.data_dependent_output in function.tags:
         reason = "the host needs its value"
     if reason is None and torch.Tag.dynamic_output_shape in function.tags and name not in _INDEXING:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from bcg.breaks import are_inline
 from bcg.buckets import pick_bucket
 from bcg.context import ForwardContext, forward_context
 from bcg.device import find_device
@@ -121,6 +122,8 @@ class GraphRunner:
                 results.append(result)
                 if on_bucket is not None:
                     on_bucket(result)
+                if list(self._sweep.graphs) == [tokens] and not (self._everything_eager or are_inline()):
+                    _check_function_breaks(self.target, self._sweep.graphs[tokens])
         find_device(self.target.device).empty_cache()
         return results
 
@@ -161,14 +164,14 @@ class GraphRunner:
         return self._cut(captured.outputs[tokens], batch.num_tokens)
 
     def eager(self, batch: Batch) -> Any:
-        """Run a batch eagerly, unpadded.
+        """Run a batch eagerly, unpadded, on a copy of its inputs: a forward may change them in place.
 
         Raises:
             ReplayError: Several requests are given to a target that takes one at a time.
         """
         self._check_requests(batch)
         with forward_context(ForwardContext(batch.request_lengths)):
-            return self.target(batch.inputs)
+            return self.target({name: tensor.clone() for name, tensor in batch.inputs.items()})
 
     def eager_padded(
         self,
@@ -222,6 +225,22 @@ class GraphRunner:
             return tensor if dim is None else tensor.narrow(dim, 0, num_tokens)
 
         return map_tensors(cut, output)
+
+
+def _check_function_breaks(target: Target, graph: BreakableCUDAGraph) -> None:
+    """Refuse a function that was to be a break and never was one: what needed it was captured (hazard S15).
+
+    Raises:
+        UsageError: Naming it.
+    """
+    names = {step.label.name for step in graph.breaks}
+    for path in target.break_rules.globs:
+        if ":" in path and path.rpartition(":")[2] not in names:
+            raise UsageError(
+                f"--break {path!r} is no break of {target.name}: its forward never calls that function, or only inside "
+                "another break",
+                hint="name it as the modules that call it know it, or leave it out",
+            )
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from bcg.errors import ModelError, UsageError
 from bcg.inputs import Batch, InputSpec, MakeInputs
 from bcg.report import ModelInfo, ReportWarning
 from bcg.rules import BreakRules
-from bcg.structure import tensors_in
+from bcg.structure import attributes_of, tensors_in
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Target:
 
 
 def plain_output(output: Any, name: str) -> Any:
-    """Reduce what a module returned to tensors in tuples, lists and dicts.
+    """Reduce what a module returned to tensors in tuples, lists and dicts; of a dataclass, its fields are a dict.
 
     Raises:
         ModelError: If there is no tensor in it.
@@ -101,6 +102,8 @@ def plain_output(output: Any, name: str) -> Any:
         return last_hidden_state
     if isinstance(output, dict) and type(output) is not dict:
         output = {key: value for key, value in output.items() if value is not None}
+    elif dataclasses.is_dataclass(output):
+        output = {name: value for name, value in attributes_of(output).items() if value is not None}
     if next(tensors_in(output), None) is None:
         raise ModelError(
             f"the forward of {name} returns no tensor, got {type(output).__name__}",

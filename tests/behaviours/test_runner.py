@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pytest
@@ -201,6 +202,24 @@ def test_a_bucket_out_of_memory_is_reported_and_the_smaller_ones_are_captured(de
     assert seen == [(32, "out of memory"), (16, "captured"), (8, "captured")]
     assert results[0].error == "planted: tried to allocate everything"
     assert sorted(runner.graphs) == [8, 16]
+
+
+@dataclass
+class Rows:
+    rows: Tensor
+    nothing: Tensor | None = None
+
+
+class ReturnsRows(nn.Module):
+    def forward(self, x: Tensor) -> Rows:
+        return Rows(x * 2)
+
+
+def test_a_dataclass_as_output_is_its_fields(device: str) -> None:
+    runner = GraphRunner(target_of(ReturnsRows(), device))
+    runner.capture([8])
+    batch = make_batch(runner.target, (5,), torch.Generator(runner.target.device).manual_seed(0))
+    assert torch.equal(runner.replay(batch)["rows"], batch.inputs["x"] * 2)
 
 
 class Hungry(nn.Module):

@@ -165,6 +165,10 @@ HOST_READS: dict[str, Callable[[Tensor], object]] = {
     "format": lambda t: f"{t[0]:.2f}",
     "mask": lambda t: t[t > 0],
     "nonzero": lambda t: t.nonzero(),
+    "where": lambda t: torch.where(t > 0),
+    "nonzero as a tuple": lambda t: t.nonzero(as_tuple=True),
+    "narrow": lambda t: t.narrow(0, t[0].long(), 1),
+    "values as data": lambda t: torch.tensor([t[0], t[1]]),
     "masked_select": lambda t: t.masked_select(t > 0),
     "unique": lambda t: t.unique(),
     "repeat_interleave": lambda t: t.repeat_interleave(t.long()),
@@ -186,7 +190,7 @@ def test_a_host_read_inside_a_segment_is_refused_with_its_place(device: str, rea
     model = torch.nn.Sequential(torch.nn.ReLU(), Reader())
     x = torch.ones(4, device=device)
     with pytest.raises(HostReadError, match="^the host reads a device value inside a segment: ") as caught:
-        with torch.no_grad(), BreakableCUDAGraphCapture(BreakableCUDAGraph(device)):
+        with torch.inference_mode(), BreakableCUDAGraphCapture(BreakableCUDAGraph(device)):
             model(x)
     place = caught.value.place
     assert place is not None

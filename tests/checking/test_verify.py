@@ -290,3 +290,31 @@ def test_replaying_a_pool_that_is_in_use_is_named(device: str) -> None:
     found = verify(runner)
     assert found.buckets[0].hazard == "S17"
     assert found.verdict == "mismatch"
+
+
+class ChangesItsInput(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul_(2) + 1
+
+
+def test_a_forward_that_changes_its_input_in_place_is_healthy(device: str) -> None:
+    assert verified(ChangesItsInput(), device).verdict == "match"
+
+
+class Scaled(nn.Module):
+    scale = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+def test_what_making_inputs_leaves_on_a_module_is_no_match(device: str) -> None:
+    module = Scaled()
+
+    def make(num_tokens: int, place: torch.device, generator: torch.Generator) -> dict[str, Tensor]:
+        module.scale = 1.0 + torch.rand((), device=place, generator=generator).item()
+        return make_inputs(num_tokens, place, generator)
+
+    runner = GraphRunner(own_target(module, device, make))
+    runner.capture(BUCKETS)
+    assert verify(runner).verdict != "match"

@@ -104,6 +104,9 @@ def test_a_function_as_a_break(bcg: Any) -> None:
         done = bcg(*words, "--break", wrong)
         assert done.code == 2
         assert f"--break {wrong!r}" in done.err
+    done = bcg(*words, "--break", "transformers.models.gemma.modeling_gemma:rotate_half")
+    assert done.code == 2
+    assert "its forward never calls that function" in done.err
 
 
 def test_buckets_for_a_workload(bcg: Any, tmp_path: Path) -> None:

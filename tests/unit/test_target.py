@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -33,9 +32,9 @@ def load(forward: Any, make_inputs: Any = rows, **options: Any) -> Target:
     )
 
 
-@dataclass
 class Holder:
-    x: torch.Tensor
+    def __init__(self, x: torch.Tensor) -> None:
+        self.x = x
 
 
 def test_output_structures_and_their_token_dimensions() -> None:

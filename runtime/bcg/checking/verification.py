@@ -152,6 +152,10 @@ class _Verifier:
         if padding is None:
             again = compare(output, self._full_outputs.pop(trial), self._tolerance)
             self._found.spread = max(self._found.spread, again.max_rel_error)
+            if not again.within:
+                verdict.doubts.append(
+                    f"eager differs from itself by {again.max_rel_error:.1e} of the scale at {trial.num_tokens} tokens"
+                )
         elif self._padding_leaks(trial, batch, output):
             verdict.leaks.append(trial)
 

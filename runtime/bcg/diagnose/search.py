@@ -169,22 +169,25 @@ class _Search:
 
     def add(self, findings: Sequence[Finding]) -> bool:
         """Give new findings their first remedy, and those that were not helped their next; tell if any was there."""
+        in_effect = set(self.remedies.chosen)
         for finding in findings:
-            if self._is_covered(finding):
+            if self._is_covered(finding, in_effect):
                 continue
             if finding.site in self._findings:
                 self._levels[finding.site] += 1
             else:
-                self._findings[finding.site], self._levels[finding.site] = finding, 0
+                helpless = [remedy in in_effect for remedy in remedies_for(finding)]
+                self._findings[finding.site], self._levels[finding.site] = finding, helpless.count(True)
             self._check(finding.site)
             self._choose()
         return bool(findings)
 
-    def _is_covered(self, finding: Finding) -> bool:
+    def _is_covered(self, finding: Finding, in_effect: set[Remedy]) -> bool:
         """Whether a remedy that an earlier finding of the same survey got also helps with this one."""
         if finding.site in self._findings:
             return False
-        return any(remedy in self.remedies.chosen for remedy in remedies_for(finding))
+        new = set(self.remedies.chosen) - in_effect
+        return any(remedy in new for remedy in remedies_for(finding))
 
     def _check(self, site: tuple[str, str, str]) -> None:
         if self._levels[site] >= len(remedies_for(self._findings[site])):
