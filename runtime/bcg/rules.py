@@ -98,6 +98,8 @@ def break_mixers(root: nn.Module) -> tuple[str, ...]:
 
 
 def _is_recurrent(module: nn.Module) -> bool:
+    if isinstance(module, torch.jit.ScriptModule):
+        return False  # its class has no forward to look at
     return "cache_params" in inspect.signature(type(module).forward).parameters
 
 

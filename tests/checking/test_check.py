@@ -143,3 +143,23 @@ def test_without_the_attention_break_padding_leaks_in_a_bidirectional_model(mini
     assert [card.hazard for card in report.findings] == ["S10"]
     assert report.findings[0].module == "encoder.layer.0.attention.self"
     assert all(bucket.bitwise for bucket in report.buckets)
+
+
+class Scripted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("two", torch.tensor(2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x) * self.two
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_scripted_part_is_healthy() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), torch.jit.script(Scripted()))
+
+    def make_inputs(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"input": torch.rand(num_tokens, 4, generator=generator)}
+
+    report = check(model, buckets=[4, 8], make_inputs=make_inputs)
+    assert report.verdict == "match", report

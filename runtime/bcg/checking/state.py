@@ -96,7 +96,8 @@ class ModelState:
             snapshot.holders.append((owned, dict(owned)))
             for name, value in owned.items():
                 if name == "_buffers":
-                    snapshot.holders.append((value, dict(value)))
+                    if isinstance(value, dict):  # a scripted module's can't be refilled
+                        snapshot.holders.append((value, dict(value)))
                     for key, buffer in value.items():
                         _visit(snapshot, _join(path, key), buffer, seen, 0)
                 elif name not in _TORCHS_OWN:
