@@ -52,12 +52,8 @@ def before_the_dispatcher(
     if not on_device:
         return None
     reason = _READS.get(function)
-    if (
-        function in (torch.repeat_interleave, Tensor.repeat_interleave)
-        and len(args) > 1
-        and len(args) + len(kwargs) < 4
-    ):
-        repeats = args[1]
+    if function in (torch.repeat_interleave, Tensor.repeat_interleave):
+        repeats = args[1] if len(args) > 1 else kwargs.get("repeats")
         if isinstance(repeats, Tensor) and kwargs.get("output_size") is None:
             reason = "its result's shape depends on the repeats"
     if reason is None and function is Tensor.to and any(_is_host(word) for word in (*args[1:], *kwargs.values())):
@@ -120,6 +116,8 @@ _UNTAGGED = {
     "aten.narrow.Tensor": "the host needs its start",
 }
 """Composite operations that arrive whole in inference mode, and without the tags of what they are made of."""
+UNSAFE_TAGS = tuple(filter(None, [getattr(torch.Tag, "cudagraph_unsafe", None)]))
+"""Tags of operations that no graph can hold, as far as this torch has one."""
 _INDEXING = {
     "aten::index",
     "aten::index_put",
@@ -135,7 +133,7 @@ def traits_of(function: Any) -> Traits:
     """Return the traits of an ATen or other dispatched operation."""
     name = function._schema.name
     reason = _SYNCHRONIZING.get(name) or _UNTAGGED.get(str(function))
-    if reason is None and torch.Tag.cudagraph_unsafe in function.tags:
+    if reason is None and any(tag in function.tags for tag in UNSAFE_TAGS):
         reason = "it is tagged as unsafe in CUDA graphs"
     if reason is None and torch.Tag.data_dependent_output in function.tags:
         reason = "the host needs its value"

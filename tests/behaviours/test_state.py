@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -180,8 +181,9 @@ HOST_READS: dict[str, Callable[[Tensor], object]] = {
 }
 
 
+@pytest.mark.parametrize("grad_mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("read", HOST_READS)
-def test_a_host_read_inside_a_segment_is_refused_with_its_place(device: str, read: str) -> None:
+def test_a_host_read_inside_a_segment_is_refused_with_its_place(device: str, read: str, grad_mode: Any) -> None:
     class Reader(torch.nn.Module):
         def forward(self, t: Tensor) -> Tensor:
             HOST_READS[read](t)
@@ -190,7 +192,7 @@ def test_a_host_read_inside_a_segment_is_refused_with_its_place(device: str, rea
     model = torch.nn.Sequential(torch.nn.ReLU(), Reader())
     x = torch.ones(4, device=device)
     with pytest.raises(HostReadError, match="^the host reads a device value inside a segment: ") as caught:
-        with torch.inference_mode(), BreakableCUDAGraphCapture(BreakableCUDAGraph(device)):
+        with grad_mode(), BreakableCUDAGraphCapture(BreakableCUDAGraph(device)):
             model(x)
     place = caught.value.place
     assert place is not None

@@ -13,19 +13,18 @@ from transformers import AttentionInterface
 
 from bcg.attention import AttentionBreak, attention_breaks
 from bcg.errors import ModelError
+from bcg.host_reads import UNSAFE_TAGS
 from bcg.modes.compiled import Compiled, set_attention
 from bcg.report import ModeName
 
 OPERATOR = "bcg::attention"
 IMPLEMENTATION = "bcg_attention_operator"
 
-_TAGS = tuple(filter(None, [getattr(torch.Tag, "cudagraph_unsafe", None)]))
-"""By this tag newer versions of Inductor know where to cut, older ones by a list in their configuration."""
-
 _breaks: dict[str, AttentionBreak] = {}
 
 
-@torch.library.custom_op(OPERATOR, mutates_args=(), tags=_TAGS)
+# By the tag newer versions of Inductor know where to cut, older ones by a list in their configuration.
+@torch.library.custom_op(OPERATOR, mutates_args=(), tags=UNSAFE_TAGS)
 def attention(
     query: Tensor, key: Tensor, value: Tensor, path: str, scaling: float | None, sliding_window: int | None
 ) -> Tensor:
