@@ -126,6 +126,7 @@ _INDEXING = {
     "aten::_unsafe_index",
 }
 _COPYING = {"aten::_to_copy", "aten::to", "aten::copy_"}
+_ONE_HOT = "aten::one_hot"
 
 
 @functools.cache
@@ -137,11 +138,11 @@ def traits_of(function: Any) -> Traits:
         reason = "it is tagged as unsafe in CUDA graphs"
     if reason is None and torch.Tag.data_dependent_output in function.tags:
         reason = "the host needs its value"
-    if reason is None and torch.Tag.dynamic_output_shape in function.tags and name not in _INDEXING:
+    if reason is None and torch.Tag.dynamic_output_shape in function.tags and name not in (*_INDEXING, _ONE_HOT):
         reason = "its result's shape depends on the values"
     return Traits(
         reads_host=reason,
-        may_read_host=name in _INDEXING or name in _COPYING,
+        may_read_host=name in _INDEXING or name in _COPYING or name == _ONE_HOT,
         writes=bool(function._schema.is_mutable),
         is_collective=is_collective(str(function)),
         only_wraps=only_wraps(str(function)),
@@ -155,6 +156,14 @@ def indexes_by_mask(args: tuple[Any, ...]) -> bool:
     masked = any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1])
     fills_one_value = len(args) > 2 and isinstance(args[2], Tensor) and args[2].numel() == 1
     return masked and not fills_one_value
+
+
+def counts_classes(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """One-hot vectors without a given size are as long as the largest value says; with one, a GPU reads nothing."""
+    if function._schema.name != _ONE_HOT:
+        return False
+    given = args[1] if len(args) > 1 else kwargs.get("num_classes", -1)
+    return bool(given == -1)
 
 
 def copies_to_host(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -28,6 +28,7 @@ from bcg.host_reads import (
     before_the_dispatcher,
     copies_from_host,
     copies_to_host,
+    counts_classes,
     indexes_by_mask,
     traits_of,
 )
@@ -247,6 +248,8 @@ class Tape:
         reason = traits.reads_host
         if reason is None and indexes_by_mask(args):
             reason = "its result's shape depends on the values of a mask"
+        if reason is None and counts_classes(function, args, kwargs):
+            reason = "its result's shape depends on the values"
         if reason is None and self.device_type != "cpu" and copies_to_host(function, args, kwargs):
             reason = "it copies from the device to the host"
         if reason is not None:
