@@ -23,7 +23,13 @@ _SEEDS = (101, 102)
 
 
 def survey_all(target: Target, sizes: Sequence[int]) -> tuple[list[Finding], list[Card]]:
-    """Survey every size twice with other values; what Python froze counts only where the host reads nothing."""
+    """Survey every size twice with other values.
+
+    Returns:
+        Findings that a break may help with; what Python froze counts only where the host reads nothing. And cards of
+        what may make a replay wrong: state that changes outside of breaks, and questions whether the code is captured
+        where eager differs from itself, so that nobody can tell what the answer does.
+    """
     findings: dict[tuple[str, str, str], Finding] = {}
     frozen: list[Finding] = []
     state_cards: list[Card] = []
@@ -31,14 +37,14 @@ def survey_all(target: Target, sizes: Sequence[int]) -> tuple[list[Finding], lis
     for tokens in sizes:
         surveys = []
         for seed in _SEEDS:
-            found, changed = _survey_once(target, tokens, seed)
+            found = _survey_once(target, tokens, seed)
             surveys.append(found)
             for finding in found.findings:
                 findings.setdefault(finding.site, finding)
             for question in found.questions:
                 questions.setdefault(question.site, question)
-        if changed and not state_cards:
-            state_cards.append(_state_card(changed))
+        if found.changed and not state_cards:
+            state_cards.append(_state_card(found.changed))
         difference = frozen_numbers(*surveys)
         if difference is not None:
             frozen.append(difference)
@@ -77,31 +83,38 @@ def _batch(target: Target, tokens: int, seed: int) -> Batch:
     return make_batch(target, (tokens,), torch.Generator(target.device).manual_seed(seed))
 
 
-def _survey_once(target: Target, tokens: int, seed: int) -> tuple[Survey, list[str]]:
+def _survey_once(target: Target, tokens: int, seed: int) -> Survey:
+    """Run the target as it is, then under a survey, and compare: who asks, and gets another answer, may differ."""
     batch = _batch(target, tokens, seed)
     ranks = target.alignment
     given: list[Any] = []
     if ranks is not None:
         ranks.begin(f"the survey of {tokens} tokens")
     with forward_context(ForwardContext((tokens,))):
+        before = host_state(target.module)
         with in_step(ranks, "running eagerly"):
             plain = target(batch.inputs)
-        before = host_state(target.module)
+        keeps_state = not changed_state(before, host_state(target.module))
         with in_step(ranks, "being surveyed"):
-            passes_on = () if ranks is None else (BcgError,)
             found = survey(
-                lambda: given.append(target(batch.inputs)), target.device, notes_numbers=True, passes_on=passes_on
+                lambda: given.append(target(batch.inputs)),
+                target.device,
+                notes_numbers=True,
+                state=None if keeps_state else lambda: host_state(target.module),
+                passes_on=() if ranks is None else (BcgError,),
             )
             if ranks is not None and not given:
                 ranks.meet(found.findings[-1].reason)  # what fails on every rank may get a break
-        changed = changed_state(before, host_state(target.module))
         is_other = bool(found.questions and given) and not are_near(plain, given[0])
         if _on_any_rank(target, is_other):
             with in_step(ranks, "running eagerly again"):
                 again = target(batch.inputs)
             if is_other and are_near(plain, again):
                 found.findings += found.questions  # whoever asked computed something else
-    return found, changed
+                is_other = False
+    if not is_other:
+        found.questions.clear()
+    return found
 
 
 def _state_card(changed: list[str]) -> Card:

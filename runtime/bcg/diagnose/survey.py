@@ -7,6 +7,7 @@ they would, and everything else runs as it is.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -94,6 +95,7 @@ class Survey:
         device: The device that would capture.
         records_collectives: Whether segments hold collectives, where that is not as on `device`.
         notes_numbers: Keep the Python numbers that operations are given, for `frozen_numbers`.
+        state: Reads the state of the host, as `host_state` does, to see what changes it between breaks.
 
     Attributes:
         findings: In program order, one a line of code and module.
@@ -101,15 +103,26 @@ class Survey:
         segments: What each would-be segment reads and does.
         breaks: The breaks between them.
         steps: ``segment`` and ``break``, in order.
+        changed: Names of state that something outside of breaks changed.
     """
 
-    def __init__(self, device: Device, *, notes_numbers: bool = False, records_collectives: bool | None = None) -> None:
+    def __init__(
+        self,
+        device: Device,
+        *,
+        notes_numbers: bool = False,
+        records_collectives: bool | None = None,
+        state: Callable[[], dict[str, Any]] | None = None,
+    ) -> None:
         self.findings: list[Finding] = []
         self.questions: list[Finding] = []
         self.segments: list[SegmentTape] = []
         self.breaks: list[SurveyedBreak] = []
         self.steps: list[Literal["segment", "break"]] = []
+        self.changed: list[str] = []
         self.numbers: list[_Numbers] | None = [] if notes_numbers else None
+        self._read_state = state or dict
+        self._state: dict[str, Any] = {}
         self._tape = _SurveyTape(device, self)
         if records_collectives is not None:
             self._tape.records_collectives = records_collectives
@@ -121,7 +134,7 @@ class Survey:
         with running_breaks(self), self._tape.watching(), contextlib.ExitStack() as stack:
             stack.callback(pretend_capturing, False)
             pretend_capturing(True, self._note_question)
-            self._tape.begin_segment()
+            self._begin_segment()
             yield
             self._end_segment()
 
@@ -130,7 +143,7 @@ class Survey:
     ) -> Any:
         """Run a break of the forward, unseen."""
         if label.module is None:
-            label = BreakLabel(label.name, self._tape.module_path, label.source)
+            label = dataclasses.replace(label, module=self._tape.module_path)
         self._end_segment()
         with self._tape.looking_away(), telling_the_truth():
             result = function(*args, **kwargs)
@@ -142,7 +155,7 @@ class Survey:
                 boundary_bytes += tensor.untyped_storage().nbytes()
         self.steps.append("break")
         self.breaks.append(SurveyedBreak(label, function, boundary_bytes))
-        self._tape.begin_segment()
+        self._begin_segment()
         return result
 
     def note(self, hazard: str, operation: str, reason: str) -> None:
@@ -177,7 +190,12 @@ class Survey:
             hazard, operation, reason, self._tape.module_paths, source, tuple(functions_around(sys._getframe(1)))
         )
 
+    def _begin_segment(self) -> None:
+        self._state = self._read_state()
+        self._tape.begin_segment()
+
     def _end_segment(self) -> None:
+        self.changed += changed_state(self._state, self._read_state())
         segment = self._tape.end_segment()
         if segment.operations:
             self.steps.append("segment")
@@ -236,10 +254,15 @@ def _asking_frame(frame: FrameType | None) -> FrameType | None:
 
 
 def survey(
-    forward: Callable[[], Any], device: torch.device, *, notes_numbers: bool = False, passes_on: _Errors = ()
+    forward: Callable[[], Any],
+    device: torch.device,
+    *,
+    notes_numbers: bool = False,
+    state: Callable[[], dict[str, Any]] | None = None,
+    passes_on: _Errors = (),
 ) -> Survey:
     """Run `forward` once, eagerly, and return what was found on the way; errors are findings, but for `passes_on`."""
-    found = Survey(find_device(device), notes_numbers=notes_numbers)
+    found = Survey(find_device(device), notes_numbers=notes_numbers, state=state)
     try:
         with found.following():
             forward()
