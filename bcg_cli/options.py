@@ -48,8 +48,8 @@ BreakOption = Annotated[
     typer.Option(
         "--break",
         metavar="GLOB",
-        help="Break at modules whose path or class name matches, such as '*.mlp.experts', or at a function, "
-        "package.module:function. Repeatable.",
+        help="Break at modules whose path or class name matches, such as '*.mlp.experts', at a function, "
+        "package.module:function or file.py:function, or at an operation, OPERATION@FILE:LINE. Repeatable.",
     ),
 ]
 AttentionBreakOption = Annotated[

@@ -41,8 +41,12 @@ def card_view(card: Card) -> RenderableType:
 
 
 def automatic_breaks_view(breaks: Sequence[AutomaticBreak]) -> RenderableType:
-    """Returns which breaks were added, why, and what makes them explicit."""
-    parts: list[RenderableType] = [Text("Automatic breaks, verified by replays with other inputs", "bold")]
+    """Returns which breaks were added, why, whether replays showed them right, and what makes them explicit."""
+    doubt = next((item.doubt for item in breaks if item.doubt), "")
+    verified = f"not verified: {doubt}" if doubt else "verified by replays with other inputs"
+    parts: list[RenderableType] = [
+        Text.assemble(("Automatic breaks", "bold"), (f", {verified}", "yellow" if doubt else "bold"))
+    ]
     for item in breaks:
         place = f" in {item.module}" if item.module and item.module != item.name else ""
         name = f"{item.module} ({item.name})" if item.size == "module" else f"{item.name}{place}"
@@ -50,14 +54,14 @@ def automatic_breaks_view(breaks: Sequence[AutomaticBreak]) -> RenderableType:
         table = Table.grid(padding=(0, 1, 0, 2))
         table.add_column(no_wrap=True, style="dim")
         table.add_column(overflow="fold")
-        table.add_row(
-            "why", Text(f"{item.card.hazard}: {item.card.operation} at {item.card.source_line}: {item.card.title}")
-        )
-        if item.card.driver_text:
-            table.add_row("driver", Text(item.card.driver_text))
+        for word, card in (("why", item.card), *(("also", other) for other in item.other_cards)):
+            table.add_row(word, Text(f"{card.hazard}: {card.operation} at {card.source_line}: {card.title}"))
+            if card.driver_text:
+                table.add_row("driver", Text(card.driver_text))
         if item.option:
             table.add_row("explicit", Text(item.option))
-        table.add_row("or", Text(item.decorator))
+        if item.decorator:
+            table.add_row("or", Text(item.decorator))
         parts.append(table)
     return Group(*parts)
 

@@ -205,11 +205,22 @@ def _kernel_details(row: SegmentRow) -> str:
 
 def _automatic_section(report: CaptureReport) -> str:
     rows = [
-        [escape(row.size), f"<code>{escape(row.module)}</code>", escape(row.name), f"<code>{escape(row.option)}</code>"]
+        [
+            escape(row.size),
+            f"<code>{escape(row.module)}</code>",
+            escape(row.name),
+            "<br>".join(
+                f"{card.hazard}: {escape(card.title)} <code>{escape(card.source_line)}</code>"
+                for card in (row.card, *row.other_cards)
+            ),
+            f"<code>{escape(row.option)}</code>",
+        ]
         for row in report.automatic_breaks
     ]
-    content = table(["size", "module", "name", "explicit"], rows, text_columns=(0, 1, 2, 3))
-    return section("Automatic breaks", "Nobody asked for these; replays with other inputs showed them right.", content)
+    content = table(["size", "module", "name", "why", "explicit"], rows, text_columns=(0, 1, 2, 3, 4))
+    doubt = next((row.doubt for row in report.automatic_breaks if row.doubt), "")
+    verified = f"not verified: {doubt}" if doubt else "replays with other inputs showed them right"
+    return section("Automatic breaks", f"Nobody asked for these; {verified}.", content)
 
 
 def card_sections(cards: Sequence[Card]) -> list[str]:

@@ -28,11 +28,13 @@ class BreakLabel:
         module: Path of the module that the break stands for; `None` where the capture finds it out.
         source: Where the break comes from: ``decorator``, ``explicit``, ``attention``, ``mixer``, ``rule``,
             ``automatic``, ``collective`` or ``debug``.
+        rule: The words of the ``--break`` that made a function or an operation one.
     """
 
     name: str
     module: str | None = None
     source: str = "decorator"
+    rule: str = ""
 
 
 class BreakRunner(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -139,7 +140,7 @@ class BreakableCUDAGraphCapture:
         """
         self._raise_swallowed_error()
         if label.module is None:
-            label = BreakLabel(label.name, self._tape.module_path, label.source)
+            label = dataclasses.replace(label, module=self._tape.module_path)
         ambience = Ambience.now(self._tape.device_type)
         args, kwargs = map_tensors(settled, (tuple(args), kwargs))
         self._end_segment()

@@ -13,6 +13,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
@@ -20,7 +21,10 @@ from torch import nn
 
 from bcg.breaks import BreakLabel, call_break, is_following
 from bcg.errors import UsageError
-from bcg.whereabouts import is_users
+from bcg.whereabouts import from_search_path, is_users
+
+FILE_MODULES = "bcg_user_"
+"""What the modules that are loaded from a file of the MODEL argument are called in front."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +77,7 @@ class FunctionReference:
     """A function that can be made a break by what its names mean while a forward is followed.
 
     Attributes:
-        path: ``package.module:function``.
+        path: ``package.module:function``, or ``file.py:function`` where the file was loaded as a MODEL argument.
         code: What identifies it.
         places: The names through which it is called.
     """
@@ -91,7 +95,8 @@ class FunctionReference:
         """Make the function a break of whoever follows this thread's forward, inside the block."""
         with contextlib.ExitStack() as stack:
             for place in self.places:
-                stack.enter_context(place.replaced(_as_break(place.get(), BreakLabel(self.name, None, source))))
+                label = BreakLabel(self.name, None, source, self.path)
+                stack.enter_context(place.replaced(_as_break(place.get(), label)))
             yield
 
 
@@ -116,15 +121,17 @@ def _as_break(function: Callable[..., Any], label: BreakLabel) -> Callable[..., 
 def find_function(path: str) -> FunctionReference:
     """Return the function that ``package.module:function`` or ``package.module:Class.method`` names.
 
+    In place of the module there may be a loaded file, such as the one that the MODEL argument names.
+
     Every loaded module that imported the function under a name of its own is a place, too.
 
     Raises:
         UsageError: There is no such module or function.
     """
-    module_name, _, name = path.partition(":")
-    hint = "give package.module:function"
+    module_name, _, name = path.rpartition(":")
+    hint = "give package.module:function or file.py:function"
     try:
-        module = importlib.import_module(module_name)
+        module = _loaded_file(module_name) if module_name.endswith(".py") else importlib.import_module(module_name)
         owner: Any = functools.reduce(getattr, name.split(".")[:-1], module)
         function = getattr(owner, name.rpartition(".")[2])
     except (ImportError, AttributeError, ValueError) as error:
@@ -142,6 +149,15 @@ def find_function(path: str) -> FunctionReference:
         if value is function
     )
     return FunctionReference(path, code, places)
+
+
+def _loaded_file(file: str) -> ModuleType:
+    wanted = Path(file).expanduser().resolve()
+    for module in reversed(list(sys.modules.values())):  # a factory's file may have been loaded more than once
+        loaded_from = getattr(module, "__file__", None)
+        if loaded_from is not None and Path(loaded_from).resolve() == wanted:
+            return module
+    raise ImportError(f"no module of {file} is loaded")
 
 
 def functions_around(frame: FrameType | None) -> list[FunctionReference]:
@@ -184,7 +200,8 @@ def code_of(function: Any) -> CodeType | None:
 def _reference(frame: FrameType, callers: list[FrameType]) -> FunctionReference | None:
     code, name = frame.f_code, frame.f_code.co_name
     module_name = frame.f_globals.get("__name__", "")
-    path = f"{module_name}:{code.co_qualname}"
+    is_file = module_name.startswith(FILE_MODULES)
+    path = f"{from_search_path(code.co_filename) if is_file else module_name}:{code.co_qualname}"
     owner = _first_argument(frame)
     if isinstance(owner, nn.Module) and code_of(getattr(type(owner), name, None)) is code:
         return FunctionReference(path, code, (FunctionPlace(owner, name),))

@@ -1,16 +1,17 @@
 """Break rules: which modules of a target run eagerly, by default and by the user's wish.
 
-By default attention is a break (`bcg.attention`) and so are recurrent mixers. ``--break GLOB`` adds modules
-by path or class name. All wrapping is on the instance; no class is changed.
+By default attention is a break (`bcg.attention`) and so are recurrent mixers. ``--break WORDS`` adds modules
+by path or class name, functions and operations. Modules are wrapped on the instance; no class is changed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import itertools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 from bcg.breaks import BreakLabel, call_break
 from bcg.context import check_fits, current_forward_context
 from bcg.errors import ModelError, UsageError
+from bcg.functions import FunctionReference, find_function, functions_broken
+from bcg.operations import OperationPlace, find_operation, operations_broken
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,72 @@ class BreakRules:
     Attributes:
         attention: Paths of the modules whose attention is a break.
         mixers: Paths of the recurrent mixers that are breaks.
-        globs: For each ``--break`` glob the paths that it matched.
+        globs: For each ``--break`` the paths of the modules that it matched, or the function or operation itself.
     """
 
     attention: tuple[str, ...] = ()
     mixers: tuple[str, ...] = ()
     globs: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NamedBreaks:
+    """The functions and operations that ``--break`` names."""
+
+    functions: tuple[FunctionReference, ...]
+    operations: tuple[OperationPlace, ...]
+
+    @classmethod
+    def find(cls, words: Iterable[str]) -> NamedBreaks:
+        """Find what is no glob of modules: ``package.module:function`` and ``OPERATION@FILE:LINE``.
+
+        Raises:
+            UsageError: There is no such function, or an operation is written in another way.
+        """
+        named = [word for word in words if is_named(word)]
+        return cls(
+            tuple(find_function(word) for word in named if "@" not in word),
+            tuple(find_operation(word) for word in named if "@" in word),
+        )
+
+    @property
+    def paths(self) -> dict[str, tuple[str, ...]]:
+        """As in `BreakRules.globs`."""
+        paths = [function.path for function in self.functions] + [place.path for place in self.operations]
+        return {path: (path,) for path in paths}
+
+    @contextlib.contextmanager
+    def in_effect(self) -> Iterator[None]:
+        """Surround one forward."""
+        with functions_broken(self.functions, "rule"), operations_broken(self.operations, "rule"):
+            yield
+
+
+def is_named(words: str) -> bool:
+    """Tell whether ``--break`` names a function or an operation, and no module."""
+    return ":" in words
+
+
+def refuse_unmet(rules: BreakRules, labels: Iterable[BreakLabel], name: str) -> None:
+    """Refuse a function or operation that was to be a break and never was: what needed it was captured (hazard S15).
+
+    Args:
+        rules: Of a target.
+        labels: Of the breaks that its forward has.
+        name: Of the target.
+
+    Raises:
+        UsageError: Naming it.
+    """
+    met = {label.rule for label in labels}
+    for words in rules.globs:
+        if is_named(words) and words not in met:
+            what = "operation at that line" if "@" in words else "function"
+            raise UsageError(
+                f"--break {words!r} is no break of {name}: its forward never calls that {what}, or only inside "
+                "another break",
+                hint="name it as the modules that call it know it, or leave it out",
+            )
 
 
 def break_modules(root: nn.Module, globs: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -17,6 +17,7 @@ from bcg.device.base import Pool
 from bcg.errors import BcgError, CaptureError, ReplayError, UsageError
 from bcg.graph import BreakableCUDAGraph
 from bcg.inputs import Batch
+from bcg.rules import refuse_unmet
 from bcg.structure import map_tensors
 from bcg.sweep import BucketCapture, Sweep
 from bcg.target import Target
@@ -123,7 +124,8 @@ class GraphRunner:
                 if on_bucket is not None:
                     on_bucket(result)
                 if list(self._sweep.graphs) == [tokens] and not (self._everything_eager or are_inline()):
-                    _check_function_breaks(self.target, self._sweep.graphs[tokens])
+                    labels = (step.label for step in self._sweep.graphs[tokens].breaks)
+                    refuse_unmet(self.target.break_rules, labels, self.target.name)
         find_device(self.target.device).empty_cache()
         return results
 
@@ -225,22 +227,6 @@ class GraphRunner:
             return tensor if dim is None else tensor.narrow(dim, 0, num_tokens)
 
         return map_tensors(cut, output)
-
-
-def _check_function_breaks(target: Target, graph: BreakableCUDAGraph) -> None:
-    """Refuse a function that was to be a break and never was one: what needed it was captured (hazard S15).
-
-    Raises:
-        UsageError: Naming it.
-    """
-    names = {step.label.name for step in graph.breaks}
-    for path in target.break_rules.globs:
-        if ":" in path and path.rpartition(":")[2] not in names:
-            raise UsageError(
-                f"--break {path!r} is no break of {target.name}: its forward never calls that function, or only inside "
-                "another break",
-                hint="name it as the modules that call it know it, or leave it out",
-            )
 
 
 @contextlib.contextmanager

@@ -34,7 +34,13 @@ def test_a_card_as_text() -> None:
 
 def test_an_automatic_break_as_text() -> None:
     row = AutomaticBreak(size="module", name="Layer", module="layers.1", option="", decorator="none", card=CARD)
-    assert "driver  [E] <b>first</b> & [bold]more[/bold]" in shown(automatic_breaks_view([row]))
+    lines = shown(automatic_breaks_view([row]))
+    assert lines[0] == "Automatic breaks, verified by replays with other inputs"
+    assert "driver  [E] <b>first</b> & [bold]more[/bold]" in lines
+    doubtful = msgspec.structs.replace(row, other_cards=[CARD], doubt="eager differs from itself")
+    lines = shown(automatic_breaks_view([doubtful]))
+    assert lines[0] == "Automatic breaks, not verified: eager differs from itself"
+    assert [line.split()[0] for line in lines if line.startswith(("why", "also"))] == ["why", "also"]
 
 
 def test_on_pages_it_is_escaped() -> None:

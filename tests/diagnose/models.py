@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot as one_hot_vectors
 
 from bcg.context import current_forward_context
 from bcg.target import Target
@@ -104,6 +105,27 @@ def makes_a_live_value(inner: Inner, x: Tensor) -> Tensor:
 def counts_its_calls(inner: Inner, x: Tensor) -> Tensor:
     inner.num_calls += 1
     return x * inner.num_calls
+
+
+def counts_on_the_side(inner: Inner, x: Tensor) -> Tensor:
+    inner.num_calls += 1
+    return x
+
+
+def reads_and_counts(inner: Inner, x: Tensor) -> Tensor:
+    return counts_its_calls(inner, scaled_by_nonzero(x))
+
+
+def gives_nothing_but_nan(inner: Inner, x: Tensor) -> Tensor:
+    return x * float("nan")
+
+
+def one_hot(inner: Inner, x: Tensor) -> Tensor:
+    return x + one_hot_vectors(x.argmax(-1), num_classes=8)
+
+
+def one_hot_of_the_largest(inner: Inner, x: Tensor) -> Tensor:
+    return x + one_hot_vectors(x.argmax(-1)).sum(-1, keepdim=True)
 
 
 def draws_from_its_own_generator(inner: Inner, x: Tensor) -> Tensor:

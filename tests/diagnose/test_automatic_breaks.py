@@ -114,8 +114,35 @@ def test_a_number_that_changes_from_run_to_run_is_not_frozen(device: str) -> Non
     (found,) = diagnosis.automatic_breaks
     assert (found.size, found.module, found.card.hazard) == ("module", "layers.1.inner", "S2")
     assert "its numbers are" in found.card.title
+    assert diagnosis.cards == []
+
+
+def test_state_that_no_break_covers_has_its_card(device: str) -> None:
+    diagnosis, _ = captured(Model(models.counts_on_the_side, models.reads_a_value), device)
     (card,) = diagnosis.cards
-    assert (card.hazard, card.title) == ("S12", "the forward changes layers.1.inner.num_calls")
+    assert (card.hazard, card.title) == ("S12", "the forward changes layers.0.inner.num_calls")
+
+
+def test_what_a_larger_break_replaces_is_still_told(device: str) -> None:
+    diagnosis, _ = captured(Model(None, models.reads_and_counts, None), device)
+    (found,) = diagnosis.automatic_breaks
+    assert (found.size, found.module, found.card.hazard) == ("module", "layers.1.inner", "L1")
+    assert [card.hazard for card in found.other_cards] == ["S2"]
+
+
+def test_replays_that_tell_nothing_verify_nothing(device: str) -> None:
+    target = target_of(Model(models.gives_nothing_but_nan, models.reads_a_value), device)
+    diagnosis = break_where_needed(target, BUCKETS)
+    (found,) = diagnosis.automatic_breaks
+    assert found.doubt == diagnosis.doubt == "eager itself gives nothing but NaN at 4 tokens"
+
+
+def test_one_hot_vectors_of_a_given_size_need_no_break(device: str) -> None:
+    diagnosis, runner = captured(Model(models.one_hot, None), device)
+    assert (diagnosis, runner.graphs[8].num_breaks) == (Diagnosis(), 0)
+    diagnosis, _ = captured(Model(models.one_hot_of_the_largest, None), device)
+    (found,) = diagnosis.automatic_breaks
+    assert (found.size, found.card.operation) == ("module", "aten.one_hot.default")
 
 
 def test_at_the_root_there_is_only_the_card(device: str) -> None:

@@ -24,12 +24,14 @@ class Outcome:
     """What came of an attempt.
 
     Attributes:
-        reason: Why it isn't right; None where it is.
+        reason: Why it isn't right; None where it is, or where replays can't tell.
+        doubt: Why replays can't tell; empty where they can.
         failure: What the capture failed at, if it did.
     """
 
     reason: str | None
     failure: Finding | None = None
+    doubt: str = ""
 
 
 def attempt(target: Target, sizes: Sequence[int]) -> Outcome:
@@ -41,7 +43,8 @@ def attempt(target: Target, sizes: Sequence[int]) -> Outcome:
     ranks = target.alignment
     try:
         runner.capture(sizes)
-        outcome = Outcome(_disagreement(verify(runner, num_rounds=1)))
+        found = verify(runner, num_rounds=1)
+        outcome = Outcome(_disagreement(found), doubt=_doubt(found))
     except CaptureError as error:
         if ranks is not None:
             if error.hazard == "S19" or isinstance(error.__cause__, PeerLost):
@@ -56,8 +59,10 @@ def attempt(target: Target, sizes: Sequence[int]) -> Outcome:
         runner.reset()
     if ranks is None:
         return outcome
-    reasons = [reason for reason in ranks.exchange(outcome.reason) if reason is not None]
-    return Outcome(reasons[0] if reasons else None, outcome.failure)
+    answers = ranks.exchange((outcome.reason, outcome.doubt))
+    reasons = [reason for reason, _ in answers if reason is not None]
+    doubts = [doubt for _, doubt in answers if doubt]
+    return Outcome(next(iter(reasons), None), outcome.failure, next(iter(doubts), ""))
 
 
 def finding_of(failure: CaptureError, target: Target) -> Finding:
@@ -90,3 +95,13 @@ def _disagreement(found: Verification) -> str | None:
         if bucket.failed:
             return f"replays of {bucket.failed[0].num_tokens} tokens differ from eager"
     return None
+
+
+def _doubt(found: Verification) -> str:
+    """Return why replays can't tell whether they are right, where they can't."""
+    for bucket in found.buckets:
+        if bucket.doubts:
+            return bucket.doubts[0]
+        if not bucket.num_launches:
+            return f"no segment of {bucket.tokens} tokens was replayed"
+    return ""

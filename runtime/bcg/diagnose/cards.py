@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+from torch import nn
 
 from bcg.diagnose.remedies import Remedy
 from bcg.diagnose.survey import Finding
-from bcg.errors import CaptureError
+from bcg.errors import CaptureError, UsageError
+from bcg.functions import FunctionReference, code_of, find_function
 from bcg.hazards import HAZARDS
 from bcg.report import AutomaticBreak, Card
 from bcg.target import Target
+from bcg.whereabouts import from_search_path, is_users
 
 _MESSAGES = (
     ("L13", r"out of memory"),
@@ -42,7 +46,7 @@ def card_of(finding: Finding, occurrences: int = 1) -> Card:
         source_line=finding.source,
         driver_text=finding.driver_text,
         remedy=hazard.remedy,
-        break_option=f"--break '{finding.module}'" if finding.module else "",
+        break_option=_break_words(finding.module),
         occurrences=occurrences,
     )
 
@@ -55,32 +59,71 @@ def cards_of(findings: Iterable[Finding]) -> list[Card]:
     return [card_of(group[0], len(group)) for group in groups.values()]
 
 
-def row_of(remedy: Remedy, finding: Finding, target: Target) -> AutomaticBreak:
-    """Describe a remedy that is in effect, and the finding that it helps with."""
-    card = card_of(finding)
+def row_of(remedy: Remedy, findings: Sequence[Finding], target: Target, doubt: str = "") -> AutomaticBreak:
+    """Describe a remedy that is in effect.
+
+    Args:
+        remedy: Of the target.
+        findings: What it helps with, the first found first.
+        target: Whose modules.
+        doubt: Why replays could not show that it is right.
+    """
+    first, *others = findings
+    name, module = remedy.name, first.module
     if remedy.size == "module":
-        name = type(target.module.get_submodule(remedy.name)).__name__
-        return AutomaticBreak(
-            size="module",
-            name=name,
-            module=remedy.name,
-            option=f"--break '{remedy.name}'",
-            decorator=f"@eager_on_graph on {name}.forward",
-            card=card,
-        )
-    around = finding.functions[0].path if finding.functions else ""
-    if remedy.function is not None:
-        name, around = remedy.function.name, remedy.function.path
-        option = f"--break '{around}'"
-    else:
-        name = remedy.name
-        option = f"--break '{around or finding.module}'" if around or finding.module else ""
-    decorator = f"@eager_on_graph on {around}" if around else "@eager_on_graph on a function around this line"
-    if remedy.size == "pin":
-        option, decorator = "", "none needed: make the value once, as a buffer of the module"
+        name, module = type(target.module.get_submodule(remedy.name)).__name__, remedy.name
+    elif remedy.function is not None:
+        name = remedy.function.name
     return AutomaticBreak(
-        size=remedy.size, name=name, module=finding.module, option=option, decorator=decorator, card=card
+        size=remedy.size,
+        name=name,
+        module=module,
+        option=_option(remedy, first),
+        decorator=_decorator(remedy, first, target.module),
+        card=card_of(first),
+        other_cards=cards_of(others),
+        doubt=doubt,
     )
+
+
+def _option(remedy: Remedy, finding: Finding) -> str:
+    """Return command-line words that make the same break; a pin is none."""
+    if remedy.size == "pin":
+        return ""
+    words = remedy.name
+    if remedy.size == "operation":
+        words = remedy.place.path
+    if remedy.function is not None and not _can_be_named(remedy.function):
+        words = finding.module
+    return _break_words(words)
+
+
+def _break_words(words: str) -> str:
+    quoted = words.replace("'", "'\"'\"'")
+    return f"--break '{quoted}'" if words else ""
+
+
+def _can_be_named(function: FunctionReference) -> bool:
+    try:
+        return find_function(function.path).code is function.code
+    except UsageError:
+        return False
+
+
+def _decorator(remedy: Remedy, finding: Finding, root: nn.Module) -> str:
+    """Return a line of code to put above the smallest function around what has to be a break, and where that is."""
+    if remedy.size == "pin":
+        return "none needed: make the value once, as a buffer of the module"
+    around = finding.functions[0].code if finding.functions else None
+    if remedy.function is not None:
+        around = remedy.function.code
+    if remedy.size == "module" or (around is None and finding.module):
+        path = remedy.name if remedy.size == "module" else finding.module
+        around = code_of(type(root.get_submodule(path)).forward)
+    if around is None or not is_users(around.co_filename):
+        return ""
+    where = f"{from_search_path(around.co_filename)}:{around.co_firstlineno}"
+    return f"@bcg.eager_on_graph  # above {around.co_name} at {where}"
 
 
 def card_of_error(error: CaptureError) -> Card | None:
@@ -100,7 +143,7 @@ def card_of_error(error: CaptureError) -> Card | None:
         source_line=(place.source if place else None) or "",
         driver_text=error.driver_text or next((line.strip() for line in text.splitlines() if "CUDA error" in line), ""),
         remedy=hazard.remedy,
-        break_option=f"--break '{module}'" if module else "",
+        break_option=_break_words(module),
     )
 
 

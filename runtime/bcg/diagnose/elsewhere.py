@@ -82,7 +82,7 @@ class Elsewhere:
             return None
         if tried.is_lost:
             self._end()
-        return Outcome(tried.reason, tried.failure)
+        return Outcome(tried.reason, tried.failure, tried.doubt)
 
     def _end(self) -> None:
         self._child = None

@@ -62,13 +62,15 @@ class Tried(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """What came of it.
 
     Attributes:
-        reason: Why it isn't right; None where it is.
+        reason: Why it isn't right; None where it is, or where replays can't tell.
+        doubt: Why they can't; empty where they can.
         failure: What the capture failed at, if it did; without functions.
         is_lost: Whether it took the device from the process, which is good for nothing any more.
     """
 
     reason: str | None
     failure: Finding | None = None
+    doubt: str = ""
     is_lost: bool = False
 
 

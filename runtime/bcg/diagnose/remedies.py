@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-
-from bcg.breaks import BreakLabel, call_break, current_capture, is_following
+from bcg.breaks import current_capture, is_following
 from bcg.diagnose.survey import Finding
 from bcg.functions import FunctionReference, functions_broken
+from bcg.operations import FROM_HOST_DATA, Handler, OperationPlace, calls_handled, operations_broken
 from bcg.report import BreakSize
 from bcg.rules import break_module
-from bcg.structure import is_wrapped
 from bcg.target import Target
-from bcg.whereabouts import users_frame
 
-_FROM_HOST_DATA = {"torch.tensor", "torch.as_tensor", "torch.asarray"}
 _HOST_COPIES = {"_to_copy", "to", "copy_", "_pin_memory", "pin_memory"}
 _FIXED_SHAPES = {"index_put", "index_put_", "_index_put_impl_", *_HOST_COPIES}
 """Operations that need the host but whose results have fixed shapes and are no Python values."""
@@ -42,15 +36,23 @@ class Remedy:
     source: str = ""
     function: FunctionReference | None = None
 
+    @property
+    def place(self) -> OperationPlace:
+        """Of a pin or an operation: which calls it is about."""
+        file, _, line = self.source.rpartition(":")
+        return OperationPlace(self.name, file, int(line))
+
 
 def remedies_for(finding: Finding) -> list[Remedy]:
     """Return what may help with a finding, the smallest first; nothing where only the root is around it."""
     found = []
     operation = finding.operation
     short = operation.removeprefix("aten.").partition(".")[0]
-    if operation in _FROM_HOST_DATA or (short in _HOST_COPIES and "from pageable host memory" in finding.reason):
+    has_line = bool(finding.source)
+    is_copy = operation in FROM_HOST_DATA or (short in _HOST_COPIES and "from pageable host memory" in finding.reason)
+    if has_line and is_copy:
         found.append(Remedy("pin", operation, finding.source))
-    if short in _FIXED_SHAPES or finding.hazard == "L8":
+    if has_line and (short in _FIXED_SHAPES or finding.hazard == "L8"):
         found.append(Remedy("operation", operation, finding.source))
     found += [Remedy("function", function.path, function=function) for function in finding.functions]
     found += [Remedy("module", path) for path in finding.modules]
@@ -71,8 +73,7 @@ class Remedies:
     def __init__(self, target: Target) -> None:
         self.chosen: list[Remedy] = []
         self._target = target
-        self._sites: dict[tuple[str, str], Remedy] = {}
-        self._fresh: dict[tuple[str, str], list[Any]] = {}
+        self._fresh: dict[OperationPlace, list[Any]] = {}
         self._held: list[Any] = []
         self._outer = target.surroundings
         target.surroundings = self.in_effect
@@ -81,9 +82,6 @@ class Remedies:
         """Put these remedies into effect, and no others but modules that were broken before."""
         self.chosen = list(remedies)
         self._target.warms_up_whole = any(remedy.size == "pin" for remedy in remedies)
-        self._sites = {
-            (remedy.name, remedy.source): remedy for remedy in remedies if remedy.size in ("pin", "operation")
-        }
         for remedy in remedies:
             if remedy.size == "module":
                 break_module(self._target.module, remedy.name, "automatic")
@@ -99,76 +97,35 @@ class Remedies:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._outer())
             stack.enter_context(functions_broken(functions, "automatic"))
-            if self._sites:
-                calls = _Calls(self, follows)
-                stack.enter_context(_Dispatch(calls))
-                stack.enter_context(_Functions(calls))
+            stack.enter_context(operations_broken(self._places("operation"), "automatic"))
+            stack.enter_context(calls_handled(self._places("pin"), self._pinned() if follows else self._noted()))
             yield
 
+    def _places(self, size: BreakSize) -> list[OperationPlace]:
+        return [remedy.place for remedy in self.chosen if remedy.size == size]
 
-class _Calls:
-    """The calls of one forward that have a remedy.
+    def _noted(self) -> Handler:
+        """Return what calls a pinned operation, and notes its result, in a forward that nobody follows."""
+        self._fresh = {}
 
-    Args:
-        owner: Whose remedies.
-        follows: Whether somebody follows this forward; else the values of pins are noted.
-    """
-
-    def __init__(self, owner: Remedies, follows: bool) -> None:
-        self._owner = owner
-        self._follows = follows
-        self._num_taken: dict[tuple[str, str], int] = {}
-        self._names = {name for name, _ in owner._sites}
-        if not follows:
-            owner._fresh = {}
-
-    def call(self, name: str, function: Any, args: Any, kwargs: Any) -> Any:
-        if name not in self._names:
-            return function(*args, **kwargs)
-        frame = users_frame(sys._getframe(2))
-        site = (name, f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else "")
-        remedy = self._owner._sites.get(site)
-        if remedy is None or (remedy.size == "operation" and not self._follows):
-            return function(*args, **kwargs)
-        if remedy.size == "operation":
-            return call_break(function, args, kwargs, BreakLabel(name, None, "automatic"))
-        if not self._follows:
+        def call(place: OperationPlace, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
             result = function(*args, **kwargs)
-            self._owner._fresh.setdefault(site, []).append(result)
+            self._fresh.setdefault(place, []).append(result)
             return result
-        pinned = self._pinned(site)
-        return function(*args, **kwargs) if pinned is None else pinned
 
-    def _pinned(self, site: tuple[str, str]) -> Any:
-        """Return the value that the forward before had here; None if it had none, and a pin does not help."""
-        index = self._num_taken.get(site, 0)
-        self._num_taken[site] = index + 1
-        values = self._owner._fresh.get(site, [])
-        if index >= len(values):
-            return None
-        self._owner._held.append(values[index])
-        return values[index]
+        return call
 
+    def _pinned(self) -> Handler:
+        """Return what gives the values that the forward before had; where it had none, a pin does not help."""
+        num_taken: dict[OperationPlace, int] = {}
 
-class _Dispatch(TorchDispatchMode):
-    def __init__(self, calls: _Calls) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._calls = calls
+        def call(place: OperationPlace, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+            index = num_taken.get(place, 0)
+            num_taken[place] = index + 1
+            values = self._fresh.get(place, [])
+            if index >= len(values):
+                return function(*args, **kwargs)
+            self._held.append(values[index])
+            return values[index]
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if is_wrapped(types):
-            return NotImplemented
-        return self._calls.call(str(func), func, args, kwargs or {})
-
-
-class _Functions(TorchFunctionMode):
-    def __init__(self, calls: _Calls) -> None:
-        super().__init__()
-        self._calls = calls
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = f"torch.{getattr(func, '__name__', '')}"
-        if name not in _FROM_HOST_DATA:
-            return func(*args, **kwargs)
-        return self._calls.call(name, func, args, kwargs)
+        return call

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from bcg.device import find_device
-from bcg.diagnose.attempt import attempt, finding_of
+from bcg.diagnose.attempt import Outcome, attempt, finding_of
 from bcg.diagnose.cards import cards_of, row_of
 from bcg.diagnose.elsewhere import Elsewhere
 from bcg.diagnose.passes import runnable, survey_all
@@ -42,11 +42,13 @@ class Diagnosis:
         automatic_breaks: Breaks and pins that are in effect now, each with its reason.
         cards: What is no obstacle but may make a replay wrong.
         num_trials: Captures that were tried and replayed.
+        doubt: Why their replays could not show that the breaks are right; empty where they did.
     """
 
     automatic_breaks: list[AutomaticBreak] = field(default_factory=list)
     cards: list[Card] = field(default_factory=list)
     num_trials: int = 0
+    doubt: str = ""
 
 
 def diagnose(target: Target, buckets: Sequence[int]) -> list[Card]:
@@ -101,10 +103,10 @@ def break_where_needed(
                     return Diagnosis(cards=cards)
                 continue
             on_step("trying automatic breaks")
-            reason = search.trial(sizes)
-            if reason is None:
-                return Diagnosis(search.rows(), cards, search.num_trials)
-            search.escalate(reason)
+            outcome = search.trial(sizes)
+            if outcome.reason is None:
+                return Diagnosis(search.rows(outcome.doubt), cards, search.num_trials, outcome.doubt)
+            search.escalate(outcome.reason)
         raise search.given_up("the search for automatic breaks does not end")
 
 
@@ -141,9 +143,10 @@ def _without_attention_break(
     if not target.packs_requests:
         return None
     try:
-        return target, break_where_needed(target, buckets_for(target), on_step, always_try=True)
+        found = break_where_needed(target, buckets_for(target), on_step, always_try=True)
     except UncapturableError:
         return None
+    return None if found.doubt else (target, found)
 
 
 def _ends(buckets: Sequence[int]) -> list[int]:
@@ -166,11 +169,13 @@ class _Search:
         self._elsewhere = elsewhere
         self._findings: dict[tuple[str, str, str], Finding] = {}
         self._levels: dict[tuple[str, str, str], int] = {}
+        self._causes: dict[tuple[str, str, str], Finding] = {}
 
     def add(self, findings: Sequence[Finding]) -> bool:
         """Give new findings their first remedy, and those that were not helped their next; tell if any was there."""
         in_effect = set(self.remedies.chosen)
         for finding in findings:
+            self._causes.setdefault(finding.site, finding)
             if self._is_covered(finding, in_effect):
                 continue
             if finding.site in self._findings:
@@ -220,12 +225,12 @@ class _Search:
             runner.reset()
         return True
 
-    def trial(self, sizes: Sequence[int]) -> str | None:
-        """Capture and replay with other inputs; return why it isn't right, or None."""
+    def trial(self, sizes: Sequence[int]) -> Outcome:
+        """Capture and replay with other inputs."""
         self.num_trials += 1
         outcome = self._elsewhere.attempt(self.remedies.chosen, sizes) or attempt(self._target, sizes)
         self._failure = outcome.failure
-        return outcome.reason
+        return outcome
 
     def escalate(self, reason: str) -> None:
         """Give the site that a failed capture names its next remedy, or the sites with the smallest ones theirs."""
@@ -253,25 +258,11 @@ class _Search:
             hint="change the code as the card says, or name a larger --break",
         )
 
-    def rows(self) -> list[AutomaticBreak]:
-        """Describe the remedies that are in effect and not inside another one."""
-        modules = {remedy.name for remedy in self.remedies.chosen if remedy.size == "module"}
-        rows = {}
-        for site, finding in self._findings.items():
-            remedy = self._remedy(site)
-            if remedy in rows or self._is_inside(remedy, finding, modules):
-                continue
-            rows[remedy] = row_of(remedy, finding, self._target)
-        return list(rows.values())
-
-    @staticmethod
-    def _is_inside(remedy: Remedy, finding: Finding, modules: set[str]) -> bool:
-        own = remedy.name if remedy.size == "module" else None
-        return any(path in modules and path != own for path in _outside(finding, own))
-
-
-def _outside(finding: Finding, own: str | None) -> tuple[str, ...]:
-    """Return the modules around a finding, from the one outside `own` on."""
-    if own is None or own not in finding.modules:
-        return finding.modules
-    return finding.modules[finding.modules.index(own) + 1 :]
+    def rows(self, doubt: str = "") -> list[AutomaticBreak]:
+        """Describe the remedies that are in effect and not inside another one, each with all that it helps with."""
+        helped: dict[Remedy, list[Finding]] = {}
+        for finding in self._causes.values():
+            around = [remedy for remedy in remedies_for(finding) if remedy in self.remedies.chosen]
+            if around:
+                helped.setdefault(around[-1], []).append(finding)
+        return [row_of(remedy, findings, self._target, doubt) for remedy, findings in helped.items()]

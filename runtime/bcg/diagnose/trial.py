@@ -39,7 +39,7 @@ class _Trial:
             outcome = Outcome(first_line(error))
         if outcome.reason is not None and device.is_lost():
             return Tried(reason=f"the attempt cost its process the device: {outcome.reason}", is_lost=True)
-        return Tried(reason=outcome.reason, failure=outcome.failure)
+        return Tried(reason=outcome.reason, failure=outcome.failure, doubt=outcome.doubt)
 
 
 class _Answers:

@@ -40,7 +40,8 @@ def load_target(
         dtype: ``float32``, ``float16`` or ``bfloat16``; by default the model's own.
         seed: Of random weights.
         attention_break: Whether attention and recurrent mixers are breaks.
-        break_globs: Further modules to break at, by path or class name, and functions as ``package.module:function``.
+        break_globs: Further modules to break at, by path or class name, functions as ``package.module:function`` or
+            ``file.py:function``, and operations as ``OPERATION@FILE:LINE``.
         ranks: Over which the model is sharded, by transformers' own plan. A factory is called on each of them and
             shards its module itself.
         expert_parallel: Whether each rank has whole experts.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,12 +15,11 @@ from transformers.utils import logging as transformers_logging
 
 from bcg.attention import attention_modules, install_attention_break
 from bcg.errors import ModelError
-from bcg.functions import find_function, functions_broken
 from bcg.inputs import MakeInputs, describe_inputs
 from bcg.models.sharding import Sharding, sharding_warnings, whole_weights_warnings
 from bcg.probe import describe_outputs
 from bcg.report import ModelInfo, ModelSource, ReportWarning, Weights
-from bcg.rules import BreakRules, break_mixers, break_modules
+from bcg.rules import BreakRules, NamedBreaks, break_mixers, break_modules, is_named
 from bcg.target import Target
 
 
@@ -92,8 +90,8 @@ def describe_target(
     if attention_break:
         install_attention_break(module)
     mixers = break_mixers(module) if attention_break else ()
-    globs = break_modules(module, [glob for glob in break_globs if ":" not in glob])
-    functions = [find_function(glob) for glob in break_globs if ":" in glob]
+    globs = break_modules(module, [glob for glob in break_globs if not is_named(glob)])
+    named = NamedBreaks.find(break_globs)
     return Target(
         name=name,
         module=module,
@@ -103,11 +101,9 @@ def describe_target(
         info=model_info(name, module, source=source, weights=weights, seed=seed),
         forward_options={"use_cache": False} if "use_cache" in _parameters(module) else {},
         max_tokens=max_tokens(module),
-        break_rules=BreakRules(
-            mixers=mixers, globs=globs | {function.path: (function.path,) for function in functions}
-        ),
+        break_rules=BreakRules(mixers=mixers, globs=globs | named.paths),
         warnings=[] if sharding is None else _sharding_warnings(name, module, sharding, weights),
-        surroundings=functools.partial(functions_broken, functions, "rule"),
+        surroundings=named.in_effect,
     )
 
 

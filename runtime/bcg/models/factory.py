@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from bcg.errors import BcgError, ModelError, UsageError
+from bcg.functions import FILE_MODULES
 from bcg.inputs import MakeInputs
 from bcg.models.build import build_target, seeded
 from bcg.models.sharding import Sharding
@@ -101,7 +102,7 @@ def _import(source: str, name: str) -> ModuleType:
 
 
 def _import_file(path: Path) -> ModuleType:
-    module_name = f"bcg_user_{path.stem}_{next(_numbers)}"
+    module_name = f"{FILE_MODULES}{path.stem}_{next(_numbers)}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
         raise UsageError(f"{path} is no Python file")

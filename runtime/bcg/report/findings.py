@@ -60,15 +60,19 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AutomaticBreak(msgspec.Struct, frozen=True, kw_only=True):
-    """A break, or a pinned constant, that nobody asked for and that replays with other inputs showed to be right.
+    """A break, or a pinned constant, that nobody asked for.
+
+    Replays with other inputs showed that it is right, or `doubt` says why they could not.
 
     Attributes:
         size: ``pin`` is a value computed once, which costs no break.
         name: Of the operation, function or module class.
         module: Path of the module that it runs in, or that it is.
-        option: Command-line words that make it explicit.
-        decorator: Line of code that makes it explicit.
-        card: Why it is there.
+        option: Command-line words that make it explicit; empty for a pin.
+        decorator: Line of code that makes it explicit, and where to put it; empty where no function is around it.
+        card: Why it is there: what was found first.
+        other_cards: What else was found that it helps with.
+        doubt: Why replays could not show that it is right.
     """
 
     size: BreakSize
@@ -77,3 +81,5 @@ class AutomaticBreak(msgspec.Struct, frozen=True, kw_only=True):
     option: str
     decorator: str
     card: Card
+    other_cards: list[Card] = []
+    doubt: str = ""
