@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,13 +82,15 @@ def read_bucket_words(
     )
 
 
-def choose(words: BucketWords, device_type: str, estimate: Callable[[], MemoryEstimate]) -> BucketChoice:
+def choose(
+    words: BucketWords, device_type: str, estimate: Callable[[], AbstractContextManager[MemoryEstimate]]
+) -> BucketChoice:
     """Choose the buckets.
 
     Args:
         words: From `read_bucket_words`.
         device_type: As in `torch.device.type`.
-        estimate: Makes the estimate, if a budget asks for one.
+        estimate: Makes the estimate, if a budget asks for one; it holds inside the ``with`` block.
 
     Raises:
         UsageError: The budget holds no bucket.
@@ -97,10 +100,10 @@ def choose(words: BucketWords, device_type: str, estimate: Callable[[], MemoryEs
     if words.budget is None:
         chosen = choose_buckets(words.workload, words.num_buckets or len(default_buckets(device_type)))
         return BucketChoice(chosen, _fit_rows(words.workload, chosen))
-    memory = estimate()
-    chosen = choose_within(words.workload, words.budget, memory.pool_bytes, memory.bytes_per_bucket)
-    rows = _fit_rows(words.workload, chosen)
-    return BucketChoice(chosen, [_with_memory(row, memory) for row in rows])
+    with estimate() as memory:
+        chosen = choose_within(words.workload, words.budget, memory.pool_bytes, memory.bytes_per_bucket)
+        rows = _fit_rows(words.workload, chosen)
+        return BucketChoice(chosen, [_with_memory(row, memory) for row in rows])
 
 
 def _with_memory(row: BucketFitRow, memory: MemoryEstimate) -> BucketFitRow:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bcg.errors import BcgError, CheckFailure
 from bcg.report import OptionValue, PlanReport
 from bcg_cli import console
 from bcg_cli.bucket_choice import BucketWords, MemoryEstimate, choose
 from bcg_cli.delivery import deliver
+
+if TYPE_CHECKING:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from bcg.target import Target
 
 
 @dataclass(frozen=True)
@@ -22,31 +28,48 @@ class ShapeWords:
     dtype: str | None
     attention_break: bool
     break_globs: Sequence[str]
+    auto_break: bool = True
     tp: int | None = None
     ep: bool = False
 
 
-def estimate_memory(words: ShapeWords) -> MemoryEstimate:
-    """Estimates from shapes alone what buckets of the model take on a GPU."""
+@contextlib.contextmanager
+def _shaped(words: ShapeWords) -> Iterator[tuple[Target, FakeTensorMode]]:
+    """Gives the model, or the part of rank 0, from shapes alone, and the mode under which it can be called."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    from bcg.distributed.pretend import pretended_ranks
     from bcg.models.shapes import load_shapes
-    from bcg.planning import graph_bytes, pool_bytes
+    from bcg.models.sharding import Sharding
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    target = load_shapes(
-        words.model,
-        mode,
-        dtype=words.dtype,
-        attention_break=words.attention_break,
-        break_globs=words.break_globs,
-    )
-    most = target.max_tokens
+    with contextlib.nullcontext() if words.tp is None else pretended_ranks(words.tp):
+        target = load_shapes(
+            words.model,
+            mode,
+            dtype=words.dtype,
+            attention_break=words.attention_break,
+            break_globs=words.break_globs,
+            sharding=None if words.tp is None else Sharding(words.tp, words.ep),
+        )
+        yield target, mode
 
-    def pool(tokens: int) -> int:
-        return pool_bytes(target, mode, tokens if most is None else min(tokens, most))
 
-    return MemoryEstimate(pool, graph_bytes(target, mode))
+@contextlib.contextmanager
+def estimated_memory(words: ShapeWords) -> Iterator[MemoryEstimate]:
+    """Estimates from shapes alone what buckets of the model, or of each rank, take on a GPU."""
+    from bcg.inputs import PROBE_SIZES
+    from bcg.planning import break_from_shapes, graph_bytes, pool_bytes
+
+    with _shaped(words) as (target, mode):
+        most = target.max_tokens
+        if words.auto_break:
+            break_from_shapes(target, mode, PROBE_SIZES[0])
+
+        def pool(tokens: int) -> int:
+            return pool_bytes(target, mode, tokens if most is None else min(tokens, most))
+
+        yield MemoryEstimate(pool, graph_bytes(target, mode))
 
 
 def dry_run(
@@ -64,31 +87,15 @@ def dry_run(
         CheckFailure: It doesn't fit the GPU, or has another number of breaks than expected.
         BcgError: The model can't be planned.
     """
-    with console.users_code(), console.steps() as steps, contextlib.ExitStack() as stack:
+    with console.users_code(), console.steps() as steps:
         steps.begin(f"shaping {words.model}")
-        from torch._subclasses.fake_tensor import FakeTensorMode
+        choice = choose(buckets, "cuda", lambda: estimated_memory(words))
+        with _shaped(words) as (target, mode):
+            from bcg.planning import plan
 
-        from bcg.distributed.pretend import pretended_ranks
-        from bcg.models.shapes import load_shapes
-        from bcg.models.sharding import Sharding
-        from bcg.planning import plan
-
-        sharding = None
-        if words.tp is not None:
-            stack.enter_context(pretended_ranks(words.tp))
-            sharding = Sharding(words.tp, words.ep)
-        choice = choose(buckets, "cuda", lambda: estimate_memory(words))
-        mode = FakeTensorMode(allow_non_fake_inputs=True)
-        target = load_shapes(
-            words.model,
-            mode,
-            dtype=words.dtype,
-            attention_break=words.attention_break,
-            break_globs=words.break_globs,
-            sharding=sharding,
-        )
-        counts = choice.for_model("cuda", target.max_tokens)
-        report = plan(target, mode, counts, options | {"tokens": list(counts)}, gpu, steps.begin)
+            counts = choice.for_model("cuda", target.max_tokens)
+            named = options | {"tokens": list(counts)}
+            report = plan(target, mode, counts, named, gpu, steps.begin, auto_break=words.auto_break)
     deliver(report, json, html)
     _judge(report, expect_breaks)
 

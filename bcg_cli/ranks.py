@@ -55,6 +55,12 @@ class Ranks:
         if self.ep and self.tp is None and this_member() is None:
             raise UsageError("--ep shards experts over processes", hint="say over how many, with --tp N")
 
+    @property
+    def size(self) -> int | None:
+        """Number of processes that the model is sharded over; None where it is not."""
+        member = this_member()
+        return self.tp if member is None else member.size
+
     def start(self, words: Sequence[str]) -> bool:
         """Run this very command in `tp` processes, if that is what to do here; return whether it was done.
 

@@ -16,7 +16,7 @@ from bcg_cli import console
 from bcg_cli.bucket_choice import choose, read_bucket_words
 from bcg_cli.delivery import check_outputs, deliver
 from bcg_cli.device import resolve_device
-from bcg_cli.dry_run import ShapeWords, estimate_memory
+from bcg_cli.dry_run import ShapeWords, estimated_memory
 from bcg_cli.dry_run import dry_run as plan_capture
 from bcg_cli.loading import ModelLoader
 from bcg_cli.options import (
@@ -85,7 +85,10 @@ def capture(
     words = read_bucket_words(tokens, workload, num_buckets, memory_budget)
     check_outputs(json, html)
     globs = list(break_globs or ())
-    shapes = ShapeWords(model, None if dtype is None else dtype.value, attention_break, globs, tp, ep)
+    ranks = Ranks(tp, ep, rank_timeout)
+    shapes = ShapeWords(
+        model, None if dtype is None else dtype.value, attention_break, globs, auto_break, ranks.size, ep
+    )
     options: dict[str, OptionValue] = {
         "tokens": list(words.tokens or ()),
         "device": device.value,
@@ -101,13 +104,14 @@ def capture(
         "tp": tp,
         "ep": ep,
     }
-    ranks = Ranks(tp, ep, rank_timeout)
     if dry_run:
         plan_capture(shapes, words, None if gpu is None else find_gpu(gpu), options, expect_breaks, json, html)
         return
     if ranks.start(context.obj):
         return
     place = resolve_device(device)
+    with console.users_code():
+        choice = choose(words, place.type, lambda: estimated_memory(shapes))
     with console.users_code(), console.steps() as steps, ranks.joined(place) as world:
         steps.begin(f"making {model}")
         from bcg.diagnose import Diagnosis, failures_explained, load_with_breaks
@@ -115,8 +119,6 @@ def capture(
         from bcg.summary import CaptureLog, rank_rows
 
         load = ModelLoader(model, place, None if dtype is None else dtype.value, seed, globs, ep, world)
-
-        choice = choose(words, place.type, lambda: estimate_memory(shapes))
 
         def buckets_for(target: Target) -> Sequence[int]:
             return choice.for_model(place.type, target.max_tokens)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from bcg.report import (
+    AutomaticBreak,
     BreakRow,
     CaptureBucket,
     CaptureReport,
@@ -45,7 +46,7 @@ def capture_page(report: CaptureReport) -> str:
     body.append(section("Token counts", "Largest first, as they were captured.", _bucket_table(report)))
     body.append(map_section(report.map_tokens, report.map, report.segments, report.breaks))
     body += [ranks_section(report.ranks)] if report.ranks else []
-    body += [_automatic_section(report)] if report.automatic_breaks else []
+    body += automatic_sections(report.automatic_breaks)
     body += card_sections(report.cards)
     body += [_workload_section(report)] if report.workload else []
     body += warning_sections(report.warnings)
@@ -203,7 +204,10 @@ def _kernel_details(row: SegmentRow) -> str:
     return fold(f"segment {row.index}: {_work(row)}, {externals}", table(["", "kernel"], rows, text_columns=(1,)))
 
 
-def _automatic_section(report: CaptureReport) -> str:
+def automatic_sections(breaks: Sequence[AutomaticBreak]) -> list[str]:
+    """Returns the section of the breaks that nobody asked for, if there are any."""
+    if not breaks:
+        return []
     rows = [
         [
             escape(row.size),
@@ -215,12 +219,12 @@ def _automatic_section(report: CaptureReport) -> str:
             ),
             f"<code>{escape(row.option)}</code>",
         ]
-        for row in report.automatic_breaks
+        for row in breaks
     ]
     content = table(["size", "module", "name", "why", "explicit"], rows, text_columns=(0, 1, 2, 3, 4))
-    doubt = next((row.doubt for row in report.automatic_breaks if row.doubt), "")
+    doubt = next((row.doubt for row in breaks if row.doubt), "")
     verified = f"not verified: {doubt}" if doubt else "replays with other inputs showed them right"
-    return section("Automatic breaks", f"Nobody asked for these; {verified}.", content)
+    return [section("Automatic breaks", f"Nobody asked for these; {verified}.", content)]
 
 
 def card_sections(cards: Sequence[Card]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from bcg.report import PlanReport
-from bcg_cli.views.html import about_lines, card_sections, footer, map_section, options_section, warning_sections
+from bcg_cli.views.html import about_lines, automatic_sections, footer, map_section, options_section, warning_sections
 from bcg_cli.views.page import header, page, section, table, tiles
 from bcg_cli.views.table import format_mebibytes, format_size
 
@@ -40,7 +40,7 @@ def plan_page(report: PlanReport) -> str:
         ),
         map_section(report.map_tokens, report.map, report.segments, report.breaks),
         *warning_sections(report.warnings),
-        *card_sections(report.cards),
+        *automatic_sections(report.automatic_breaks),
         section("What a dry run can't know", "", f"<ul>{unknown}</ul>"),
         options_section(report.options),
         footer(report.environment, on_host=False),

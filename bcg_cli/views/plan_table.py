@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bcg.report import OptionValue, PlanReport, PlanTotals
-from bcg_cli.views.findings import card_view
+from bcg_cli.views.findings import automatic_breaks_view
 from bcg_cli.views.table import RULED, format_count, format_mebibytes, format_size, map_view, warning_text
 
 
@@ -33,12 +33,12 @@ def plan_view(report: PlanReport) -> RenderableType:
         Text(),
         _input_table(report),
         Text(),
-        *map_view(report.map_tokens, report.map, report.segments, report.breaks),
+        *map_view(report.map_tokens, report.map, report.segments, report.breaks, shows_externals=True),
     ]
+    if report.automatic_breaks:
+        parts += [Text(), automatic_breaks_view(report.automatic_breaks)]
     for warning in report.warnings:
         parts += [Text(), warning_text(warning)]
-    for card in report.cards:
-        parts += [Text(), card_view(card)]
     parts += [Text(), Text("A dry run can't know", "bold"), *(Text(f"- {line}") for line in report.unknown)]
     return Group(*parts)
 

@@ -151,22 +151,38 @@ def _notes(report: CaptureReport) -> Iterator[Text]:
 
 
 def map_view(
-    tokens: int, names: Sequence[str], segment_rows: Sequence[SegmentRow], break_rows: Sequence[BreakRow]
+    tokens: int,
+    names: Sequence[str],
+    segment_rows: Sequence[SegmentRow],
+    break_rows: Sequence[BreakRow],
+    *,
+    shows_externals: bool = False,
 ) -> Iterator[RenderableType]:
-    """Yields the map of one bucket: its steps in order, repeated layers folded."""
+    """Yields the map of one bucket: its steps in order, repeated layers folded.
+
+    Args:
+        tokens: The bucket.
+        names: Of the steps, as in the report.
+        segment_rows: Its segments.
+        break_rows: Its breaks.
+        shows_externals: Say of each segment what it reads from outside, and of each break what its result takes.
+    """
     segments = {f"segment:{row.index}": row for row in segment_rows}
     breaks = {f"break:{row.index}": row for row in break_rows}
     rows: dict[str, SegmentRow | BreakRow] = {**segments, **breaks}
     steps = [step_of(key, rows[key]) for key in names]
     table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
+    for _ in range(3 if shows_externals else 2):
+        table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for step in fold_map(steps):
         if isinstance(step, Fold):
-            table.add_row(Text("…", "dim"), Text(f"{step.num_steps} steps", "dim"), Text(str(step), "dim"))
+            first, place, outside = Text("…", "dim"), Text(str(step), "dim"), Text()
+            count = Text(f"{step.num_steps} steps", "dim")
         else:
-            table.add_row(*_map_cells(step, rows[step.key]))
+            first, count, place = _map_cells(step, rows[step.key])
+            outside = _outside(rows[step.key])
+        table.add_row(first, count, *([outside] if shows_externals else []), place)
     counts = f"{_plural(len(segments), 'segment')} and {_plural(len(breaks), 'break')}"
     yield Text(f"Map of {tokens} tokens: {counts} in order", "bold")
     yield table
@@ -179,6 +195,12 @@ def _map_cells(step: Step, row: SegmentRow | BreakRow) -> tuple[Text, Text, Text
         return Text(name, "yellow"), Text(row.source, "yellow"), Text(place)
     count = _plural(row.num_operations, "operation") if row.num_kernels is None else _plural(row.num_kernels, "kernel")
     return Text(name), Text(count), Text(_modules(row.modules))
+
+
+def _outside(row: SegmentRow | BreakRow) -> Text:
+    if isinstance(row, BreakRow):
+        return Text(f"boundary {format_size(row.boundary_bytes)}", "dim")
+    return Text(f"{_plural(row.num_externals, 'external')}, {format_size(row.external_bytes)}", "dim")
 
 
 def _modules(modules: list[str]) -> str:

@@ -1,6 +1,7 @@
 """A dry run: what a capture would come to, from shapes alone.
 
-The forward runs under `FakeTensorMode`: a survey finds segments, breaks, externals and hazards, and a rehearsal
+The forward runs under `FakeTensorMode`: a survey finds segments, breaks, externals and hazards, what can't be captured
+gets the smallest break that a survey is content with, and a rehearsal
 gives the order in which a capture would allocate and free. The pool is then laid out as a runner lays it out
 (`bcg.layout`), so that estimate and capture share one model of the allocator.
 """
@@ -8,25 +9,26 @@ gives the order in which a capture would allocate and free. The pool is then lai
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 
 import torch
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bcg.context import ForwardContext, forward_context
 from bcg.device import find_device
-from bcg.diagnose import UncapturableError
+from bcg.diagnose import UncapturableError, break_where_found
 from bcg.diagnose.cards import cards_of
 from bcg.diagnose.survey import Survey
 from bcg.environment import environment
 from bcg.errors import ModelError
-from bcg.inputs import PROBE_SIZES, Batch, InputSpec
+from bcg.guesses import Guesses
+from bcg.inputs import PROBE_SIZES, InputSpec
 from bcg.layout import PoolEvent, peak_bytes, plan_arenas, reserved_bytes
 from bcg.models.build import quiet
 from bcg.rehearsal import rehearse, rehearsed_lengths
 from bcg.report import (
+    AutomaticBreak,
     BreakRow,
     InputRow,
     OptionValue,
@@ -35,6 +37,7 @@ from bcg.report import (
     PlanTotals,
     SegmentRow,
 )
+from bcg.rules import refuse_unmet
 from bcg.structure import local_part, storage_key
 from bcg.summary import source_line
 from bcg.target import Target, first_line, make_batch
@@ -42,6 +45,8 @@ from bcg.warmup import cut_to, distinct_prefixes
 
 GRAPH_BYTES = 2**19
 """Driver memory of one instantiated graph: about 0.5 MiB on an H200 for Qwen3-8B and NemotronH-8B, more for others."""
+
+NOT_REPLAYED = "a dry run replays nothing; a capture tries them, and may need larger ones"
 
 UNKNOWN = (
     "values: branches and shapes that depend on data, beyond the host reads that are named",
@@ -58,6 +63,8 @@ def plan(
     options: Mapping[str, OptionValue],
     gpu: tuple[str, int] | None = None,
     on_step: Callable[[str], None] = lambda _: None,
+    *,
+    auto_break: bool = True,
 ) -> PlanReport:
     """Plan the capture of a target that has only shapes.
 
@@ -68,14 +75,19 @@ def plan(
         options: Of the run, for the record.
         gpu: Name and bytes of the GPU on which it should fit.
         on_step: Told what happens next.
+        auto_break: Break where the model can't be captured; or say why it can't.
 
     Raises:
-        UncapturableError: The forward needs a value, which shapes alone can't give; with the card.
-        ModelError: The forward fails for another reason.
+        UncapturableError: Something can't be captured, and no break below the root helps, or none is wanted.
+        UsageError: A function or operation that was to be a break is none.
+        ModelError: The forward fails.
     """
     ordered = sorted(set(buckets), reverse=True)
     on_step(f"surveying {ordered[0]} tokens")
+    automatic = break_from_shapes(target, mode, ordered[0]) if auto_break else []
     found = _survey(target, mode, ordered[0])
+    _refuse_findings(target, found)
+    refuse_unmet(target.break_rules, (step.label for step in found.breaks), target.name)
     rows = []
     for tokens in ordered:
         on_step(f"laying out the pool for {tokens} tokens")
@@ -93,9 +105,29 @@ def plan(
         segments=[_segment_row(index, found) for index in range(len(found.segments))],
         breaks=[_break_row(index, found) for index in range(len(found.breaks))],
         warnings=list(target.warnings),
-        cards=cards_of(found.findings),
+        automatic_breaks=automatic,
         unknown=list(UNKNOWN),
     )
+
+
+def break_from_shapes(target: Target, mode: FakeTensorMode, tokens: int) -> list[AutomaticBreak]:
+    """Put the smallest breaks around what a survey finds; they are left in effect on the target.
+
+    Raises:
+        UncapturableError: No break below the root helps.
+        ModelError: The forward fails.
+    """
+    return break_where_found(target, lambda: _survey(target, mode, tokens).findings, NOT_REPLAYED)
+
+
+def _refuse_findings(target: Target, found: Survey) -> None:
+    if found.findings:
+        first = found.findings[0]
+        raise UncapturableError(
+            f"{target.name} can't be captured: {first.operation} at {first.source}: {first.reason}",
+            cards_of(found.findings),
+            hint="break there, as the card says, or leave --no-auto-break away",
+        )
 
 
 def pool_bytes(target: Target, mode: FakeTensorMode, tokens: int) -> int:
@@ -111,38 +143,28 @@ def graph_bytes(target: Target, mode: FakeTensorMode) -> int:
 
 def _survey(target: Target, mode: FakeTensorMode, tokens: int) -> Survey:
     found = Survey(find_device(target.device), records_collectives=True)  # as the GPU does that it plans for
+    with _from_shapes(target, mode, tokens) as inputs, found.following():
+        target(inputs)
+    return found
+
+
+@contextlib.contextmanager
+def _from_shapes(target: Target, mode: FakeTensorMode, tokens: int) -> Iterator[Mapping[str, torch.Tensor]]:
+    """Give inputs that have only shapes, after what a capture does before it, and guess the values that code reads.
+
+    Raises:
+        ModelError: The forward fails in the block.
+    """
     try:
-        with mode, quiet(), _silent(), forward_context(ForwardContext((tokens,))):
-            batch = make_batch(target, (tokens,), torch.Generator("cpu"))
-            _meet_shapes(target, batch)
-            with found.following():
-                target(batch.inputs)
-    except (DataDependentOutputException, DynamicOutputShapeException) as error:
-        cards = cards_of(found.findings)
-        where = f" at {cards[-1].source_line}" if cards else ""
-        raise UncapturableError(
-            f"a dry run of {target.name} ends{where}: {first_line(error)} needs a value, and there are only shapes",
-            cards,
-            hint="capture it with weights; the break that the card names will then be found and verified",
-        ) from error
+        with mode, Guesses(), quiet(), forward_context(ForwardContext((tokens,))):
+            inputs = make_batch(target, (tokens,), torch.Generator("cpu")).inputs
+            _warm_up(target, inputs)
+            yield inputs
     except RuntimeError as error:
         raise ModelError(
             f"the forward of {target.name} fails on shapes alone: {first_line(error)}",
             hint="capture it with weights, or see --traceback",
         ) from error
-    return found
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Keep torch from logging a traceback of what is raised, and reported, anyway."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _bucket(target: Target, mode: FakeTensorMode, tokens: int, found: Survey, largest: int) -> PlanBucket:
@@ -158,20 +180,21 @@ def _bucket(target: Target, mode: FakeTensorMode, tokens: int, found: Survey, la
 
 def _events(target: Target, mode: FakeTensorMode, tokens: int) -> list[PoolEvent]:
     """Rehearse, as a runner does before it makes the pool."""
-    with mode, quiet(), forward_context(ForwardContext((tokens,))):
-        batch = make_batch(target, (tokens,), torch.Generator("cpu"))
-        _meet_shapes(target, batch)
-        return rehearse(lambda: target(batch.inputs), target.device.type, distinct_prefixes(target.module))
+    with _from_shapes(target, mode, tokens) as inputs:
+        return rehearse(lambda: target(inputs), target.device.type, distinct_prefixes(target.module))
 
 
-def _meet_shapes(target: Target, batch: Batch) -> None:
-    """Run a sharded target once: the first time that its operations meet a shape they work out how it is sharded.
+def _warm_up(target: Target, inputs: Mapping[str, torch.Tensor]) -> None:
+    """Run the target once where a capture would find something after its warm-up.
 
-    That takes operations of its own, which a capture, after its warm-up, does not see.
+    The first time that the operations of a sharded model meet a shape they work out how it is sharded, by operations
+    of their own; and values are pinned from the forward before.
     """
-    if any(local_part(parameter) is not parameter for parameter in target.module.parameters()):
+    if target.warms_up_whole:
+        target(inputs)
+    elif any(local_part(parameter) is not parameter for parameter in target.module.parameters()):
         with cut_to(rehearsed_lengths(distinct_prefixes(target.module))):
-            target(batch.inputs)
+            target(inputs)
 
 
 def _totals(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ def test_a_plan_from_shapes_alone(bcg: Any, tmp_path: Path) -> None:
     assert "fits h100-80gb, which has 74.51 GiB." in done.out
     assert "Map of 4096 tokens: 29 segments and 28 breaks in order" in done.out
     assert "input_ids     int64 [1, tokens]" in done.out
+    assert re.search(r"^segment 0 +73 operations  10 externals, 304.82 MiB +embed_tokens", done.out, re.MULTILINE)
+    assert re.search(r"^break 0 +attention +boundary 16.00 MiB +layers.0.self_attn", done.out, re.MULTILINE)
     assert "A dry run can't know" in done.out
     assert "<title>qwen3-0.6b: dry run</title>" in page.read_text()
     again = bcg("report", path)
@@ -49,6 +52,44 @@ def test_wrong_words(bcg: Any, words: tuple[str, ...], message: str) -> None:
     done = bcg("capture", *words)
     assert done.code == 2
     assert done.err.startswith(f"error: {message}\n")
+
+
+READS = """
+import torch
+
+class Reads(torch.nn.Module):
+    def forward(self, x):
+        hits = (x[0, :, 0] > 0).nonzero()
+        for row in hits[: x.shape[1]]:
+            x = x.index_add(1, row, x[:, row])
+        return x * x.max().item() if x[0, 0, 0] > 0 else x
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(10, 4)
+        self.reads = Reads()
+        self.out = torch.nn.Linear(4, 4)
+
+    def forward(self, input_ids):
+        return self.out(self.reads(self.embedding(input_ids)))
+"""
+
+
+@pytest.mark.parametrize("words", [("--break", "reads"), ()], ids=["explicit", "automatic"])
+def test_what_reads_values_is_planned_as_a_break(bcg: Any, tmp_path: Path, words: tuple[str, ...]) -> None:
+    model, steps, page = tmp_path / "model.py", tmp_path / "steps", tmp_path / "page.html"
+    model.write_text(READS)
+    steps.write_text("5\n6\n17\n")
+    command = ("capture", f"{model}:Model", "--dry-run", *words, "--expect-breaks", 1)
+    done = bcg(*command, "--workload", steps, "--memory-budget", "1GiB", "--html", page)
+    assert done.code == 0, done.err
+    assert "Map of 17 tokens: 2 segments and 1 break in order" in done.out
+    assert ("Automatic breaks, not verified: a dry run replays nothing" in done.out) == (not words)
+    assert ("not verified: a dry run replays nothing" in page.read_text()) == (not words)
+    failed = bcg(*command, "--no-auto-break")
+    assert failed.code == (0 if words else 1)
+    assert bool(words) or "can't be captured: aten.nonzero.default at " in failed.err
 
 
 def test_buckets_within_a_budget_of_memory(bcg: Any, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bcg.report import PlanReport, read_report
+from bcg_cli.dry_run import ShapeWords, estimated_memory
 
 
 def test_experts_need_a_number_of_processes(bcg: Any) -> None:
@@ -48,6 +49,14 @@ def test_a_dry_run_plans_the_memory_of_each_rank(bcg: Any, tmp_path: Path) -> No
         assert {row.source for row in report.breaks} == {"attention"}
         assert len(report.segments) == len(whole.segments)
         assert report.warnings == []
+
+
+def test_a_memory_budget_is_that_of_each_rank() -> None:
+    pools = []
+    for tp in (None, 2):
+        with estimated_memory(ShapeWords("qwen3-0.6b", None, True, (), tp=tp)) as memory:
+            pools.append(memory.pool_bytes(4096))
+    assert pools[1] < 0.8 * pools[0]
 
 
 @pytest.mark.parametrize(

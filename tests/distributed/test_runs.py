@@ -74,6 +74,15 @@ def test_all_ranks_drop_a_bucket_that_one_of_them_fails(run_ranks: Ranks) -> Non
     assert all(row.pool_bytes > 0 and row.weight_bytes == 4 * (32 * 8 + 2 * 8 * 8) for row in report.ranks)
 
 
+def test_a_memory_budget_is_estimated_before_the_ranks_meet(run_ranks: Ranks, tmp_path: Path) -> None:
+    (tmp_path / "steps").write_text("5\n6\n17\n")
+    run = run_ranks("capture", "qwen3-tiny", "--workload", tmp_path / "steps", "--memory-budget", "1GiB", "--tp", 2)
+    assert run.code == 0, run.err
+    report = read_report(run.report)
+    assert isinstance(report, CaptureReport)
+    assert [bucket.tokens for bucket in report.buckets] == report.workload[0].buckets[::-1] == [17, 6, 5]
+
+
 def test_an_extra_break_on_one_rank_is_named_and_does_not_hang(run_ranks: Ranks) -> None:
     run = capture_planted(run_ranks, "breaks_once_more", "--tp", 2)
     assert run.code == 1

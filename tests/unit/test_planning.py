@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
+import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bcg.diagnose import UncapturableError
 from bcg.errors import UsageError
 from bcg.gpus import find_gpu
+from bcg.guesses import Guesses
 from bcg.models import load_target
 from bcg.models.shapes import load_shapes
 from bcg.planning import plan
@@ -51,8 +57,8 @@ def test_no_weights_are_made() -> None:
     assert (len(found.segments), len(found.breaks)) == (95, 94)
 
 
-def test_a_value_that_shapes_cannot_give_is_named(tmp_path: pytest.TempPathFactory) -> None:
-    path = tmp_path / "model.py"  # type: ignore[operator]
+def test_a_value_that_shapes_cannot_give_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.py"
     path.write_text(
         "import torch\n"
         "class Reads(torch.nn.Module):\n"
@@ -66,10 +72,54 @@ def test_a_value_that_shapes_cannot_give_is_named(tmp_path: pytest.TempPathFacto
         "    def forward(self, input_ids):\n"
         "        return self.reads(self.embedding(input_ids))\n"
     )
-    with pytest.raises(UncapturableError, match="^a dry run of .* ends at .*model.py:4: ") as caught:
-        plan_of(f"{path}:Model", 8)
+    (row,) = plan_of(f"{path}:Model", 8).automatic_breaks
+    assert (row.size, row.module, row.option, row.card.operation) == (
+        "module",
+        "reads",
+        "--break 'reads'",
+        "Tensor.item",
+    )
+    assert row.doubt
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with pytest.raises(UncapturableError, match=r"^.* can't be captured: Tensor.item at .*model.py:4: ") as caught:
+        plan(load_shapes(f"{path}:Model", mode), mode, [8], {}, auto_break=False)
     (card,) = caught.value.cards
     assert (card.module, card.operation, card.break_option) == ("reads", "Tensor.item", "--break 'reads'")
+
+
+def test_a_break_that_the_forward_never_calls_is_refused() -> None:
+    with pytest.raises(UsageError, match="^--break 'os.path:join' is no break of qwen3-tiny"):
+        plan_of("qwen3-tiny", 8, break_globs=("os.path:join",))
+
+
+def test_guesses_have_the_shapes_of_values() -> None:
+    """Every entry counts, as it does in these tensors of ones."""
+
+    def ask(x: Tensor) -> list[Any]:
+        mask = x > 0
+        return [
+            x.nonzero(),
+            *torch.where(mask),
+            x[mask],
+            x[:, mask[0]],
+            x.masked_select(mask),
+            x.int().flatten().bincount(minlength=4),
+            x.flatten().repeat_interleave(x.flatten().int()),
+            x.sum().item() > 0,
+            bool(mask.all()),
+            torch.equal(x, x),
+            x.int().tolist(),
+        ]
+
+    with torch.inference_mode(), FakeTensorMode(), Guesses():
+        guessed = ask(torch.ones(2, 3))
+        unique = torch.unique(torch.ones(2, 3), return_inverse=True, return_counts=True)
+    assert [list(each.shape) for each in unique] == [[6], [2, 3], [6]]
+    for guess, value in zip(guessed, ask(torch.ones(2, 3)), strict=True):
+        if isinstance(value, Tensor):
+            assert (guess.shape, guess.dtype) == (value.shape, value.dtype)
+        else:
+            assert guess == value
 
 
 def test_gpus() -> None:

@@ -110,6 +110,24 @@ def break_where_needed(
         raise search.given_up("the search for automatic breaks does not end")
 
 
+def break_where_found(target: Target, look: Callable[[], Sequence[Finding]], doubt: str) -> list[AutomaticBreak]:
+    """Put breaks around what `look` finds, the smallest with which it finds nothing any more; try none of them.
+
+    Args:
+        target: Gets the breaks.
+        look: Follows the forward, with the breaks that it has now.
+        doubt: Why nothing is tried.
+
+    Raises:
+        UncapturableError: No break below the root helps.
+    """
+    search = _Search(target, Elsewhere(target))
+    for _ in range(MAX_ROUNDS):
+        if not search.add(look()):
+            return search.rows(doubt)
+    raise search.given_up("the search for automatic breaks does not end")
+
+
 def load_with_breaks(
     load: Callable[[bool], Target],
     buckets_for: Callable[[Target], Sequence[int]],

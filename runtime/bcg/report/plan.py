@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from bcg.report.common import SCHEMA_VERSION, BreakRow, Environment, ModelInfo, OptionValue, ReportWarning, SegmentRow
-from bcg.report.findings import Card
+from bcg.report.findings import AutomaticBreak
 
 
 class PlanBucket(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,7 +71,7 @@ class PlanReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
         map_tokens: The bucket that `segments`, `breaks` and `map` describe.
         map: Its steps in execution order, as ``segment:0``, ``break:0``, …
         warnings: What the reader should know of how the model is sharded.
-        cards: What could not be captured, or would be frozen.
+        automatic_breaks: Those that nobody asked for, and why they are there; none was tried.
         unknown: What a dry run can't know.
     """
 
@@ -87,5 +87,5 @@ class PlanReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
     segments: list[SegmentRow]
     breaks: list[BreakRow]
     warnings: list[ReportWarning] = []
-    cards: list[Card] = []
+    automatic_breaks: list[AutomaticBreak] = []
     unknown: list[str] = []

@@ -1,0 +1,95 @@
+"""Stand-ins for values of tensors that have only shapes.
+
+A break that reads values can be planned so: what it returns has a fixed shape, or it could not be captured, so what
+it is told on the way does not matter for the plan. Counts are guessed at their largest: every entry is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bcg.structure import is_wrapped
+
+
+class Guesses(TorchDispatchMode):
+    """Answers what a `FakeTensorMode` can't; to be entered after it."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if is_wrapped(types):
+            return NotImplemented
+        kwargs = kwargs or {}
+        try:
+            return func(*args, **kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            guess = _SHAPES.get(str(func))
+            if guess is not None:
+                return guess(*args, **kwargs)
+            returned = str(func._schema.returns[0].type)
+            if returned in ("number", "bool"):
+                return _value(args[0]) if returned == "number" else True
+            if not func._can_decompose():
+                raise
+            with self:
+                return func.decompose(*args, **kwargs)
+
+
+def _value(tensor: Tensor) -> Any:
+    """Return one, in the tensor's kind of number: it will do as an index, a size, a divisor or a condition."""
+    if tensor.dtype == torch.bool:
+        return True
+    return 1.0 if tensor.dtype.is_floating_point else 1
+
+
+def _nonzero(tensor: Tensor) -> Tensor:
+    return tensor.new_empty((tensor.numel(), tensor.dim()), dtype=torch.long)
+
+
+def _nonzero_numpy(tensor: Tensor) -> list[Tensor]:
+    return [tensor.new_empty(tensor.numel(), dtype=torch.long) for _ in range(tensor.dim())]
+
+
+def _masked_select(tensor: Tensor, mask: Tensor) -> Tensor:
+    return tensor.new_empty(torch.broadcast_shapes(tensor.shape, mask.shape).numel())
+
+
+def _index(tensor: Tensor, indices: list[Tensor | None]) -> Tensor:
+    by_number: list[Tensor | None] = []
+    for index in indices:
+        is_mask = index is not None and index.dtype in (torch.bool, torch.uint8)
+        by_number += _nonzero_numpy(index) if index is not None and is_mask else [index]
+    result: Tensor = torch.ops.aten.index.Tensor(tensor, by_number)
+    return result
+
+
+def _unique(tensor: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
+    flat = tensor.flatten()
+    return flat, torch.empty_like(tensor, dtype=torch.long), torch.empty_like(flat, dtype=torch.long)
+
+
+def _repeat_interleave(repeats: Tensor, **_: Any) -> Tensor:
+    return torch.empty_like(repeats, dtype=torch.long)
+
+
+def _bincount(tensor: Tensor, weights: Tensor | None = None, minlength: int = 0) -> Tensor:
+    return tensor.new_empty(max(minlength, 1), dtype=torch.long if weights is None else weights.dtype)
+
+
+_SHAPES: dict[str, Callable[..., Any]] = {
+    "aten.nonzero.default": _nonzero,
+    "aten.nonzero_numpy.default": _nonzero_numpy,
+    "aten.masked_select.default": _masked_select,
+    "aten.index.Tensor": _index,
+    "aten.unique_consecutive.default": _unique,
+    "aten._unique2.default": _unique,
+    "aten.repeat_interleave.Tensor": _repeat_interleave,
+    "aten.bincount.default": _bincount,
+}
