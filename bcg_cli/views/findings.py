@@ -54,10 +54,17 @@ def automatic_breaks_view(breaks: Sequence[AutomaticBreak]) -> RenderableType:
         table = Table.grid(padding=(0, 1, 0, 2))
         table.add_column(no_wrap=True, style="dim")
         table.add_column(overflow="fold")
-        for word, card in (("why", item.card), *(("also", other) for other in item.other_cards)):
+        causes: dict[str, Card] = {}
+        for card in (item.card, *item.other_cards):
+            causes.setdefault(card.hazard, card)
+        for card in causes.values():
+            word = "why" if card is item.card else "also"
             table.add_row(word, Text(f"{card.hazard}: {card.operation} at {card.source_line}: {card.title}"))
             if card.driver_text:
                 table.add_row("driver", Text(card.driver_text))
+        num_more = 1 + len(item.other_cards) - len(causes)
+        if num_more:
+            table.add_row("", Text(f"and at {num_more} more {'line' if num_more == 1 else 'lines'}"))
         if item.option:
             table.add_row("explicit", Text(item.option))
         if item.decorator:

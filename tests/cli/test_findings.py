@@ -15,6 +15,8 @@ from bcg_cli.views.html import card_sections
 SAID = "[E] <b>first</b> & [bold]more[/bold]\n[E] second"
 CARD = Card(hazard="L1", title="it fails", cause="a cause", module="layers.1", driver_text=SAID)
 
+STATE = Card(hazard="S2", title="a number changes", cause="another cause")
+
 
 def shown(view: RenderableType) -> list[str]:
     console = Console(width=100, highlight=False, force_terminal=False, color_system=None)
@@ -37,10 +39,11 @@ def test_an_automatic_break_as_text() -> None:
     lines = shown(automatic_breaks_view([row]))
     assert lines[0] == "Automatic breaks, verified by replays with other inputs"
     assert "driver  [E] <b>first</b> & [bold]more[/bold]" in lines
-    doubtful = msgspec.structs.replace(row, other_cards=[CARD], doubt="eager differs from itself")
+    doubtful = msgspec.structs.replace(row, other_cards=[CARD, STATE], doubt="eager differs from itself")
     lines = shown(automatic_breaks_view([doubtful]))
     assert lines[0] == "Automatic breaks, not verified: eager differs from itself"
-    assert [line.split()[0] for line in lines if line.startswith(("why", "also"))] == ["why", "also"]
+    causes = [line.split()[:2] for line in lines if line.startswith(("why", "also", "and"))]
+    assert causes == [["why", "L1:"], ["also", "S2:"], ["and", "at"]]
 
 
 def test_on_pages_it_is_escaped() -> None:
