@@ -38,7 +38,15 @@ from bcg.outlets import (
     SequenceOutlet,
     StorageOutlet,
 )
-from bcg.structure import attributes_of, has_attributes, rebuild_sequence, storage_bytes, storage_key, unowned_alias
+from bcg.structure import (
+    attributes_of,
+    has_attributes,
+    is_sparse,
+    rebuild_sequence,
+    storage_bytes,
+    storage_key,
+    unowned_alias,
+)
 
 Copier = Callable[[Tensor], Any]
 
@@ -146,6 +154,13 @@ class Holder:
         return held
 
     def _hold_tensor(self, tensor: Tensor, where: str) -> tuple[Tensor, Outlet]:
+        if is_sparse(tensor):
+            raise CaptureError(
+                f"break {where} returned a sparse tensor ({tensor.layout}), which has no fixed address that the next "
+                "segment could read; expected a dense one",
+                hint="return its to_dense(), or let the break reach to where it is used up: --break the module around",
+                hazard="S9",
+            )
         if self._is_known(tensor):
             return tensor, SameTensorOutlet(tensor, where)
         if not self._is_on_device(tensor):
@@ -183,7 +198,7 @@ class Holder:
     def _storages_of_several(self, result: Any) -> dict[int, Tensor]:
         seen: dict[int, set[int]] = {}
         for tensor in _device_tensors(result, set()):
-            if self._is_on_device(tensor) and not self._is_known(tensor):
+            if not is_sparse(tensor) and self._is_on_device(tensor) and not self._is_known(tensor):
                 seen.setdefault(storage_key(tensor), set()).add(id(tensor))
         several = [key for key, tensors in seen.items() if len(tensors) > 1]
         return _LazyStorages(several)

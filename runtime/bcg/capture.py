@@ -22,7 +22,7 @@ from bcg.collectives import CollectiveWatch, is_collective, settled
 from bcg.device.base import Pool, Recorder
 from bcg.errors import CaptureError
 from bcg.graph import Ambience, Break, BreakableCUDAGraph, PoolUse, Segment
-from bcg.structure import map_tensors, same_contents, storage_key, tensors_in, unowned_alias
+from bcg.structure import is_sparse, map_tensors, same_contents, storage_key, tensors_in, unowned_alias
 from bcg.tape import Tape
 from bcg.whereabouts import torchs_function
 
@@ -206,6 +206,8 @@ class BreakableCUDAGraphCapture:
 
     def _made(self, tensor: Tensor) -> bool:
         """Tell whether the pool owns `tensor` on behalf of this capture, so that nobody else needs to hold it."""
+        if is_sparse(tensor):
+            return False  # no segment makes one
         if self._is_taped:
             return self._tape.made(tensor)
         return self._tape.is_on_device(tensor) and self._pool_handle.owns(tensor)

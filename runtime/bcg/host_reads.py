@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from typing import Any, NamedTuple
 
 import torch
@@ -88,6 +89,7 @@ class Traits(NamedTuple):
         reads_host: Why it needs the host; `None` if it doesn't always.
         may_read_host: Whether that depends on its arguments.
         writes: Whether it writes to an argument.
+        is_sparse: Whether its result is a sparse tensor.
         is_collective: Whether processes take part in it together.
         only_wraps: Whether it only wraps a tensor for a collective.
     """
@@ -95,6 +97,7 @@ class Traits(NamedTuple):
     reads_host: str | None
     may_read_host: bool
     writes: bool
+    is_sparse: bool
     is_collective: bool
     only_wraps: bool
 
@@ -127,6 +130,9 @@ _INDEXING = {
 }
 _COPYING = {"aten::_to_copy", "aten::to", "aten::copy_"}
 _ONE_HOT = "aten::one_hot"
+_MAKES_SPARSE = re.compile(
+    r"aten::_?(to_sparse(_(csr|csc|bsr|bsc))?|sparse_(coo|csr|csc|bsr|bsc|compressed)_tensor\w*)"
+)
 
 
 @functools.cache
@@ -144,6 +150,7 @@ def traits_of(function: Any) -> Traits:
         reads_host=reason,
         may_read_host=name in _INDEXING or name in _COPYING or name == _ONE_HOT,
         writes=bool(function._schema.is_mutable),
+        is_sparse=_MAKES_SPARSE.fullmatch(name) is not None,
         is_collective=is_collective(str(function)),
         only_wraps=only_wraps(str(function)),
     )

@@ -11,15 +11,42 @@ from torch._subclasses import FakeTensor
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors of nested tuples, lists and dicts, in order; of a sparse one those that it is made of."""
+    for tensor in whole_tensors_in(value):
+        if is_sparse(tensor):
+            yield from _SPARSE_PARTS[tensor.layout](tensor)
+        else:
+            yield tensor
+
+
+def whole_tensors_in(value: Any) -> Iterator[Tensor]:
     """Yield the tensors of nested tuples, lists and dicts, in order."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from tensors_in(item)
+            yield from whole_tensors_in(item)
     elif isinstance(value, dict):
         for item in value.values():
-            yield from tensors_in(item)
+            yield from whole_tensors_in(item)
+
+
+_SPARSE_PARTS: dict[torch.layout, Callable[[Tensor], tuple[Tensor, ...]]] = {
+    torch.sparse_coo: lambda tensor: (tensor._indices(), tensor._values()),
+    **dict.fromkeys(
+        (torch.sparse_csr, torch.sparse_bsr),
+        lambda tensor: (tensor.crow_indices(), tensor.col_indices(), tensor.values()),
+    ),
+    **dict.fromkeys(
+        (torch.sparse_csc, torch.sparse_bsc),
+        lambda tensor: (tensor.ccol_indices(), tensor.row_indices(), tensor.values()),
+    ),
+}
+
+
+def is_sparse(tensor: Tensor) -> bool:
+    """Tell whether a tensor has no storage of its own, but parts whose size depends on what it holds."""
+    return tensor.layout in _SPARSE_PARTS
 
 
 def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
@@ -89,8 +116,12 @@ def local_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def storage_key(tensor: Tensor) -> int:
-    """Identify the storage of `tensor`; stable for as long as the storage, or a weak reference to it, lives."""
-    return int(tensor.untyped_storage()._cdata)
+    """Identify the storage of `tensor`; stable for as long as the storage, or a weak reference to it, lives.
+
+    A sparse tensor is known by the storage of its values.
+    """
+    values = _SPARSE_PARTS[tensor.layout](tensor)[-1] if is_sparse(tensor) else tensor
+    return int(values.untyped_storage()._cdata)
 
 
 def storage_address(tensor: Tensor) -> int:
@@ -100,7 +131,7 @@ def storage_address(tensor: Tensor) -> int:
 
 def is_freed(tensor: Tensor) -> bool:
     """Tell whether somebody gave back the memory of `tensor` under it, as ``storage.resize_(0)`` does."""
-    return tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0
+    return not is_sparse(tensor) and tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0
 
 
 def storage_bytes(tensor: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from bcg.host_reads import (
     indexes_by_mask,
     traits_of,
 )
-from bcg.structure import is_wrapped, storage_address, storage_key, tensors_in
+from bcg.structure import is_sparse, is_wrapped, storage_address, storage_key, tensors_in, whole_tensors_in
 from bcg.whereabouts import ModulePath, users_frame
 
 HOST_READ_HINT = (
@@ -194,6 +194,8 @@ class Tape:
             return function(*args, **kwargs)
         if traits.is_collective and not self.records_collectives:
             return run_as_break(function, args, kwargs, self._modules.path)
+        if traits.is_sparse or any(map(is_sparse, whole_tensors_in((args, kwargs)))):
+            self.refuse(str(function), "it makes or takes a sparse tensor, which a segment can't hold")
         given = list(tensors_in((args, kwargs)))
         if traits.reads_host is not None or traits.may_read_host:
             self._refuse_host_read(function, traits, args, kwargs, given)

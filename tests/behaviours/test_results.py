@@ -12,7 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from bcg import BreakableCUDAGraph, BreakableCUDAGraphCapture, CaptureError, ReplayError, eager_on_graph
+from bcg import (
+    BreakableCUDAGraph,
+    BreakableCUDAGraphCapture,
+    CaptureError,
+    HostReadError,
+    ReplayError,
+    eager_on_graph,
+)
 
 
 @dataclass
@@ -288,3 +295,35 @@ def test_a_list_that_a_break_changes_is_an_error(device: str, change: Callable[[
         with BreakableCUDAGraphCapture(BreakableCUDAGraph(device)):
             eager_on_graph(change)([x + 1, x + 2])
     assert caught.value.hazard == "S9"
+
+
+def test_a_sparse_tensor_stays_inside_its_break(device: str) -> None:
+    """Sparse tensors have no storage: those that a break makes, holds or is given must not be asked for one."""
+    held = torch.eye(4, device=device).to_sparse()
+
+    def mixes(t: Tensor, weights: Tensor) -> Tensor:
+        made = torch.outer(t, t).to_sparse()
+        return torch.sparse.mm(made, torch.sparse.mm(weights, t[:, None]))
+
+    graph, x, handed, y = capture(device, lambda t: eager_on_graph(mixes)(t, held), lambda r: r * 2)
+    x.fill_(3)
+    graph.replay()
+    assert handed.flatten().tolist() == [108.0] * 4
+    assert y.flatten().tolist() == [216.0] * 4
+
+
+def test_a_sparse_result_is_an_error_that_names_the_break(device: str) -> None:
+    def makes_sparse(t: Tensor) -> dict[str, Tensor]:
+        return {"weights": t.to_sparse()}
+
+    with pytest.raises(
+        CaptureError, match=r"^break makes_sparse\['weights'\] returned a sparse tensor \(torch.sparse_coo\)"
+    ) as caught:
+        capture(device, makes_sparse, lambda r: r["weights"].to_dense())
+    assert caught.value.hazard == "S9"
+    assert "to_dense()" in (caught.value.hint or "")
+
+
+def test_a_sparse_tensor_in_a_segment_is_an_error_at_its_line(device: str) -> None:
+    with pytest.raises(HostReadError, match=r"to_sparse.*test_results.py:\d+: it makes or takes a sparse tensor"):
+        capture(device, lambda t: t, lambda r: r.to_sparse().to_dense())

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot as one_hot_vectors
 
+from bcg.breaks import eager_on_graph
 from bcg.context import current_forward_context
 from bcg.target import Target
 from tests.targets import own_target
@@ -126,6 +127,19 @@ def one_hot(inner: Inner, x: Tensor) -> Tensor:
 
 def one_hot_of_the_largest(inner: Inner, x: Tensor) -> Tensor:
     return x + one_hot_vectors(x.argmax(-1)).sum(-1, keepdim=True)
+
+
+def mixes_by_a_sparse_matrix(inner: Inner, x: Tensor) -> Tensor:
+    return torch.sparse.mm((x[0] @ x[0].mT).relu().to_sparse(), x[0])[None]
+
+
+def mixes_by_a_break_s_sparse_matrix(inner: Inner, x: Tensor) -> Tensor:
+    return torch.sparse.mm(sparse_scores(x[0]), x[0])[None]
+
+
+@eager_on_graph
+def sparse_scores(x: Tensor) -> Tensor:
+    return (x @ x.mT).relu().to_sparse()
 
 
 def draws_from_its_own_generator(inner: Inner, x: Tensor) -> Tensor:

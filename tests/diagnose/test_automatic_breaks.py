@@ -145,6 +145,15 @@ def test_one_hot_vectors_of_a_given_size_need_no_break(device: str) -> None:
     assert (found.size, found.card.operation) == ("module", "aten.one_hot.default")
 
 
+def test_the_break_of_a_sparse_tensor_reaches_to_where_it_is_used_up(device: str) -> None:
+    diagnosis, _ = captured(Model(models.mixes_by_a_sparse_matrix), device)
+    (found,) = diagnosis.automatic_breaks
+    assert (found.size, found.card.hazard, found.card.operation) == ("module", "L1", "aten.to_sparse.default")
+    diagnosis, _ = captured(Model(models.mixes_by_a_break_s_sparse_matrix), device)
+    (found,) = diagnosis.automatic_breaks
+    assert (found.size, found.card.hazard, found.card.operation) == ("module", "S9", "break sparse_scores")
+
+
 def test_at_the_root_there_is_only_the_card(device: str) -> None:
     with pytest.raises(UncapturableError, match="^planted can't be captured: Tensor.item at .*models.py:") as caught:
         break_where_needed(target_of(models.ReadsInTheRoot(None), device), BUCKETS)

@@ -24,7 +24,7 @@ from bcg.device.asking import pretend_capturing, telling_the_truth
 from bcg.device.base import Device
 from bcg.device.bystander import Bystander
 from bcg.functions import FunctionReference, functions_around, is_forward
-from bcg.structure import storage_key, tensors_in
+from bcg.structure import is_sparse, storage_key, tensors_in, whole_tensors_in
 from bcg.tape import SegmentTape, Tape
 from bcg.target import first_line
 from bcg.whereabouts import is_users, users_frame
@@ -147,6 +147,8 @@ class Survey:
         self._end_segment()
         with self._tape.looking_away(), telling_the_truth():
             result = function(*args, **kwargs)
+        if any(map(is_sparse, whole_tensors_in(result))):
+            self._note_sparse_result(label)
         given = {storage_key(tensor) for tensor in tensors_in((args, kwargs))}
         boundary_bytes = 0
         for tensor in tensors_in(result):
@@ -164,6 +166,11 @@ class Survey:
         if (finding.source, finding.module) not in self._seen:
             self._seen.add((finding.source, finding.module))
             self.findings.append(finding)
+
+    def _note_sparse_result(self, label: BreakLabel) -> None:
+        found = self.finding_here("S9", f"break {label.name}", "it returns a sparse tensor, which has no fixed address")
+        outside = found.modules[found.modules.index(label.module) + 1 :] if label.module in found.modules else ()
+        self.findings.append(dataclasses.replace(found, modules=outside))
 
     def _note_question(self) -> None:
         frame = _asking_frame(sys._getframe(1))
