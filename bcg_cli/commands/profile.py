@@ -82,7 +82,7 @@ def profile(
     talks = member is None or member.rank == 0
     place = resolve_device(device)
     with console.users_code(), console.steps() as steps:
-        from bcg.profile.run import Plan, run_profile
+        from bcg.profile.run import Plan, ProfileInterrupted, run_profile
 
         plan = Plan(
             model=model,
@@ -100,10 +100,16 @@ def profile(
             expert_parallel=ep,
             rank_timeout_s=rank_timeout,
         )
-        report = run_profile(plan, steps.begin)
+        interrupted: ProfileInterrupted | None = None
+        try:
+            report = run_profile(plan, steps.begin)
+        except ProfileInterrupted as error:
+            report, interrupted = error.report, error
     if not talks:
         return
     deliver(report, json, html)
+    if interrupted is not None:
+        raise interrupted
     if trace is not None and _written_at(trace) != older:
         console.note(f"trace written to {trace}; open it at ui.perfetto.dev")
 

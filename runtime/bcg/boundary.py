@@ -48,8 +48,6 @@ from bcg.structure import (
     unowned_alias,
 )
 
-Copier = Callable[[Tensor], Any]
-
 
 class Memory(Protocol):
     """Where boundaries lie."""
@@ -57,8 +55,8 @@ class Memory(Protocol):
     def allocate(self, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Allocate a boundary."""
 
-    def copier(self, boundary: Tensor) -> Copier:
-        """Return what copies a later result into a boundary."""
+    def feed(self, boundary: Tensor, result: Tensor) -> Callable[[Tensor], Any]:
+        """Return what brings later results into a boundary, given the first one."""
 
 
 _CONSTANTS = (
@@ -173,7 +171,7 @@ class Holder:
         boundary = self._memory.allocate(size, stride, tensor.dtype)
         boundary.copy_(tensor)
         unowned = self._add(boundary)
-        return boundary, CopyOutlet(unowned, self._memory.copier(unowned), where)
+        return boundary, CopyOutlet(unowned, self._memory.feed(unowned, tensor), where)
 
     def _hold_view(self, tensor: Tensor, key: int, where: str) -> tuple[Tensor, Outlet]:
         """Several results over one storage keep sharing it: the whole storage is the boundary."""

@@ -41,11 +41,11 @@ def _refuse(where: str, expected: str, got: str) -> ReplayError:
 
 
 class CopyOutlet:
-    """Copies a tensor into its boundary.
+    """Has a tensor copied into its boundary.
 
     Args:
         boundary: Where it goes.
-        copy: Brings a tensor of the boundary's shape and dtype there.
+        copy: Brings a tensor of the boundary's shape and dtype there, before the next step reads it.
         where: For errors.
     """
 
@@ -55,13 +55,11 @@ class CopyOutlet:
         self._where = where
         self._shape = boundary.shape
         self._dtype = boundary.dtype
-        self._address = boundary.data_ptr()
 
     def pour(self, value: Any) -> None:
         if not isinstance(value, Tensor) or value.shape != self._shape or value.dtype != self._dtype:
             raise _refuse(self._where, _describe(self._boundary), _describe(value))
-        if value.data_ptr() != self._address:
-            self._copy(value)
+        self._copy(value)
 
 
 class StorageOutlet:

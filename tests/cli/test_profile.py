@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from bcg.report import read_report
+
+TELLS_OF_ITS_FORWARDS = """
+import torch
+from torch import nn
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Embedding(4, 4)
+
+    def forward(self, input_ids):
+        with open("forwards", "a") as told:
+            told.write(".")
+        return self.layer(input_ids % 4)
+"""
+ENOUGH_FORWARDS = 300
+"""More than are made before the rounds."""
 
 MODEL = f"{Path(__file__).parents[1] / 'profile' / 'models.py'}:layered"
 
@@ -43,3 +65,29 @@ def test_command_lines_of_tools_are_data(bcg) -> None:
     nsys, ncu = done.out.splitlines()
     assert nsys.startswith("nsys profile ") and nsys.endswith(" qwen3-8b --tokens 16,64 --modes breakable --rounds 1")
     assert ncu.startswith("ncu ") and "'bcg@segment 0/'" in ncu
+
+
+def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
+    """A model that tells of its forwards: the interrupt comes in the middle of the rounds."""
+    (tmp_path / "model.py").write_text(TELLS_OF_ITS_FORWARDS)
+    words = ("profile", "model.py:Model", "--device", "cpu", "--tokens", "4", "--modes", "eager,breakable")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bcg_cli", *words, "--rounds", "1000000", "--json", "p.json"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    forwards, ends_at = tmp_path / "forwards", time.monotonic() + 100
+    while not forwards.exists() or forwards.stat().st_size < ENOUGH_FORWARDS:
+        assert time.monotonic() < ends_at and process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in err
+    assert "eager" in out
+    report = read_report(tmp_path / "p.json")
+    assert [(mode.mode, mode.status) for mode in report.modes] == [("eager", "measured"), ("breakable", "measured")]
+    assert 0 < report.totals.num_rounds < 1_000_000
+    assert "cut-short" in [warning.code for warning in report.warnings]

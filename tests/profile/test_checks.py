@@ -214,7 +214,7 @@ def test_figures_and_notes_reach_the_report(target: Target, checks: Checks) -> N
         rounds={tokens: [Measured(step_ms=[1.0], host_us=[1.0])] for tokens in BUCKETS},
     )
     plan = Plan(model="qwen3-tiny", device="cpu", buckets=BUCKETS, modes=("fused",))
-    report = profile_report(plan, [run], together=True)
+    report = profile_report(plan, [run])
     assert note in report.warnings
     assert report.has_exact_errors
     for bucket, one in zip(report.buckets, prepared, strict=True):

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from bcg.errors import BcgError, UsageError
-from bcg.profile.run import Plan, run_profile
+from bcg.profile import run
+from bcg.profile.run import Plan, ProfileInterrupted, run_profile
 from bcg.report import ModeRow, ProfileReport, decode_report, encode_report
 from bcg_cli.views.kinds import html_page
 
@@ -140,6 +141,31 @@ def test_a_model_that_is_not_there_is_wrong_usage() -> None:
 def test_modes_that_can_not_be_here_alone_are_refused() -> None:
     with pytest.raises(BcgError, match="^none of the modes compiled, fused is available here"):
         run_profile(plan("layered", modes=("compiled", "fused")))
+
+
+def test_an_interrupted_profile_keeps_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(step: str) -> None:
+        if step == "preparing breakable":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "_fit_together", lambda *_: False)  # one mode after another, as large models
+    with pytest.raises(ProfileInterrupted) as interrupted:
+        run_profile(plan("layered", modes=("eager", "breakable"), num_rounds=1), interrupt)
+    report = interrupted.value.report
+    assert [row.status for row in rows(report, "eager")] == ["measured"] * 2
+    assert {(row.status, row.reason, row.p50_ms) for row in rows(report, "breakable")} == {
+        ("failed", "interrupted before it was measured", None)
+    }
+    assert "interrupted before it was measured" in html_page(report)
+
+
+def test_an_interrupt_before_anything_was_measured_is_one() -> None:
+    def interrupt(step: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as interrupted:
+        run_profile(plan("layered", modes=("eager",)), interrupt)
+    assert not isinstance(interrupted.value, ProfileInterrupted)
 
 
 def test_no_process_is_left() -> None:

@@ -118,8 +118,15 @@ class Recorder(Protocol):
     def allocate(self, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Allocate a boundary in the pool, outside any segment."""
 
-    def copier(self, boundary: Tensor) -> Callable[[Tensor], Any]:
-        """Return what copies a tensor of the same shape and dtype into `boundary`, on the current stream."""
+    def feed(self, boundary: Tensor, result: Tensor) -> Callable[[Tensor], Any]:
+        """Return what brings later results of a break into `boundary`, in time for the next step of a replay.
+
+        Called between two segments. The later results have the shape and dtype of `boundary`.
+
+        Args:
+            boundary: Allocated here, without owning its memory.
+            result: What the break returned at capture; it is in `boundary` already.
+        """
 
 
 class Device(Protocol):

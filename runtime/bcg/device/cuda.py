@@ -1,4 +1,7 @@
-"""The GPU: records a segment with `torch.cuda.CUDAGraph`. The only file that touches the CUDA graph interface."""
+"""The GPU: records a segment with `torch.cuda.CUDAGraph`.
+
+With its helpers `feed.py` and `calls.py` the only file that touches the CUDA graph interface.
+"""
 
 from __future__ import annotations
 
@@ -19,21 +22,11 @@ from torch import Tensor
 
 from bcg.device import driver_log
 from bcg.device.base import CHURN_SIZES, POISON_BYTE, MemoryReading, Pool, SegmentContents
+from bcg.device.calls import check, graph_nodes, node_kind
+from bcg.device.feed import Feed, bind_all, can_feed
 from bcg.errors import CaptureError, UsageError
 from bcg.hazards import HAZARDS
 from bcg.ranges import stretch
-
-
-def _check(result: tuple[Any, ...]) -> Any:
-    """Unpack what a cuda-python call returned; raise its error as a `RuntimeError` with the driver's words."""
-    error, *values = result
-    if int(error) != 0:
-        if isinstance(error, driver.CUresult):
-            _, text = driver.cuGetErrorString(error)
-        else:
-            _, text = runtime.cudaGetErrorString(error)
-        raise RuntimeError(f"CUDA error {int(error)} ({error.name}): {text.decode()}")
-    return values[0] if len(values) == 1 else tuple(values)
 
 
 @functools.cache
@@ -160,23 +153,35 @@ class CudaRecording:
 
     It is launched through cuda-python unless it draws random numbers: then torch's own replay moves the
     generator's offset (and costs the host a few microseconds more).
+
+    Args:
+        graph: Instantiated.
+        num_nodes: Of the graph.
+        feeds: What its first nodes copy.
+        always_through_torch: Whether it may draw from other generators than the default one.
     """
 
-    def __init__(self, graph: torch.cuda.CUDAGraph, num_nodes: int, always_through_torch: bool) -> None:
+    def __init__(
+        self, graph: torch.cuda.CUDAGraph, num_nodes: int, feeds: Sequence[Feed], always_through_torch: bool
+    ) -> None:
         self._graph = graph
         self._num_nodes = num_nodes
+        self._feeds = tuple(feeds)
         self._exec = runtime.cudaGraphExec_t(graph.raw_cuda_graph_exec())
+        bind_all(feeds, graph.raw_cuda_graph(), self._exec, num_nodes)
         self._draws_random: bool | None = True if always_through_torch else None
 
     def launch(self, stream: Any) -> None:
         if self._draws_random is False:
             error = runtime.cudaGraphLaunch(self._exec, stream)[0]
             if error:
-                _check((error,))
+                check((error,))
         elif self._draws_random:
             self._graph.replay()
         else:
             self._draws_random = self._replay_moves_the_generator()
+        for feed in self._feeds:
+            feed.let_go()
 
     def _replay_moves_the_generator(self) -> bool:
         generator = torch.cuda.default_generators[torch.cuda.current_device()]
@@ -187,8 +192,8 @@ class CudaRecording:
     def contents(self) -> SegmentContents:
         counts: dict[str, int] = {}
         kernels: dict[str, int] = {}
-        for node in _nodes(self._graph.raw_cuda_graph(), self._num_nodes):
-            kind = _check(runtime.cudaGraphNodeGetType(node)).name.removeprefix("cudaGraphNodeType").lower()
+        for node in graph_nodes(self._graph.raw_cuda_graph(), self._num_nodes):
+            kind = node_kind(node)
             counts[kind] = counts.get(kind, 0) + 1
             if kind == "kernel":
                 name = _kernel_name(node)
@@ -199,17 +204,12 @@ class CudaRecording:
         self._graph.reset()
 
 
-def _nodes(graph: int, num_nodes: int) -> list[Any]:
-    nodes, _ = _check(runtime.cudaGraphGetNodes(runtime.cudaGraph_t(graph), num_nodes))
-    return list(nodes)
-
-
 def _kernel_name(node: Any) -> str:
-    parameters = _check(driver.cuGraphKernelNodeGetParams(driver.CUgraphNode(int(node))))
+    parameters = check(driver.cuGraphKernelNodeGetParams(driver.CUgraphNode(int(node))))
     if int(parameters.func):
-        name = _check(driver.cuFuncGetName(parameters.func))
+        name = check(driver.cuFuncGetName(parameters.func))
     else:
-        name = _check(driver.cuKernelGetName(parameters.kern))
+        name = check(driver.cuKernelGetName(parameters.kern))
     return str(name.decode())
 
 
@@ -237,6 +237,7 @@ class CudaRecorder:
         self._generators = tuple(generators)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._sides: dict[int, torch.cuda.Stream] = {}
+        self._feeds: list[Feed] = []
 
     @property
     def num_side_streams(self) -> int:
@@ -253,6 +254,8 @@ class CudaRecorder:
         with self._current_stream():
             self._graph = graph
             graph.capture_begin(pool=self._pool.id, capture_error_mode=self._error_mode)  # type: ignore[arg-type]
+            for feed in self._feeds:
+                feed.record(self._stream.cuda_stream)
             for side in self._sides.values():
                 side.wait_stream(self._stream)
 
@@ -297,16 +300,20 @@ class CudaRecorder:
                 self._stream.wait_stream(side)
             graph.capture_end()
         self._graph = None
-        num_nodes = _check(runtime.cudaGraphGetNodes(runtime.cudaGraph_t(graph.raw_cuda_graph()), 0))[1]
-        if num_nodes == 0:
+        feeds, self._feeds = self._feeds, []
+        num_nodes = check(runtime.cudaGraphGetNodes(runtime.cudaGraph_t(graph.raw_cuda_graph()), 0))[1]
+        if num_nodes == len(feeds):
+            for feed in feeds:
+                feed.let_go()
             graph.reset()
             return None
         with stretch("instantiate"):
             graph.instantiate()
-        return CudaRecording(graph, num_nodes, always_through_torch=bool(self._generators))
+        return CudaRecording(graph, num_nodes, feeds, always_through_torch=bool(self._generators))
 
     def abort(self) -> None:
         graph, self._graph = self._graph, None
+        self._feeds = []
         if graph is None:
             return
         with torch.cuda.stream(self._stream), _empty_graphs_allowed():
@@ -332,23 +339,12 @@ class CudaRecorder:
         with self._current_stream(), torch.cuda.use_mem_pool(self._pool, self._index):  # type: ignore[arg-type]
             return torch.empty_strided(size, stride, dtype=dtype, device=f"cuda:{self._index}")
 
-    def copier(self, boundary: Tensor) -> Callable[[Tensor], Any]:
-        """Copy by the driver alone where the layouts agree: half the host time of `Tensor.copy_`."""
-        device, stride, address, num_bytes = boundary.device, boundary.stride(), boundary.data_ptr(), boundary.nbytes
-        is_dense = boundary.untyped_storage().nbytes() == num_bytes and not boundary.is_complex()
-        index, kind = self._index, runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-        current_stream = torch._C._cuda_getCurrentRawStream
-
-        def copy(source: Tensor) -> None:
-            if not is_dense or source.stride() != stride or source.device != device or source.is_neg():
-                boundary.copy_(source)
-                return
-            stream = _stream_handle(current_stream(index))
-            (error,) = runtime.cudaMemcpyAsync(address, source.data_ptr(), num_bytes, kind, stream)
-            if error:
-                _check((error,))
-
-        return copy
+    def feed(self, boundary: Tensor, result: Tensor) -> Callable[[Tensor], Any]:
+        if not can_feed(boundary):
+            return boundary.copy_
+        feed = Feed(boundary, result)
+        self._feeds.append(feed)
+        return feed
 
 
 class CudaDevice:
@@ -467,5 +463,5 @@ def _driver_version() -> str:
     found = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", told.read_text()) if told.is_file() else None
     if found is not None:
         return found[0]
-    version = _check(driver.cuDriverGetVersion())
+    version = check(driver.cuDriverGetVersion())
     return f"CUDA {version // 1000}.{version % 1000 // 10}"

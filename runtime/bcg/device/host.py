@@ -158,7 +158,7 @@ class HostRecorder:
         storage = self._pool.take(span * dtype.itemsize)
         return torch.empty(0, dtype=dtype).set_(storage, 0, size, stride)
 
-    def copier(self, boundary: Tensor) -> Callable[[Tensor], Any]:
+    def feed(self, boundary: Tensor, result: Tensor) -> Callable[[Tensor], Any]:
         return boundary.copy_
 
     def execute(self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

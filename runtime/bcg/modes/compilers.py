@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 import torch._dynamo
 import torch._inductor.config
+import torch.fx.experimental._config
 from torch._dynamo.utils import counters
 from torch._inductor import cudagraph_utils
 
@@ -44,7 +45,12 @@ class CompilerCounts:
 
 
 def compiler_settings(**inductor: object) -> None:
-    """Set the compiler up for a process that runs one mode."""
+    """Set the compiler up for a process that runs one mode.
+
+    Sizes that happen to be equal in the first batch are not taken for one size: with as many tokens as the hidden size
+    (4096 of both for Qwen3-8B) that would compile a static forward first, and once more for the other buckets.
+    """
+    torch.fx.experimental._config.use_duck_shape = False
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
     torch._dynamo.config.accumulated_recompile_limit = 4 * RECOMPILE_LIMIT
     if hasattr(torch._dynamo.config, "nested_graph_breaks"):  # fewer, larger pieces around a break

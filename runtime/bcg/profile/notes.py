@@ -16,6 +16,7 @@ MIN_ROUNDS = 6
 def notes(report: ProfileReport) -> list[ReportWarning]:
     """Return the notes of a report."""
     return [
+        *_cut_short(report),
         *_busy_already(report),
         *_noisy(report),
         *_drifting(report),
@@ -40,6 +41,17 @@ def _rows(report: ProfileReport, mode: ModeName | None = None) -> Iterator[tuple
         for row in bucket.modes:
             if row.p50_ms is not None and mode in (None, row.mode):
                 yield bucket.tokens, row
+
+
+def _cut_short(report: ProfileReport) -> Iterator[ReportWarning]:
+    made, wanted = report.totals.num_rounds, report.options.get("rounds")
+    if isinstance(wanted, int) and made < wanted:
+        yield ReportWarning(
+            code="cut-short",
+            message=f"{made} of {wanted} rounds were measured",
+            cause="the profile was interrupted, or no mode came to its end",
+            remedy="run it again, with fewer --modes, --tokens or --rounds",
+        )
 
 
 def _busy_already(report: ProfileReport) -> Iterator[ReportWarning]:

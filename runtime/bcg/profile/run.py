@@ -72,12 +72,14 @@ class ModeRun:
     Attributes:
         failure: Why the mode as a whole has nothing to show.
         is_available: Whether it can exist on this device at all.
+        in_turns: Whether it takes turns with the others in every round, instead of running alone.
         rounds: By bucket, a measurement a round.
     """
 
     mode: ModeName
     failure: str | None = None
     is_available: bool = True
+    in_turns: bool = False
     loaded: Loaded | None = None
     prepared: AllPrepared | None = None
     rounds: dict[int, list[Measured]] = field(default_factory=dict)
@@ -94,6 +96,18 @@ class ModeRun:
 Progress = Callable[[str], None]
 
 
+class ProfileInterrupted(KeyboardInterrupt):
+    """A profile was interrupted after something was measured: hours of compiling may be in it.
+
+    Attributes:
+        report: What was measured until then.
+    """
+
+    def __init__(self, report: ProfileReport) -> None:
+        super().__init__()
+        self.report = report
+
+
 def run_profile(plan: Plan, on_step: Progress = lambda text: None) -> ProfileReport:
     """Profile a model in every mode of the plan.
 
@@ -104,6 +118,7 @@ def run_profile(plan: Plan, on_step: Progress = lambda text: None) -> ProfileRep
     Raises:
         UsageError: The model, dtype or a glob names nothing.
         BcgError: The model can't be made, or no mode at all could be measured.
+        ProfileInterrupted: Ctrl-C came when there was something to report.
     """
     from bcg.profile.summary import profile_report
 
@@ -116,10 +131,15 @@ def run_profile(plan: Plan, on_step: Progress = lambda text: None) -> ProfileRep
             f"none of the modes {', '.join(plan.modes)} is available here: {runs[0].failure}",
             hint="add eager or breakable to --modes",
         )
-    together = _run_modes(plan, live, on_step)
+    try:
+        _run_modes(plan, live, on_step)
+    except KeyboardInterrupt:
+        if not any(run.rounds for run in live):
+            raise
+        raise ProfileInterrupted(profile_report(plan, runs)) from None
     if not any(run.rounds for run in live):
         raise BcgError(f"no mode could be measured; {live[0].mode}: {_why(live[0])}", hint="see --traceback")
-    return profile_report(plan, runs, together=together)
+    return profile_report(plan, runs)
 
 
 def _why(run: ModeRun) -> str:
@@ -127,23 +147,24 @@ def _why(run: ModeRun) -> str:
     return run.failure or (reasons[0] if reasons else "no reason given")
 
 
-def _run_modes(plan: Plan, live: list[ModeRun], on_step: Progress) -> bool:
-    """Run all modes; return whether they lived together."""
+def _run_modes(plan: Plan, live: list[ModeRun], on_step: Progress) -> None:
+    """Run all modes, together where memory holds the model once for each."""
     with ExitStack() as stack:
         on_step(f"making {plan.model}")
         first = stack.enter_context(start_session())
         live[0].loaded = loaded = first.ask(_load(plan, live[0].mode), Loaded)
         if plan.num_ranks is None and _fit_together(plan, loaded, len(live)):
+            for run in live:
+                run.in_turns = True
             others = [stack.enter_context(start_session()) for _ in live[1:]]
             _load_all(plan, list(zip(live[1:], others, strict=True)))
             _measure(plan, list(zip(live, [first, *others], strict=True)), on_step)
-            return True
+            return
         _measure(plan, [(live[0], first)], on_step)
     for run in live[1:]:
         with start_session() as session:
             _load_all(plan, [(run, session)])
             _measure(plan, [(run, session)], on_step)
-    return False
 
 
 def _load(plan: Plan, mode: ModeName) -> Load:

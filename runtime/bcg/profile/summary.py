@@ -28,14 +28,15 @@ from bcg.report import (
 REFERENCES: tuple[ModeName, ...] = ("eager", "full", "compiled", "piecewise")
 """Modes that speed-ups are given against."""
 
+INTERRUPTED = "interrupted before it was measured"
 
-def profile_report(plan: Plan, runs: Sequence[ModeRun], *, together: bool) -> ProfileReport:
+
+def profile_report(plan: Plan, runs: Sequence[ModeRun]) -> ProfileReport:
     """Put together what was found.
 
     Args:
         plan: What was asked for.
-        runs: One a mode.
-        together: Whether the rounds were interleaved.
+        runs: One a mode; what one did not come to, because the profile was interrupted, has no time.
     """
     loaded = next(run.loaded for run in runs if run.loaded is not None)
     buckets = [
@@ -50,9 +51,9 @@ def profile_report(plan: Plan, runs: Sequence[ModeRun], *, together: bool) -> Pr
         buckets=buckets,
         modes=[_mode(run, [_of(bucket, run.mode) for bucket in buckets]) for run in runs],
         totals=ProfileTotals(
-            num_rounds=plan.num_rounds,
+            num_rounds=max((len(rounds) for run in runs for rounds in run.rounds.values()), default=0),
             steps_per_round=plan.steps_per_round,
-            rounds="interleaved" if together else "alternated",
+            rounds="interleaved" if any(run.in_turns for run in runs) else "alternated",
             fastest=_fastest(buckets),
         ),
         timelines=_timelines(plan, runs),
@@ -85,11 +86,13 @@ def _row(run: ModeRun, tokens: int) -> ModeRow:
     prepared = _prepared(run, tokens)
     if prepared is None or run.failure is not None:
         status: ModeStatus = "failed" if run.is_available else "not available"
-        return ModeRow(mode=run.mode, status=status, reason=run.failure)
+        return ModeRow(mode=run.mode, status=status, reason=run.failure or INTERRUPTED)
     costs = _costs(run.mode, prepared)
     look, rounds = run.looks.get(tokens, Looked()), run.rounds.get(tokens, [])
-    if prepared.status != "measured" or not rounds:
+    if prepared.status != "measured":
         return ModeRow(mode=run.mode, status=prepared.status, reason=prepared.reason, **costs)
+    if not rounds:
+        return ModeRow(mode=run.mode, status="failed", reason=INTERRUPTED, **costs)
     if run.mode != "eager" and look.graph_launches == 0:
         reason = "not a single graph was launched in a step"
         return ModeRow(mode=run.mode, status="fell back", reason=reason, **costs)
