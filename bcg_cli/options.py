@@ -107,7 +107,12 @@ SeedOption = Annotated[
 ]
 ExpectBreaksOption = Annotated[
     int | None,
-    typer.Option("--expect-breaks", metavar="N", min=0, help="Exit with 3 if a bucket has another number of breaks."),
+    typer.Option(
+        "--expect-breaks",
+        metavar="N",
+        min=0,
+        help="Exit with 3 if a bucket has another number of breaks, or could not be captured.",
+    ),
 ]
 TensorParallelOption = Annotated[
     int | None,

@@ -174,10 +174,14 @@ def _judge(report: CaptureReport, expect_breaks: int | None) -> None:
     if expect_breaks is None:
         return
     others = [
-        f"{bucket.num_breaks} at {bucket.tokens} tokens" for bucket in captured if bucket.num_breaks != expect_breaks
+        f"{bucket.num_breaks} at {bucket.tokens} tokens"
+        if bucket in captured
+        else f"{bucket.status} at {bucket.tokens} tokens"
+        for bucket in report.buckets
+        if bucket not in captured or bucket.num_breaks != expect_breaks
     ]
     if others:
         raise CheckFailure(
             f"expected {expect_breaks} breaks in every bucket, got {', '.join(others)}",
-            hint="the map names each break and its module",
+            hint="the table names each break and its module, and why a bucket was not captured",
         )

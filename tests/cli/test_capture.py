@@ -117,7 +117,11 @@ def test_expected_breaks(bcg: Any, model: str, tmp_path: Path) -> None:
     assert done.code == 3
     assert "error: expected 5 breaks in every bucket, got 4 at 8 tokens, 4 at 4 tokens\n" in done.err
     assert read_report(path).totals.num_captured == 2
-    assert bcg("capture", model, *words[1:], 0, "--no-attention-break").code == 0
+    words = ["capture", model, "--device", "cpu", "--no-attention-break", "--expect-breaks", 0]
+    assert bcg(*words, "--tokens", "4,8").code == 0
+    done = bcg(*words, "--tokens", "8,32")
+    assert done.code == 3
+    assert "error: expected 0 breaks in every bucket, got out of memory at 32 tokens\n" in done.err
 
 
 def test_ctrl_c_exits_130_and_leaves_no_half_file(tmp_path: Path) -> None:
