@@ -56,6 +56,11 @@ class ReadsInTheRoot(Model):
         return super().forward(input_ids) * (1 if input_ids[0, 0].item() % 2 else 2)
 
 
+class TakesSparse(Model):
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.layers[0].inner(self.embedding(input_ids)).to_dense()
+
+
 def target_of(module: nn.Module, device: str, *, break_globs: tuple[str, ...] = ()) -> Target:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -140,6 +145,14 @@ def mixes_by_a_break_s_sparse_matrix(inner: Inner, x: Tensor) -> Tensor:
 @eager_on_graph
 def sparse_scores(x: Tensor) -> Tensor:
     return (x @ x.mT).relu().to_sparse()
+
+
+def makes_sparse(inner: Inner, x: Tensor) -> Tensor:
+    return x.to_sparse()
+
+
+def multiplies_sparse(inner: Inner, x: Tensor) -> Tensor:
+    return torch.sparse.mm(x[0].to_sparse(), inner.linear.weight)[None]
 
 
 def draws_from_its_own_generator(inner: Inner, x: Tensor) -> Tensor:
