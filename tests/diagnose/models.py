@@ -151,10 +151,6 @@ def makes_sparse(inner: Inner, x: Tensor) -> Tensor:
     return x.to_sparse()
 
 
-def multiplies_sparse(inner: Inner, x: Tensor) -> Tensor:
-    return torch.sparse.mm(x[0].to_sparse(), inner.linear.weight)[None]
-
-
 def draws_from_its_own_generator(inner: Inner, x: Tensor) -> Tensor:
     if "generator" not in vars(inner):  # none can be made while a stream is captured
         inner.generator = torch.Generator(x.device)

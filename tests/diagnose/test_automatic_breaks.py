@@ -100,14 +100,6 @@ def test_a_pin_that_is_not_constant_gives_way_to_a_larger_break(device: str) -> 
     assert runner.graphs[8].num_breaks == 1
 
 
-def test_sparse_tensors_within_a_break(device: str) -> None:
-    diagnosis, _ = captured(Model(None, models.multiplies_sparse, None), device)
-    (found,) = diagnosis.automatic_breaks
-    assert (found.size, found.module, found.card.operation) == ("module", "layers.1.inner", "aten.to_sparse.default")
-    target = target_of(Model(None, models.multiplies_sparse, None), device, break_globs=("layers.1.inner",))
-    assert break_where_needed(target, BUCKETS).automatic_breaks == []
-
-
 def test_a_break_that_returns_a_sparse_tensor_is_named(device: str) -> None:
     target = target_of(models.TakesSparse(models.makes_sparse), device, break_globs=("layers.0.inner",))
     with pytest.raises(UncapturableError, match=r"can't be captured: break Inner at .*: it returns a sparse tensor"):
