@@ -24,6 +24,11 @@ class Run:
     report: Path
 
 
+def environment_of_sources() -> dict[str, str]:
+    """Return this process's environment, in which others find the sources that are tested."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "runtime"), str(ROOT), *sys.path))}
+
+
 @pytest.fixture
 def run_ranks(tmp_path: Path) -> Callable[..., Run]:
     """Runs ``bcg`` with these words on the host device, and sees that no process is left behind."""
@@ -32,8 +37,7 @@ def run_ranks(tmp_path: Path) -> Callable[..., Run]:
         report = tmp_path / "report.json"
         module = [] if torchrun is None else ["torch.distributed.run", "--nproc-per-node", str(torchrun), "-m"]
         command = [sys.executable, "-m", *module, "bcg_cli", *map(str, words), "--device", "cpu", "--json", str(report)]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "runtime"), str(ROOT), *sys.path))}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=tmp_path, env=environment_of_sources(), capture_output=True, text=True)
         assert _processes_with(str(report)) == []
         return Run(done.returncode, done.stdout, done.stderr, report)
 

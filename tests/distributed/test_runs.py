@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +14,7 @@ import pytest
 
 from bcg.report import CaptureReport, CheckReport, ProfileReport, read_report
 from bcg_cli.views.kinds import html_page
-from tests.distributed.conftest import Run
+from tests.distributed.conftest import Run, environment_of_sources
 
 PLANTED = Path(__file__).with_name("planted.py")
 TIMEOUT_S = 4
@@ -120,3 +124,27 @@ def test_a_rank_that_stands_still_ends_the_run_within_the_timeout(run_ranks: Ran
     assert run.code == 1
     assert run.err.startswith(f"error: rank 1: no progress for {TIMEOUT_S} s since ")
     assert "planted.py:" in run.err.splitlines()[0]
+
+
+def test_a_rank_that_leaves_too_early_is_named_with_its_log(run_ranks: Ranks) -> None:
+    run = capture_planted(run_ranks, "leaves", "--tp", 2)
+    assert run.code == 1
+    assert run.err.startswith("error: rank 1: ended with exit code 0 before the run was over\n")
+    assert Path(run.err.strip().rsplit("the log of rank 1 is ", 1)[1]).is_file()
+
+
+def test_an_interrupted_run_leaves_nothing_behind(tmp_path: Path) -> None:
+    words = ["capture", f"{PLANTED}:sleeps", "--tp", "2", "--tokens", "64,32", "--device", "cpu"]
+    environment = {**environment_of_sources(), "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bcg_cli", *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    with process:
+        while not list(tmp_path.glob("bcg-ranks-*/rank-1.log")):
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, b"")
+    assert b"interrupted\n" in err
+    assert list(tmp_path.glob("bcg-*")) == []

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,7 +115,32 @@ def test_a_file_of_our_own_for_the_time_of_the_initialization(driver: Driver) ->
     assert said() == f"{LINE}\nafter"
     keep_log()
     assert driver.num_initializations == 1
-    Path(driver.path).unlink()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from bcg.device import driver_log
+
+def call(name, *arguments):
+    path = os.environ[driver_log.VARIABLE]
+    Path(path).write_text("a line")
+    return (0,)
+
+driver_log._call = call
+driver_log._is_driver_loaded = lambda: False
+driver_log.keep_log()
+assert driver_log._process.file.since(0) == "a line"
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_process_leaves_no_file(tmp_path: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment.pop(VARIABLE, None)
+    done = subprocess.run([sys.executable, "-c", KILLED], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert os.listdir(tmp_path) == []
 
 
 def test_once_the_driver_is_loaded_it_is_too_late(driver: Driver) -> None:

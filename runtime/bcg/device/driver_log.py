@@ -8,7 +8,6 @@ variable is read when the driver's library is loaded (seen with driver 580), so 
 
 from __future__ import annotations
 
-import atexit
 import functools
 import os
 import tempfile
@@ -80,7 +79,7 @@ _process = _Process()
 
 
 def keep_log() -> None:
-    """Let the driver of this process log to a temporary file, until the process ends.
+    """Let the driver of this process log to a temporary file without a name: nothing is left, however the process ends.
 
     Does nothing where there is no driver, where it was loaded before, or where the user set CUDA_LOG_FILE. The variable
     is set for the loading alone: child processes don't write to the same file.
@@ -88,15 +87,17 @@ def keep_log() -> None:
     if VARIABLE in os.environ or _is_driver_loaded():
         return
     descriptor, name = tempfile.mkstemp(prefix="bcg-driver-", suffix=".log")
-    os.close(descriptor)
-    atexit.register(functools.partial(Path(name).unlink, missing_ok=True))
-    os.environ[VARIABLE] = name
+    Path(name).unlink()
+    path = Path(f"/proc/self/fd/{descriptor}")
+    os.environ[VARIABLE] = str(path)
     try:
         answer = _call("cuInit", 0)
     finally:
         del os.environ[VARIABLE]
     if answer is not None and int(answer[0]) == 0:
-        _process.file = LogFile(Path(name))
+        _process.file = LogFile(path)
+    else:
+        os.close(descriptor)
 
 
 def listen() -> Callable[[], str]:

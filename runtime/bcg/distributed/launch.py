@@ -52,20 +52,29 @@ def launch(num_ranks: int, module: str, args: Sequence[str]) -> None:
             monitor_interval=0.1,
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
+        keeps_logs = False
         try:
             elastic_launch(config, sys.executable)("-m", module, *args)
-            shutil.rmtree(log_path(run_id, 0).parent, ignore_errors=True)
         except ChildFailedError as error:
-            raise _rank_failed(run_id, dict(error.failures)) from None
+            keeps_logs = True
+            raise _rank_failed(run_id, num_ranks, dict(error.failures)) from None
         except SignalException as error:
             if error.sigval == signal.SIGINT:
                 raise KeyboardInterrupt from None
             raise BcgError(f"the run was ended by {error.sigval.name}") from None
+        finally:
+            if not keeps_logs:
+                shutil.rmtree(log_path(run_id, 0).parent, ignore_errors=True)
 
 
-def _rank_failed(run_id: str, failures: dict[int, object]) -> RankFailed:
+def _rank_failed(run_id: str, num_ranks: int, failures: dict[int, object]) -> RankFailed:
     told = [_told(rank, failure) for rank, failure in failures.items()]
-    failure = next((failure for failure in told if failure.is_own), told[0])
+    left = [
+        Failure(rank, "ended with exit code 0 before the run was over", hint="its model's own code ended the process")
+        for rank in range(num_ranks)
+        if rank not in failures
+    ]
+    failure = next((failure for failure in [*told, *left] if failure.is_own), told[0])
     shown = failure.for_user(run_id)
     return RankFailed(shown.message, hint=shown.hint, exit_code=shown.exit_code)
 

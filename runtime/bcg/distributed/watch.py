@@ -80,13 +80,13 @@ class Watch(threading.Thread):
         others = "; ".join(
             f"rank {rank} was last at {world.last_place(rank)}" for rank in range(world.size) if rank != world.rank
         )
-        return self._of_others(f"rank {world.rank} has waited {world.timeout_s:g} s in torch since {where}; {others}")
+        return self._of_others(f"has waited {world.timeout_s:g} s in torch since {where}; {others}")
 
     def _loss_of_launcher(self) -> Failure | None:
         try:
             self._world.failure()
         except (RuntimeError, OSError) as error:
-            return self._of_others(f"the launcher of rank {self._world.rank} is gone: {error}".splitlines()[0])
+            return self._of_others(f"its launcher is gone: {error}".splitlines()[0])
         return None
 
     def _of_others(self, message: str) -> Failure:

@@ -194,7 +194,7 @@ class World:
             elif now - since > self.timeout_s + GRACE_S:
                 where = "; ".join(f"rank {rank} was last at {self.last_place(rank)}" for rank in missing)
                 raise PeerLost(
-                    f"rank {self.rank} waited more than {self.timeout_s:g} s at {self.place}: {where}",
+                    f"waited more than {self.timeout_s:g} s at {self.place}: {where}",
                     hint="a larger --rank-timeout waits longer",
                 )
 
