@@ -1,18 +1,20 @@
 """Stdout is data, stderr is talk.
 
-Colour and width are rich's business: ``NO_COLOR`` is honoured, and a pipe gets plain text.
+Colour is rich's business, and so is the width of a terminal: ``NO_COLOR`` is honoured, and a pipe gets plain text in
+whole lines.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from typing import TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -27,6 +29,18 @@ from rich.text import Text
 from bcg.errors import ModelError
 
 MAX_LINE = 2000
+PIPE_WIDTH = 10_000
+"""Columns where no terminal wraps lines."""
+
+
+@dataclass
+class _Process:
+    """The standard output of this process, once its descriptor is no longer that."""
+
+    stdout: TextIO | None = None
+
+
+_process = _Process()
 
 
 def prepare_streams() -> None:
@@ -37,11 +51,8 @@ def prepare_streams() -> None:
 
 
 def data(renderable: RenderableType) -> None:
-    """Prints what the user asked for, on stdout, never narrower than its content in a pipe."""
-    console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
-        console.width = max(console.width, Measurement.get(console, console.options, renderable).minimum)
-    console.print(_Harmless(renderable))
+    """Prints what the user asked for, on stdout; in a pipe or a file every row is one whole line."""
+    _console(_stdout()).print(_Harmless(renderable))
 
 
 class _Harmless:
@@ -61,9 +72,10 @@ class _Harmless:
 
 def raw_data(content: bytes) -> None:
     """Writes bytes to stdout as they are."""
-    sys.stdout.flush()
-    sys.stdout.buffer.write(content)
-    sys.stdout.buffer.flush()
+    stdout = _stdout()
+    stdout.flush()
+    stdout.buffer.write(content)
+    stdout.buffer.flush()
 
 
 def talk(message: str) -> None:
@@ -92,9 +104,12 @@ def error(message: str, hint: str | None = None) -> None:
 def users_code() -> Iterator[None]:
     """Runs the user's model: what it prints goes to stderr, and it can't end the process as if all were well.
 
+    What it prints past Python, and from here to the process's end, goes there too: descriptor 1 becomes stderr.
+
     Raises:
         ModelError: The user's code raised `SystemExit`.
     """
+    _keep_stdout()
     try:
         with redirect_stdout(sys.stderr):
             yield
@@ -142,8 +157,28 @@ def on_terminal(terminal: TextIO | None) -> Iterator[None]:
         yield
 
 
+def _keep_stdout() -> None:
+    """Keeps the standard output for `data` and `raw_data` alone, unless somebody has put another stream there."""
+    if _process.stdout is not None or not isinstance(sys.stdout, io.TextIOWrapper) or sys.stdout is not sys.__stdout__:
+        return
+    sys.stdout.flush()
+    _process.stdout = open(os.dup(1), "w", encoding=sys.stdout.encoding, errors="replace")  # noqa: SIM115 - for good
+    os.dup2(2, 1)
+
+
+def _stdout() -> TextIO:
+    return _process.stdout or sys.stdout
+
+
 def _stderr() -> Console:
-    return Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
+    return _console(sys.stderr)
+
+
+def _console(stream: TextIO) -> Console:
+    console = Console(file=stream, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH
+    return console
 
 
 def _say(label: str, style: str, message: str) -> None:

@@ -32,6 +32,23 @@ def make():
     return Model()
 """
 
+PRINTS_EVERYWHERE = """
+import atexit, ctypes, os
+import torch
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(10, 4)
+        print("python")
+        ctypes.CDLL(None).puts(b"a buffer of C")
+        atexit.register(print, "the end")
+
+    def forward(self, input_ids):
+        os.write(1, b"descriptor\\n")
+        return self.embedding(input_ids)
+"""
+
 SLEEPS_AT_CAPTURE = """
 import sys, time
 import torch
@@ -88,6 +105,26 @@ def test_with_a_dash_stdout_is_json_and_nothing_else(bcg: Any, model: str) -> No
     assert done.code == 0, done.err
     assert json.loads(done.out)["kind"] == "capture"
     assert done.err == "a word of the user's\n"
+
+
+def test_what_a_model_prints_past_python_does_not_reach_stdout(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(PRINTS_EVERYWHERE)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-m", "bcg_cli", "capture", f"{tmp_path / 'model.py'}:Model", "--device", "cpu"]
+    done = subprocess.run([*command, "--json", "-"], capture_output=True, text=True, env=environment, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["kind"] == "capture"
+    assert {"python", "a buffer of C", "the end", "descriptor"} <= set(done.stderr.splitlines())
+
+
+def test_rows_are_whole_lines_in_a_pipe(bcg: Any, tmp_path: Path) -> None:
+    name = "a_name_that_no_terminal_of_eighty_columns_holds_" * 2
+    path = tmp_path / "model.py"
+    path.write_text(OUT_OF_MEMORY_ABOVE_8.replace("{limit}", "16").replace("embedding", name))
+    done = bcg("capture", f"{path}:make", "--device", "cpu", "--tokens", "8,32", "--break", name)
+    assert done.code == 0, done.err
+    (row,) = [line for line in done.out.splitlines() if line.startswith("break 0")]
+    assert row.split() == ["break", "0", "rule", name, "(Embedding)"]
 
 
 def test_a_bucket_without_memory_is_reported_and_the_others_are_captured(bcg: Any, model: str, tmp_path: Path) -> None:
