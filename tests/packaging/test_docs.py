@@ -17,3 +17,9 @@ def test_every_file_has_its_line() -> None:
         for path in package.rglob("*.py")
     ]
     assert sorted(listed) == sorted(set(sources) - UNLISTED)
+
+
+def test_every_folder_of_tests_is_told() -> None:
+    told = re.findall(r"`(\w+)/`", (ROOT / "docs" / "architecture.md").read_text().partition("## `tests/`")[2])
+    folders = {path.parent.name for path in (ROOT / "tests").glob("*/*.py")}
+    assert sorted(told) == sorted(folders)
