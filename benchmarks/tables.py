@@ -96,8 +96,25 @@ def latencies() -> str:
     return markdown("|".join(("model", "tokens", *names)), rows)
 
 
+RATIOS = (("breakable", "full"), ("fused", "compiled"), ("fused", "piecewise"), ("breakable", "eager"))
+
+
+def ratios() -> str:
+    """Median step of one mode over that of another, from the smallest to the largest over the buckets."""
+    rows = []
+    for report in reports("profile"):
+        cells = []
+        for mode, other in RATIOS:
+            pairs = [(_of(bucket, mode)["p50_ms"], _of(bucket, other)["p50_ms"]) for bucket in report["buckets"]]
+            found = sorted(over / under for over, under in pairs if over is not None and under is not None)
+            cells.append(f"{found[0]:.3f} to {found[-1]:.3f}" if found else "–")
+        tokens = ", ".join(str(bucket["tokens"]) for bucket in report["buckets"])
+        rows.append((report["model"]["name"], tokens, *cells))
+    return markdown("|".join(("model", "tokens", *(f"{mode} ÷ {other}" for mode, other in RATIOS))), rows)
+
+
 def _of(bucket: dict[str, Any], mode: str) -> dict[str, Any]:
-    return next(row for row in bucket["modes"] if row["mode"] == mode)
+    return next((row for row in bucket["modes"] if row["mode"] == mode), {"p50_ms": None})
 
 
 def _thousands(value: float | None) -> str:
@@ -149,7 +166,14 @@ def rewritten(text: str) -> str:
     return MARKED.sub(table, text)
 
 
-TABLES = {"captures": captures, "latencies": latencies, "modes": modes, "plans": plans, "rival": rival}
+TABLES = {
+    "captures": captures,
+    "latencies": latencies,
+    "modes": modes,
+    "plans": plans,
+    "ratios": ratios,
+    "rival": rival,
+}
 
 
 def main() -> None:

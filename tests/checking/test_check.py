@@ -154,7 +154,7 @@ class Scripted(nn.Module):
         return torch.relu(x) * self.two
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 def test_a_scripted_part_is_healthy() -> None:
     model = nn.Sequential(nn.Linear(4, 4), torch.jit.script(Scripted()))
 

@@ -24,7 +24,7 @@ def nsys_command(words: Sequence[str], mode: ModeName) -> str:
 
 
 def ncu_command(words: Sequence[str], mode: ModeName, range_name: str = "segment 0") -> str:
-    """Return the command that lists the kernels of one segment with Nsight Compute.
+    """Return the command that lists the kernels of one segment with Nsight Compute, at the clocks that the GPU has.
 
     Args:
         words: The words of ``bcg profile`` without modes, rounds and tools.
@@ -32,7 +32,7 @@ def ncu_command(words: Sequence[str], mode: ModeName, range_name: str = "segment
         range_name: The NVTX range whose kernels are wanted: ``segment N`` or ``break N``.
     """
     return _join(
-        *("ncu", "--target-processes", "all", "--graph-profiling", "node", "--nvtx"),
+        *("ncu", "--target-processes", "all", "--graph-profiling", "node", "--clock-control", "none", "--nvtx"),
         *("--nvtx-include", f"bcg@{range_name}/", "--set", "none", "--metrics", "gpu__time_duration.sum"),
         *_profile(words, mode),
     )
