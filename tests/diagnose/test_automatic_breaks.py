@@ -114,8 +114,7 @@ def test_a_number_that_changes_from_run_to_run_is_not_frozen(device: str) -> Non
     (found,) = diagnosis.automatic_breaks
     assert (found.size, found.module, found.card.hazard) == ("module", "layers.1.inner", "S2")
     assert "its numbers are" in found.card.title
-    (card,) = diagnosis.cards
-    assert (card.hazard, card.title) == ("S12", "the forward changes layers.1.inner.num_calls")
+    assert diagnosis.cards == []  # in the break, the count changes at every replay
 
 
 def test_at_the_root_there_is_only_the_card(device: str) -> None:

@@ -17,7 +17,6 @@ from bcg.checking.compare import Tolerance
 from bcg.checking.explain import Explanation, explain
 from bcg.checking.outcome import bucket_row, failure_of, overall_verdict
 from bcg.checking.prompts import check_prompts, language_model_head, tokenize
-from bcg.checking.state import ModelState, Snapshot
 from bcg.checking.verdicts import LostDeviceError, Verification
 from bcg.checking.verification import CHECK_SEED, verify
 from bcg.compilations import late_compilation_warnings
@@ -32,6 +31,7 @@ from bcg.report import (
     ReportWarning,
 )
 from bcg.runner import GraphRunner
+from bcg.state import ModelState, Snapshot
 from bcg.sweep import BucketCapture
 from bcg.target import Target
 

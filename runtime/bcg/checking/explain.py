@@ -10,12 +10,12 @@ from bcg.checking.advance import find_advanced
 from bcg.checking.compare import Tolerance
 from bcg.checking.locate import Location, locate, locate_leak
 from bcg.checking.plan import Trial
-from bcg.checking.state import ModelState, Snapshot
 from bcg.checking.suspects import gather, suspect
 from bcg.checking.verdicts import Verification, worst_trial
 from bcg.errors import BcgError
 from bcg.report import Card, Divergence, ReportWarning
 from bcg.runner import GraphRunner
+from bcg.state import ModelState, Snapshot
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from bcg.checking.plan import Trial
-from bcg.checking.state import Change, ModelState, Snapshot
 from bcg.checking.verdicts import Verification
 from bcg.device.base import Pool
 from bcg.hazards import HAZARDS
 from bcg.report import Card, ReportWarning
+from bcg.state import Change, ModelState, Snapshot
 from bcg.tape import FirstRead, Operation
 
 _HELPED_BY_A_BREAK = ("S1", "S2", "S3", "S4", "S12", "S15", "S16")

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from bcg.checking.findings import operation_card
 from bcg.checking.plan import Trial, batch_of, poisoned_padding
-from bcg.checking.state import ModelState, Snapshot
 from bcg.checking.trace import ForwardTrace, trace_forward
 from bcg.graph import BreakableCUDAGraph
 from bcg.inputs import Batch
 from bcg.report import Card
 from bcg.runner import GraphRunner
+from bcg.state import ModelState, Snapshot
 from bcg.sweep import INPUT_SEED
 from bcg.tape import Operation
 from bcg.target import make_batch

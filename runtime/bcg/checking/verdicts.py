@@ -9,9 +9,9 @@ import torch
 
 from bcg.checking.compare import Comparison
 from bcg.checking.plan import Trial
-from bcg.checking.state import Change
 from bcg.errors import BcgError
 from bcg.report import Verdict
+from bcg.state import Change
 from bcg.tape import FirstRead
 
 

@@ -12,12 +12,12 @@ import torch
 
 from bcg.checking.compare import APART, Comparison, Tolerance, are_near, compare, has_numbers
 from bcg.checking.plan import Trial, batch_of, plan_trials, poisoned_padding, shuffled_rounds
-from bcg.checking.state import ModelState, Snapshot, changes, restore_generators
 from bcg.checking.verdicts import BucketVerdict, LostDeviceError, Verification
 from bcg.device import find_device
 from bcg.errors import ReplayError
 from bcg.inputs import Batch
 from bcg.runner import GraphRunner
+from bcg.state import ModelState, Snapshot, changes, restore_generators
 from bcg.structure import map_tensors, storage_key
 from bcg.target import first_line
 

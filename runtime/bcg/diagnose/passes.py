@@ -6,17 +6,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from bcg.alignment import Dropped
 from bcg.checking.compare import are_near
+from bcg.checking.findings import attribute_line, make_card, split_path
 from bcg.collectives import in_step
 from bcg.context import ForwardContext, forward_context
 from bcg.diagnose.cards import cards_of
-from bcg.diagnose.survey import Finding, Survey, changed_state, frozen_numbers, host_state, survey
+from bcg.diagnose.survey import Finding, Survey, frozen_numbers, survey
 from bcg.errors import BcgError
-from bcg.hazards import HAZARDS
+from bcg.holdings import changed_paths
 from bcg.inputs import Batch
 from bcg.report import Card
+from bcg.state import ModelState
 from bcg.target import Target, first_line, make_batch
 
 _SEEDS = (101, 102)
@@ -38,7 +41,7 @@ def survey_all(target: Target, sizes: Sequence[int]) -> tuple[list[Finding], lis
             for question in found.questions:
                 questions.setdefault(question.site, question)
         if changed and not state_cards:
-            state_cards.append(_state_card(changed))
+            state_cards.append(_state_card(target.module, changed))
         difference = frozen_numbers(*surveys)
         if difference is not None:
             frozen.append(difference)
@@ -86,7 +89,8 @@ def _survey_once(target: Target, tokens: int, seed: int) -> tuple[Survey, list[s
     with forward_context(ForwardContext((tokens,))):
         with in_step(ranks, "running eagerly"):
             plain = target(batch.inputs)
-        before = host_state(target.module)
+        state = ModelState(target.module)
+        before = state.look()
         with in_step(ranks, "being surveyed"):
             passes_on = () if ranks is None else (BcgError,)
             found = survey(
@@ -94,7 +98,10 @@ def _survey_once(target: Target, tokens: int, seed: int) -> tuple[Survey, list[s
             )
             if ranks is not None and not given:
                 ranks.meet(found.findings[-1].reason)  # what fails on every rank may get a break
-        changed = changed_state(before, host_state(target.module))
+        changed = changed_paths(before, state.look()) if given else []
+        if _on_any_rank(target, bool(changed)):
+            with in_step(ranks, "being surveyed again"):
+                changed = _changed_outside_breaks(target, batch, state, passes_on)
         is_other = bool(found.questions and given) and not are_near(plain, given[0])
         if _on_any_rank(target, is_other):
             with in_step(ranks, "running eagerly again"):
@@ -104,13 +111,17 @@ def _survey_once(target: Target, tokens: int, seed: int) -> tuple[Survey, list[s
     return found, changed
 
 
-def _state_card(changed: list[str]) -> Card:
-    hazard = HAZARDS["S12"]
+def _changed_outside_breaks(
+    target: Target, batch: Batch, state: ModelState, passes_on: tuple[type[Exception], ...]
+) -> list[str]:
+    """Run another forward; return the state that it changes and that a replay of its segments would not."""
+    before = state.look()
+    found = survey(lambda: target(batch.inputs), target.device, state=state, passes_on=passes_on)
+    return [path for path in changed_paths(before, state.look()) if path not in found.changed_in_breaks]
+
+
+def _state_card(root: nn.Module, changed: list[str]) -> Card:
     shown = ", ".join(changed[:4]) + (f" and {len(changed) - 4} more" if len(changed) > 4 else "")
-    return Card(
-        hazard="S12",
-        title=f"the forward changes {shown}",
-        cause=hazard.cause,
-        module=changed[0].rpartition(".")[0],
-        remedy=hazard.remedy,
-    )
+    module, attribute = split_path(root, changed[0])
+    line = attribute_line(root, module, attribute)
+    return make_card("S12", f"the forward changes {shown}, a replay does not", module=module, source_line=line)

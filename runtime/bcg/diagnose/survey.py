@@ -15,7 +15,6 @@ from types import FrameType
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from bcg.breaks import BreakLabel, running_breaks
 from bcg.device import find_device
@@ -23,6 +22,8 @@ from bcg.device.asking import pretend_capturing, telling_the_truth
 from bcg.device.base import Device
 from bcg.device.bystander import Bystander
 from bcg.functions import FunctionReference, functions_around, is_forward
+from bcg.holdings import changed_paths
+from bcg.state import ModelState
 from bcg.structure import storage_key, tensors_in
 from bcg.tape import SegmentTape, Tape
 from bcg.target import first_line
@@ -94,6 +95,7 @@ class Survey:
         device: The device that would capture.
         records_collectives: Whether segments hold collectives, where that is not as on `device`.
         notes_numbers: Keep the Python numbers that operations are given, for `frozen_numbers`.
+        state: Look at it before and after every break, for `changed_in_breaks`; that takes time.
 
     Attributes:
         findings: In program order, one a line of code and module.
@@ -101,15 +103,25 @@ class Survey:
         segments: What each would-be segment reads and does.
         breaks: The breaks between them.
         steps: ``segment`` and ``break``, in order.
+        changed_in_breaks: Paths of state that breaks changed: a replay does so too.
     """
 
-    def __init__(self, device: Device, *, notes_numbers: bool = False, records_collectives: bool | None = None) -> None:
+    def __init__(
+        self,
+        device: Device,
+        *,
+        notes_numbers: bool = False,
+        state: ModelState | None = None,
+        records_collectives: bool | None = None,
+    ) -> None:
         self.findings: list[Finding] = []
         self.questions: list[Finding] = []
         self.segments: list[SegmentTape] = []
         self.breaks: list[SurveyedBreak] = []
         self.steps: list[Literal["segment", "break"]] = []
+        self.changed_in_breaks: set[str] = set()
         self.numbers: list[_Numbers] | None = [] if notes_numbers else None
+        self._state = state
         self._tape = _SurveyTape(device, self)
         if records_collectives is not None:
             self._tape.records_collectives = records_collectives
@@ -133,7 +145,10 @@ class Survey:
             label = BreakLabel(label.name, self._tape.module_path, label.source)
         self._end_segment()
         with self._tape.looking_away(), telling_the_truth():
+            before = self._state.look() if self._state is not None else None
             result = function(*args, **kwargs)
+            if self._state is not None and before is not None:
+                self.changed_in_breaks.update(changed_paths(before, self._state.look()))
         given = {storage_key(tensor) for tensor in tensors_in((args, kwargs))}
         boundary_bytes = 0
         for tensor in tensors_in(result):
@@ -236,10 +251,15 @@ def _asking_frame(frame: FrameType | None) -> FrameType | None:
 
 
 def survey(
-    forward: Callable[[], Any], device: torch.device, *, notes_numbers: bool = False, passes_on: _Errors = ()
+    forward: Callable[[], Any],
+    device: torch.device,
+    *,
+    notes_numbers: bool = False,
+    state: ModelState | None = None,
+    passes_on: _Errors = (),
 ) -> Survey:
     """Run `forward` once, eagerly, and return what was found on the way; errors are findings, but for `passes_on`."""
-    found = Survey(find_device(device), notes_numbers=notes_numbers)
+    found = Survey(find_device(device), notes_numbers=notes_numbers, state=state)
     try:
         with found.following():
             forward()
@@ -277,22 +297,3 @@ def _same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
 
 def _show(values: tuple[Any, ...]) -> str:
     return ", ".join(f"{value:.6g}" if isinstance(value, float) else str(value) for value in values[:6])
-
-
-def host_state(root: nn.Module) -> dict[str, Any]:
-    """Return the plain Python state of a module tree: numbers, strings, and how long lists and dicts are."""
-    state: dict[str, Any] = {}
-    for path, module in root.named_modules():
-        for name, value in vars(module).items():
-            if name.startswith("_") or name == "training":
-                continue
-            if value is None or isinstance(value, (bool, int, float, str)):
-                state[f"{path}.{name}".lstrip(".")] = value
-            elif isinstance(value, (list, dict, set)):
-                state[f"{path}.{name}".lstrip(".")] = len(value)
-    return state
-
-
-def changed_state(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Return the names whose state differs, or is new."""
-    return [name for name, value in after.items() if name not in before or repr(before[name]) != repr(value)]

@@ -1,0 +1,83 @@
+"""State that forwards change and replays don't is told before a capture (S12); what breaks change is not."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bcg import eager_on_graph
+from bcg.diagnose import break_where_needed
+from tests.targets import own_target
+
+
+class Planted(nn.Module):
+    """Holds what the models below change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._count = 0
+        self.inner = SimpleNamespace(seen=[0])
+        self.cache = {"rows": torch.zeros(0, 4)}
+        self.register_buffer("steps", torch.zeros(()))
+
+
+class PrivateNumber(Planted):
+    def forward(self, x: Tensor) -> Tensor:
+        self._count += 1
+        return x + 1
+
+
+class NestedNumber(Planted):
+    def forward(self, x: Tensor) -> Tensor:
+        self.inner.seen[0] += 1
+        return x + 1
+
+
+class ReboundTensor(Planted):
+    def forward(self, x: Tensor) -> Tensor:
+        self.cache["rows"] = torch.cat([self.cache["rows"].to(x.device), x[:1]])[-3:]
+        return x + 1
+
+
+class OnTheDevice(Planted):
+    def forward(self, x: Tensor) -> Tensor:
+        self.steps += 1
+        return x + 1
+
+
+class InBreak(Planted):
+    def forward(self, x: Tensor) -> Tensor:
+        self.note(x * 2)
+        return x + 1
+
+    @eager_on_graph
+    def note(self, x: Tensor) -> None:
+        self._count += 1
+        self.inner.seen.append(len(x))
+        self.cache["rows"] = x.clone()
+
+
+def make_inputs(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, Tensor]:
+    return {"x": torch.rand((num_tokens, 4), device=device, generator=generator)}
+
+
+@pytest.mark.parametrize(
+    ("module", "changed"),
+    [
+        (PrivateNumber(), "_count"),
+        (NestedNumber(), "inner.seen[0]"),
+        (ReboundTensor(), "cache['rows']"),
+    ],
+)
+def test_state_that_a_replay_does_not_change_is_named(module: nn.Module, changed: str, device: str) -> None:
+    (card,) = break_where_needed(own_target(module, device, make_inputs), (4, 8)).cards
+    assert (card.hazard, card.title) == ("S12", f"the forward changes {changed}, a replay does not")
+    assert card.source_line.startswith(__file__)
+
+
+@pytest.mark.parametrize("module", [OnTheDevice(), InBreak()])
+def test_state_that_a_replay_changes_too_is_healthy(module: nn.Module, device: str) -> None:
+    assert break_where_needed(own_target(module, device, make_inputs), (4, 8)).cards == []
