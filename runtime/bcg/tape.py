@@ -61,10 +61,11 @@ class Operation(NamedTuple):
 
 
 class FirstRead(NamedTuple):
-    """Who read an external first, and where its memory was then."""
+    """Who read an external first, and where its memory was then: its address, and the key of its storage."""
 
     operation: Operation
     address: int
+    storage: int
 
 
 @dataclass
@@ -219,7 +220,7 @@ class Tape:
             keys.add(key)
             if key not in self._made and key not in segment.externals:
                 segment.externals[key] = tensor
-                segment.first_reads[key] = FirstRead(operation, storage_address(tensor))
+                segment.first_reads[key] = FirstRead(operation, storage_address(tensor), key)
         return keys
 
     def _note_writes(self, segment: SegmentTape, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

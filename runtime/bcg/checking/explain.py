@@ -11,6 +11,7 @@ from bcg.checking.compare import Tolerance
 from bcg.checking.locate import Location, locate, locate_leak
 from bcg.checking.plan import Trial
 from bcg.checking.suspects import gather, suspect
+from bcg.checking.upkeep import find_upkeep
 from bcg.checking.verdicts import Verification, worst_trial
 from bcg.errors import BcgError
 from bcg.report import Card, Divergence, ReportWarning
@@ -75,12 +76,14 @@ class _Explainer:
     def run(self, verification: Verification, before: Snapshot, after: Snapshot) -> Explanation:
         root, pool, cards = self._root, self._runner.pool, self._found.cards
         assert pool is not None
-        state_cards = findings.state_cards(root, verification, after, pool)
-        cards += dict.fromkeys([*state_cards, *findings.pool_cards(root, verification)])
+        upkeep = find_upkeep(self._runner, verification, self._state, after)
+        state_cards = findings.state_cards(root, verification, after, pool, upkeep)
+        cards += dict.fromkeys([*state_cards, *findings.pool_cards(root, verification, upkeep)])
         advanced = find_advanced(self._runner, self._state, before, after)
         cards += [findings.advanced_card(root, path) for path in advanced.harmful]
         self._found.warnings.extend(findings.advanced_warning(path) for path in advanced.harmless)
-        cards += self._explain_results(verification)
+        told = {(card.hazard, card.module) for card in cards if card.hazard in ("S8", "S12")}
+        cards += [card for card in self._explain_results(verification) if (card.hazard, card.module) not in told]
         cards += findings.launch_cards(verification)
         return self._found
 

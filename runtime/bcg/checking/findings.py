@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from bcg.checking.plan import Trial
+from bcg.checking.upkeep import Upkeep
 from bcg.checking.verdicts import Verification
 from bcg.device.base import Pool
 from bcg.hazards import HAZARDS
 from bcg.report import Card, ReportWarning
 from bcg.state import Change, ModelState, Snapshot
+from bcg.structure import storage_key
 from bcg.tape import FirstRead, Operation
 
 _HELPED_BY_A_BREAK = ("S1", "S2", "S3", "S4", "S12", "S15", "S16")
@@ -52,12 +54,14 @@ def moved_card(root: nn.Module, state: ModelState, tensor: Tensor, first_read: F
     """Name a tensor that a graph reads and that was freed (S5) or given other memory (S4) since the capture."""
     path = next((path for path, held in state.tensors().items() if held is tensor), None)
     name = path or f"a tensor of {tuple(tensor.shape)}"
-    if tensor.untyped_storage().nbytes() == 0 or path is None or "[" in path:
+    if storage_key(tensor) == first_read.storage:
         return operation_card(root, "S5", f"{name}, which the graph reads, was freed", first_read.operation)
     return operation_card(root, "S4", f"{name}, which the graph reads, got other memory", first_read.operation)
 
 
-def state_cards(root: nn.Module, verification: Verification, captured: Snapshot, pool: Pool) -> list[Card]:
+def state_cards(
+    root: nn.Module, verification: Verification, captured: Snapshot, pool: Pool, upkeep: Upkeep
+) -> list[Card]:
     """Name the state that replay leaves otherwise than eager, a card an attribute.
 
     Args:
@@ -65,12 +69,27 @@ def state_cards(root: nn.Module, verification: Verification, captured: Snapshot,
         verification: What was found.
         captured: The state right after the capture.
         pool: The graphs' pool.
+        upkeep: What eager forwards do to state.
     """
     groups: dict[tuple[str, str], dict[str, Change]] = {}
     for bucket in verification.buckets:
         for change in bucket.state_changes:
             groups.setdefault(split_path(root, change.path), {}).setdefault(change.path, change)
-    return [_state_card(root, *place, list(group.values()), captured, pool) for place, group in groups.items()]
+    refilled = {
+        place: changes
+        for place, changes in groups.items()
+        if any(change.is_tensor and change.path in upkeep.refilled for change in changes.values())
+    }
+    caches = {module for module, _ in refilled}
+    cards = []
+    for place, group in groups.items():
+        if any(path in upkeep.carried for path in group):
+            cards.append(_carried_card(root, *place))
+        elif place in refilled:
+            cards.append(_cache_card(root, *place))
+        elif place[0] not in caches or not upkeep.refilled.issuperset(group):  # else it is the key of a cache
+            cards.append(_state_card(root, *place, list(group.values()), captured, pool))
+    return cards
 
 
 def _state_card(
@@ -78,25 +97,35 @@ def _state_card(
 ) -> Card:
     path = f"{module}.{attribute}" if module else attribute
     held = [tensor for name, tensor in captured.tensors.items() if split_path(root, name) == (module, attribute)]
-    tensors = [change for change in found if change.is_tensor]
-    line = attribute_line(root, module, attribute)
     if any(on_device(tensor, root) and pool.owns(tensor) for tensor in held):
         return _kept_card(root, module, attribute)
-    if any("[" in change.path for change in tensors):
-        title = f"{path} holds other tensors after an eager forward than after a replay: it is filled or evicted then"
-        return make_card("S8", title, module=module, source_line=line)
     change = next((change for change in found if not change.is_tensor), found[0])
     if change.is_tensor:
         title = f"{path} is not what eager leaves there: the line that sets it ran at capture only"
     else:
         title = f"{change.path} is {_show(change.after)} after a replay, {_show(change.before)} in eager"
-    return make_card("S12", title, module=module, source_line=line)
+    return make_card("S12", title, module=module, source_line=attribute_line(root, module, attribute))
 
 
-def pool_cards(root: nn.Module, verification: Verification) -> list[Card]:
-    """Name the attributes in which breaks keep tensors of the pool (S11)."""
-    places = [split_path(root, path) for bucket in verification.buckets for path in bucket.kept_outputs]
-    return [_kept_card(root, module, attribute) for module, attribute in dict.fromkeys(places)]
+def _cache_card(root: nn.Module, module: str, attribute: str) -> Card:
+    path = f"{module}.{attribute}" if module else attribute
+    title = f"{path} is filled anew by an eager forward of another size than the last, and not by a replay"
+    return make_card("S8", title, module=module, source_line=attribute_line(root, module, attribute))
+
+
+def _carried_card(root: nn.Module, module: str, attribute: str) -> Card:
+    path = f"{module}.{attribute}" if module else attribute
+    title = f"eager reads {path} and puts another tensor there, a replay always reads the one of its capture"
+    return make_card("S12", title, module=module, source_line=attribute_line(root, module, attribute))
+
+
+def pool_cards(root: nn.Module, verification: Verification, upkeep: Upkeep) -> list[Card]:
+    """Name the attributes in which tensors of the pool are kept (S11), or that forwards carry on (S12)."""
+    cards = {}
+    for path in (path for bucket in verification.buckets for path in bucket.kept_outputs):
+        place = split_path(root, path)
+        cards[place] = (_carried_card if path in upkeep.carried else _kept_card)(root, *place)
+    return list(cards.values())
 
 
 def _kept_card(root: nn.Module, module: str, attribute: str) -> Card:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from bcg.breaks import count_breaks, is_in_break
 from bcg.context import ForwardContext
 from bcg.device import find_device
 from bcg.device.base import Device
 from bcg.device.bystander import Bystander
-from bcg.structure import tensors_in
+from bcg.structure import storage_key, tensors_in
 from bcg.tape import Operation, SegmentTape, Tape
 from bcg.whereabouts import is_users
 
@@ -29,6 +31,8 @@ class ForwardTrace:
         numbers: The Python numbers that each was given, beside tensors.
         reads: For each, the addresses of tensors that the forward did not make.
         externals: Those tensors, by address.
+        made: Storages that its operations made, by key.
+        met: Keys of the storages that were there before it.
         made_in_breaks: Addresses of what operations in breaks returned.
         num_breaks: Breaks that it ran.
         context_reads: Indices of the operations before which it asked, outside a break, how the batch is split into
@@ -39,6 +43,8 @@ class ForwardTrace:
     numbers: list[tuple[Any, ...]] = field(default_factory=list)
     reads: list[tuple[int, ...]] = field(default_factory=list)
     externals: dict[int, Tensor] = field(default_factory=dict)
+    made: Mapping[int, StorageWeakRef] = field(default_factory=dict)
+    met: frozenset[int] = frozenset()
     made_in_breaks: set[int] = field(default_factory=set)
     num_breaks: int = 0
     context_reads: list[int] = field(default_factory=list)
@@ -55,6 +61,7 @@ def trace_forward(
         device: Of its tensors.
     """
     tape = _EagerTape(find_device(device))
+    tape.trace.met = _storages()
     with torch.inference_mode(), tape.watching():
         tape.begin_segment()
         num_before = count_breaks()
@@ -62,6 +69,12 @@ def trace_forward(
         tape.trace.num_breaks = count_breaks() - num_before
         tape.end_segment()
     return tape.trace
+
+
+def _storages() -> frozenset[int]:
+    """Return the storages of all tensors that Python holds."""
+    tensors = [found for found in gc.get_objects() if issubclass(type(found), Tensor)]
+    return frozenset(storage_key(tensor) for tensor in tensors if tensor.layout == torch.strided)
 
 
 _REQUESTS = frozenset({"request_lengths", "offsets", "cu_seqlens"})
@@ -85,7 +98,7 @@ class _EagerTape(Tape):
 
     def __init__(self, device: Device) -> None:
         super().__init__(device, Bystander())
-        self.trace = ForwardTrace()
+        self.trace = ForwardTrace(made=self._made)
 
     def begin_segment(self) -> None:
         super().begin_segment()
