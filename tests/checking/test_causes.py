@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from bcg import check, eager_on_graph
+from bcg import check, current_forward_context, eager_on_graph
 from bcg.report import CheckReport
 from tests.targets import own_target
 
@@ -129,6 +130,113 @@ def test_state_and_tables_get_their_row(kind: type[nn.Module], row: str, says: s
     assert card.hazard == row and says in card.title
     assert card.source_line.startswith(__file__)
     assert card.remedy
+
+
+class ReturnsNumber(nn.Module):
+    """Its break returns what the graph can't take: a number, or a text, that changes."""
+
+    def __init__(self, as_text: bool) -> None:
+        super().__init__()
+        self.as_text = as_text
+
+    def forward(self, x: Tensor) -> Tensor:
+        number = self.longest()
+        return x * (len(number) if isinstance(number, str) else number)
+
+    @eager_on_graph
+    def longest(self) -> int | str:
+        context = current_forward_context()
+        length = context.max_length if context else 1
+        return "a" * 1000 * length if self.as_text else length
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_a_number_that_a_break_returns_is_frozen(as_text: bool, device: str) -> None:
+    (card,) = checked(Wrapped(ReturnsNumber(as_text)), device).findings
+    assert (card.hazard, card.module) == ("S2", "inner")
+    assert card.title.startswith("break ReturnsNumber.longest returned ") and len(card.title) < 160
+    assert card.source_line.startswith(__file__) and card.remedy
+
+
+class ReturnsOtherShape(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.rows(x).sum()
+
+    @eager_on_graph
+    def rows(self, x: Tensor) -> Tensor:
+        context = current_forward_context()
+        return x[: context.max_length if context else 1] * 0
+
+
+def test_a_shape_that_a_break_returns_is_frozen(device: str) -> None:
+    (card,) = checked(Wrapped(ReturnsOtherShape()), device).findings
+    assert (card.hazard, card.module) == ("S9", "inner")
+    assert card.source_line.startswith(__file__)
+
+
+class Wrapped(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.inner(x * 2)
+        return result
+
+
+class Seeds(nn.Module):
+    """Draws the same numbers in every forward, on the host device; on a GPU it can't be captured."""
+
+    def __init__(self, seeds: bool) -> None:
+        super().__init__()
+        self.seeds = seeds
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.seeds:
+            torch.manual_seed(3)
+        return x + torch.rand(4, device=x.device) * 1e-5
+
+
+def test_a_seed_that_is_set_in_the_forward_is_named() -> None:
+    (card,) = checked(Wrapped(Seeds(True)), "cpu").findings
+    assert (card.hazard, card.module, card.operation) == ("L9", "inner", "Generator.manual_seed")
+    assert card.source_line.startswith(__file__)
+    assert checked(Wrapped(Seeds(False)), "cpu").findings == []
+
+
+class Identity(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def test_a_forward_without_operations_replays_nothing(device: str) -> None:
+    report = checked(Identity(), device)
+    (card,) = report.findings
+    assert (report.verdict, card.hazard) == ("inconclusive", "S20")
+    assert card.title.endswith("the forward runs no operation")
+    assert card.source_line.startswith(__file__)
+
+
+class Hook:
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        return None
+
+
+def test_hooks_of_all_modules_and_hooks_that_are_objects_have_a_place(device: str) -> None:
+    module = Wrapped(KeepsEverySize())
+    module.inner.register_forward_hook(functools.partial(Hook()))
+    handle = nn.modules.module.register_module_forward_pre_hook(lambda module, args: None)
+    try:
+        report = checked(module, device)
+    finally:
+        handle.remove()
+    (warning,) = report.warnings
+    assert warning.code == "S18"
+    assert warning.message.startswith(
+        f"2 forward hooks will not run in a replay, the first on every module at {__file__}"
+    )
+    (warning,) = checked(module, device).warnings
+    assert warning.message.startswith(f"1 forward hook will not run in a replay, the first on inner at {__file__}")
 
 
 def test_a_table_of_the_file_that_a_break_replaces_is_an_external_replaced(device: str) -> None:

@@ -84,7 +84,7 @@ class _Explainer:
         self._found.warnings.extend(findings.advanced_warning(path) for path in advanced.harmless)
         told = {(card.hazard, card.module) for card in cards if card.hazard in ("S8", "S12")}
         cards += [card for card in self._explain_results(verification) if (card.hazard, card.module) not in told]
-        cards += findings.launch_cards(verification)
+        cards += findings.launch_cards(root, verification)
         return self._found
 
     def _explain_results(self, verification: Verification) -> list[Card]:
@@ -93,7 +93,8 @@ class _Explainer:
             return [findings.moved_card(self._root, self._state, *moved)]
         for bucket in verification.buckets:
             if bucket.errors:
-                return [findings.make_card(bucket.hazard or "", bucket.errors[0])]
+                module, line = bucket.place.module or "", bucket.place.source or ""
+                return [findings.make_card(bucket.hazard or "", bucket.errors[0], module=module, source_line=line)]
         failed = worst_trial([trial for bucket in verification.buckets for trial in bucket.failed])
         if failed is not None:
             return [self._explain_mismatch(failed)]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as nn_module
 
 from bcg.checking.plan import Trial
 from bcg.checking.upkeep import Upkeep
@@ -19,8 +20,10 @@ from bcg.report import Card, ReportWarning
 from bcg.state import Change, ModelState, Snapshot
 from bcg.structure import storage_key
 from bcg.tape import FirstRead, Operation
+from bcg.whereabouts import source_line_of
 
-_HELPED_BY_A_BREAK = ("S1", "S2", "S3", "S4", "S12", "S15", "S16")
+_MAX_ERRORS = 3
+_HELPED_BY_A_BREAK = ("S1", "S2", "S3", "S4", "S12", "S15", "S16", "L9")
 
 
 def make_card(
@@ -158,18 +161,21 @@ def leak_card(verification: Verification, trial: Trial, module: str, source_line
     return make_card("S10", title, module=module, source_line=source_line, occurrences=num_leaks)
 
 
-def launch_cards(verification: Verification) -> list[Card]:
+def launch_cards(root: nn.Module, verification: Verification) -> list[Card]:
     """Name buckets in which no segment was launched (S20)."""
     idle = [
         bucket.tokens for bucket in verification.buckets if not (bucket.num_launches or bucket.errors or bucket.moved)
     ]
     if not idle:
         return []
-    return [make_card("S20", f"no segment was launched in {_buckets(idle)}: everything ran as breaks")]
+    is_empty = all(bucket.is_empty for bucket in verification.buckets)
+    why = "the forward runs no operation" if is_empty else "everything ran as breaks"
+    title = f"no segment was launched in {_buckets(idle)}: {why}"
+    return [make_card("S20", title, source_line=module_line(root, ""))]
 
 
 def hook_warnings(root: nn.Module, in_breaks: Iterable[str] = ()) -> list[ReportWarning]:
-    """Warn of module hooks, which don't run in a replay (S18).
+    """Warn of hooks, of modules and of all modules at once, which don't run in a replay (S18).
 
     Args:
         root: The module tree.
@@ -177,10 +183,13 @@ def hook_warnings(root: nn.Module, in_breaks: Iterable[str] = ()) -> list[Report
     """
     running = tuple(in_breaks)
     hooked = []
+    of_all = [*nn_module._global_forward_pre_hooks.values(), *nn_module._global_forward_hooks.values()]
+    if of_all:
+        hooked.append(("every module", of_all))
     for path, module in root.named_modules():
         hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
         if hooks and not any(path.startswith(f"{other}.") for other in running):
-            hooked.append((path, hooks))
+            hooked.append((path or "the root module", hooks))
     if not hooked:
         return []
     path, hooks = hooked[0]
@@ -189,7 +198,7 @@ def hook_warnings(root: nn.Module, in_breaks: Iterable[str] = ()) -> list[Report
         ReportWarning(
             code="S18",
             message=f"{count} forward hook{'s' if count > 1 else ''} will not run in a replay, the first on "
-            f"{path or 'the root module'} at {source_line_of(hooks[0])}",
+            f"{path} at {source_line_of(hooks[0])}",
             cause=HAZARDS["S18"].cause,
             remedy=HAZARDS["S18"].remedy,
         )
@@ -234,12 +243,6 @@ def module_line(root: nn.Module, module: str) -> str:
     return source_line_of(type(root.get_submodule(module)).forward)
 
 
-def source_line_of(function: object) -> str:
-    """Return ``file:line`` of a function; empty where there is none."""
-    code = getattr(inspect.unwrap(function), "__code__", None)  # type: ignore[arg-type]
-    return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else ""
-
-
 def short_line(source_line: str) -> str:
     """Return ``file:line`` with the file's name alone."""
     return Path(source_line).name
@@ -254,7 +257,7 @@ def on_device(tensor: Tensor, root: nn.Module) -> bool:
 def reasons(verification: Verification, tokens: int) -> Iterator[str]:
     """Say in a line each why a bucket is no match."""
     bucket = next(bucket for bucket in verification.buckets if bucket.tokens == tokens)
-    yield from dict.fromkeys(bucket.errors)
+    yield from list(dict.fromkeys(bucket.errors))[:_MAX_ERRORS]
     if bucket.failed and not bucket.errors:
         trial = bucket.failed[0]
         yield f"replay differs from eager, first with requests of {_lengths(trial.request_lengths)} tokens"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bcg.checking.findings import operation_card
 from bcg.checking.plan import Trial, batch_of, poisoned_padding
+from bcg.checking.seeding import find_seeding
 from bcg.checking.trace import ForwardTrace, trace_forward
 from bcg.graph import BreakableCUDAGraph
 from bcg.inputs import Batch
@@ -43,6 +44,7 @@ class Evidence:
         names: Where the module tree holds tensors before `now`: attribute path by address.
         names_after: The same after it.
         inputs: Addresses of the static inputs.
+        seeding: The first call of eager that sets the state of a random generator.
     """
 
     root: nn.Module
@@ -57,6 +59,7 @@ class Evidence:
     names: dict[int, str]
     names_after: dict[int, str]
     inputs: frozenset[int]
+    seeding: Operation | None
 
 
 def gather(runner: GraphRunner, trial: Trial, state: ModelState, base: Snapshot) -> Evidence:
@@ -83,6 +86,8 @@ def gather(runner: GraphRunner, trial: Trial, state: ModelState, base: Snapshot)
     again = _trace(runner, batch, padding)
     warm = _trace(runner, batch, padding)
     state.restore(base)
+    seeding = find_seeding(lambda: runner.eager_padded(batch, padding))
+    state.restore(base)
     graph = _taped_graph(runner, trial.tokens)
     state.restore(base)
     buffers = {tensor.untyped_storage().data_ptr() for tensor in runner.input_views(trial.tokens).values()}
@@ -99,6 +104,7 @@ def gather(runner: GraphRunner, trial: Trial, state: ModelState, base: Snapshot)
         names=names,
         names_after=names_after,
         inputs=frozenset(buffers),
+        seeding=seeding,
     )
 
 
@@ -143,6 +149,7 @@ def suspect(evidence: Evidence) -> Card | None:
         _branch,
         _number,
         _replaced_tensor,
+        _seeding,
     )
     return next((card for card in (look(evidence) for look in looks) if card is not None), None)
 
@@ -246,6 +253,13 @@ def _unknown_read(evidence: Evidence, operation: Operation, address: int) -> tup
     if key in evidence.now.met:
         return "S4", f"eager reads {tensor}, the graph the one that was there when it was captured"
     return "S14", f"{operation.name} reads a tensor that no operation of this thread and stream made"
+
+
+def _seeding(evidence: Evidence) -> Card | None:
+    if evidence.seeding is None:
+        return None
+    title = f"eager calls {evidence.seeding.name} in every forward, a replay goes on drawing from where it was"
+    return _card(evidence, "L9", title, evidence.seeding)
 
 
 def _names(state: ModelState) -> dict[int, str]:

@@ -9,7 +9,7 @@ import torch
 
 from bcg.checking.compare import Comparison
 from bcg.checking.plan import Trial
-from bcg.errors import BcgError
+from bcg.errors import BcgError, Place
 from bcg.report import Verdict
 from bcg.state import Change
 from bcg.tape import FirstRead
@@ -28,6 +28,8 @@ class BucketVerdict:
         moved: Trials that were not replayed, because a tensor that the graph reads was freed or got other memory.
         errors: What replays raised, first lines.
         hazard: The row of the catalogue that the first of these named.
+        place: Where it was raised.
+        is_empty: The graph has no step at all.
         leaks: Trials in which padding reached real rows.
         state_changes: State that replay left otherwise than eager did.
         kept_outputs: Attribute paths where a tensor of the graph's pool is left: the next replay overwrites it.
@@ -42,6 +44,8 @@ class BucketVerdict:
     moved: dict[Trial, tuple[torch.Tensor, FirstRead]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
     hazard: str | None = None
+    place: Place = field(default_factory=Place)
+    is_empty: bool = False
     leaks: list[Trial] = field(default_factory=list)
     state_changes: list[Change] = field(default_factory=list)
     kept_outputs: list[str] = field(default_factory=list)

@@ -14,12 +14,13 @@ from bcg.checking.compare import APART, Comparison, Tolerance, are_near, compare
 from bcg.checking.plan import Trial, batch_of, plan_trials, poisoned_padding, shuffled_rounds
 from bcg.checking.verdicts import BucketVerdict, LostDeviceError, Verification
 from bcg.device import find_device
-from bcg.errors import ReplayError
+from bcg.errors import Place, ReplayError
 from bcg.inputs import Batch
 from bcg.runner import GraphRunner
 from bcg.state import ModelState, Snapshot, changes, restore_generators
 from bcg.structure import map_tensors, storage_key
 from bcg.target import first_line
+from bcg.whereabouts import users_line
 
 CHECK_SEED = 1000
 """Seed of values, splits and order; the inputs of captures have another."""
@@ -172,6 +173,9 @@ class _Verifier:
     def _replay(self, trial: Trial, *, on_side_stream: bool) -> None:
         runner, verdict, reference = self._runner, self._verdicts[trial.tokens], self._references[trial]
         graph = runner.graphs[trial.tokens]
+        if not graph.steps:
+            verdict.is_empty = True
+            return
         num_before = graph.num_replays
         self._put_back()
         moved = next(graph.moved_externals(), None)
@@ -190,8 +194,10 @@ class _Verifier:
             if is_sticky(error):
                 raise
             verdict.failed.append(trial)
+            if not verdict.errors:
+                verdict.hazard = getattr(error, "hazard", None)
+                verdict.place = getattr(error, "place", None) or Place(source=users_line(error))
             verdict.errors.append(first_line(error))
-            verdict.hazard = verdict.hazard or getattr(error, "hazard", None)
             verdict.comparison = verdict.comparison.joined(APART)
             return
         verdict.num_replays += graph.num_replays - num_before
