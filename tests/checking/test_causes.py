@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -215,6 +216,29 @@ def test_a_forward_without_operations_replays_nothing(device: str) -> None:
     assert (report.verdict, card.hazard) == ("inconclusive", "S20")
     assert card.title.endswith("the forward runs no operation")
     assert card.source_line.startswith(__file__)
+
+
+class NormOverRows(nn.Module):
+    """A layer of torch's that mixes rows, and that takes no single one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4, track_running_stats=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.norm(x)
+        return result
+
+
+def test_a_leak_in_a_layer_of_torch_is_where_it_is_called(device: str) -> None:
+    report = checked(Wrapped(NormOverRows()), device)
+    (card,) = report.findings
+    assert (card.hazard, card.module) == ("S10", "inner.norm")
+    file, _, line = card.source_line.rpartition(":")
+    assert file == __file__
+    assert Path(file).read_text().splitlines()[int(line) - 1].strip() == "result: Tensor = self.norm(x)"
+    warning = next(warning for warning in report.warnings if warning.code == "padding-not-compared")
+    assert warning.message.startswith("eager fails for 1 token without padding: ValueError: Expected more than 1 value")
 
 
 class Hook:

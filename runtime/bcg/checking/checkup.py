@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ from bcg.checking.outcome import bucket_row, failure_of, overall_verdict
 from bcg.checking.prompts import check_prompts, language_model_head, tokenize
 from bcg.checking.verdicts import LostDeviceError, Verification
 from bcg.checking.verification import CHECK_SEED, verify
+from bcg.checking.writes import written_parameters
 from bcg.compilations import late_compilation_warnings
 from bcg.environment import environment
 from bcg.errors import BcgError, UsageError
@@ -76,10 +78,11 @@ def check(
     tolerance = _tolerance(rtol, atol)
     if num_rounds < 1:
         raise UsageError(f"a check needs at least one round, got {num_rounds}")
-    target = _target(model, make_inputs, device)
-    wanted = check_buckets(list(buckets or default_buckets(target.device.type, target.max_tokens)))
-    encoded = None if prompts is None else tokenize(target, prompts)
-    return _Check(target, tolerance, on_step).run(wanted, num_rounds, locates, encoded, dict(options or {}))
+    with _modes_kept(model):
+        target = _target(model, make_inputs, device)
+        wanted = check_buckets(list(buckets or default_buckets(target.device.type, target.max_tokens)))
+        encoded = None if prompts is None else tokenize(target, prompts)
+        return _Check(target, tolerance, on_step).run(wanted, num_rounds, locates, encoded, dict(options or {}))
 
 
 def assert_graph_safe(model: Target | nn.Module | str, **options: Any) -> CheckReport:
@@ -104,6 +107,21 @@ def _tolerance(rtol: float | None, atol: float) -> Tolerance:
         if value is not None and not (value >= 0 and math.isfinite(value)):
             raise UsageError(f"{name} must be a number of at least 0, got {value}")
     return Tolerance(rtol, atol)
+
+
+@contextlib.contextmanager
+def _modes_kept(model: Target | nn.Module | str) -> Iterator[None]:
+    """Leave a module's training flags, and what of its parameters needs gradients, as they were."""
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    training = [module for module in modules if module.training]
+    trained = [parameter for module in modules for parameter in module.parameters(False) if parameter.requires_grad]
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def _target(model: Target | nn.Module | str, make_inputs: MakeInputs | None, device: str | torch.device) -> Target:
@@ -165,6 +183,7 @@ class _Check:
         encoded: Sequence[Sequence[int]] | None,
         options: dict[str, OptionValue],
     ) -> CheckReport:
+        self._state.extra.update(written_parameters(self._target))
         before = self._state.save()
         started = time.perf_counter()
         results = self._runner.capture(buckets, on_bucket=lambda done: self._on_step(f"captured {done.tokens} tokens"))
@@ -221,6 +240,7 @@ class _Check:
                 *self._target.warnings,
                 *self._warnings,
                 *explanation.warnings,
+                *findings.padding_warnings(verification),
                 *self._what_to_know(results),
             ],
             timing=msgspec.structs.replace(

@@ -9,6 +9,7 @@ from bcg.checking import findings
 from bcg.checking.advance import find_advanced
 from bcg.checking.compare import Tolerance
 from bcg.checking.locate import Location, locate, locate_leak
+from bcg.checking.places import module_line
 from bcg.checking.plan import Trial
 from bcg.checking.suspects import gather, suspect
 from bcg.checking.upkeep import find_upkeep
@@ -124,12 +125,12 @@ class _Explainer:
             )
         module = location.culprit
         title = "the first module that gives something else in replay; nothing frozen was found in it"
-        return findings.make_card("", title, module=module, source_line=findings.module_line(self._root, module))
+        return findings.make_card("", title, module=module, source_line=module_line(self._root, module))
 
     def _explain_leak(self, verification: Verification, leak: Trial) -> Card:
         module = None
         if self._locates:
             self._on_step(f"locating, {leak.tokens} tokens")
             module = locate_leak(self._runner, leak, self._state, self._state.save(), self._tolerance)
-        line = "" if module is None else findings.module_line(self._root, module)
+        line = "" if module is None else module_line(self._root, module)
         return findings.leak_card(verification, leak, module or "", line)

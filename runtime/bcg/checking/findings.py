@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
+from bcg.checking.places import attribute_line, module_line, split_path
 from bcg.checking.plan import Trial
 from bcg.checking.upkeep import Upkeep
 from bcg.checking.verdicts import Verification
@@ -205,42 +204,19 @@ def hook_warnings(root: nn.Module, in_breaks: Iterable[str] = ()) -> list[Report
     ]
 
 
-def split_path(root: nn.Module, path: str) -> tuple[str, str]:
-    """Split an attribute path into the module's path and the attribute's name."""
-    inner = path.removeprefix("len(")
-    best, rest = "", inner
-    for name, _ in root.named_modules():
-        if name and inner.startswith(f"{name}.") and len(name) > len(best):
-            best, rest = name, inner[len(name) + 1 :]
-    return best, re.split(r"[.\[)]", rest)[0]
-
-
-def attribute_line(root: nn.Module, module: str, attribute: str) -> str:
-    """Return ``file:line`` where the module's class changes ``self.attribute`` outside its constructor."""
-    owner = root.get_submodule(module)
-    if not hasattr(owner, attribute):
-        return ""
-    kind = type(owner)
-    try:
-        lines, first = inspect.getsourcelines(kind)
-        file = inspect.getsourcefile(kind) or ""
-    except (OSError, TypeError):
-        return ""
-    changing = re.compile(
-        rf"\.{re.escape(attribute)}\b(\[[^\]]*\])?\s*([-+*/|&]|//|\*\*)?=(?!=)|\.{re.escape(attribute)}\.\w+\("
-    )
-    in_constructor = False
-    for offset, line in enumerate(lines):
-        if re.match(r"\s*def ", line):
-            in_constructor = "__init__" in line
-        if not in_constructor and changing.search(line):
-            return f"{file}:{first + offset}"
-    return f"{file}:{first}"
-
-
-def module_line(root: nn.Module, module: str) -> str:
-    """Return ``file:line`` of a module's forward."""
-    return source_line_of(type(root.get_submodule(module)).forward)
+def padding_warnings(verification: Verification) -> list[ReportWarning]:
+    """Warn of batch sizes at which eager fails without padding, so that a leak (S10) could not be looked for."""
+    if not verification.fails_alone:
+        return []
+    size, error = next(iter(sorted(verification.fails_alone.items())))
+    return [
+        ReportWarning(
+            code="padding-not-compared",
+            message=f"eager fails for {size} token{'s' if size > 1 else ''} without padding: {error}",
+            cause="so nothing tells whether padding reaches real rows in a batch of that size",
+            remedy="let the forward run at every size that is served, or never serve that one",
+        )
+    ]
 
 
 def short_line(source_line: str) -> str:

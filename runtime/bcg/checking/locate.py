@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from bcg.checking.compare import Comparison, Tolerance, are_near, compare
-from bcg.checking.findings import module_line
 from bcg.checking.outputs import Event, EventKey, keeping_outputs
+from bcg.checking.places import module_line
 from bcg.checking.plan import Trial, batch_of, poisoned_padding
 from bcg.device import find_device
 from bcg.errors import CaptureError

@@ -66,12 +66,15 @@ class Verification:
     Attributes:
         buckets: Verdicts, ascending.
         eager_pass_ms: That part of `eager_ms` which one pass over each checked size took.
+        fails_alone: By batch sizes at which eager fails without padding, what it raises: there nothing tells whether
+            padding reaches real rows.
         spread: Largest relative difference between two eager runs of the same batch; 0 where they agree bitwise.
         eager_ms: Wall time of the eager runs.
         replay_ms: Wall time of the replays and comparisons.
     """
 
     buckets: list[BucketVerdict]
+    fails_alone: dict[int, str] = field(default_factory=dict)
     spread: float = 0.0
     eager_ms: float = 0.0
     replay_ms: float = 0.0

@@ -13,12 +13,13 @@ import torch
 from bcg.checking.compare import APART, Comparison, Tolerance, are_near, compare, has_numbers
 from bcg.checking.plan import Trial, batch_of, plan_trials, poisoned_padding, shuffled_rounds
 from bcg.checking.verdicts import BucketVerdict, LostDeviceError, Verification
+from bcg.checking.writes import written_outside
 from bcg.device import find_device
-from bcg.errors import Place, ReplayError
+from bcg.errors import BcgError, ModelError, Place, ReplayError
 from bcg.inputs import Batch
 from bcg.runner import GraphRunner
 from bcg.state import ModelState, Snapshot, changes, restore_generators
-from bcg.structure import map_tensors, storage_key
+from bcg.structure import map_tensors
 from bcg.target import first_line
 from bcg.whereabouts import users_line
 
@@ -127,7 +128,7 @@ class _Verifier:
             if trial.num_padding == 0:
                 self._put_back()
                 self._on_step(f"eager, {trial.num_tokens} tokens")
-                self._full_outputs[trial] = _kept(self._runner.eager_padded(batch_of(trial, self._runner.target)))
+                self._full_outputs[trial] = self._eager(trial, batch_of(trial, self._runner.target), None)
                 self._changes_state = self._changes_state or bool(changes(self._base, self._state.save()))
 
     def _put_back(self) -> None:
@@ -142,7 +143,7 @@ class _Verifier:
         batch, padding = batch_of(trial, runner.target), poisoned_padding(trial, runner.target)
         self._put_back()
         started = time.perf_counter()
-        output = _kept(runner.eager_padded(batch, padding))
+        output = self._eager(trial, batch, padding)
         self._device.synchronize()
         self._found.eager_pass_ms += (time.perf_counter() - started) * 1e3
         after = self._state.save() if self._changes_state else None
@@ -160,9 +161,27 @@ class _Verifier:
         elif self._padding_leaks(trial, batch, output):
             verdict.leaks.append(trial)
 
+    def _eager(self, trial: Trial, batch: Batch, padding: dict[str, torch.Tensor] | None) -> Any:
+        try:
+            return _kept(self._runner.eager_padded(batch, padding))
+        except Exception as error:
+            if isinstance(error, BcgError) or is_sticky(error):
+                raise
+            raise ModelError(
+                f"the eager forward of {self._runner.target.name} fails for {trial.num_tokens} tokens in the bucket of "
+                f"{trial.tokens}: {type(error).__name__}: {first_line(error)}",
+                hint="it must run eagerly with any values before its replay can be compared; see --traceback",
+            ) from error
+
     def _padding_leaks(self, trial: Trial, batch: Batch, output: Any) -> bool:
         """Compare real rows beside poisoned padding with the batch alone, and in doubt with zeros as padding."""
-        alone = self._runner.eager(batch)
+        try:
+            alone = self._runner.eager(batch)
+        except Exception as error:
+            if is_sticky(error):
+                raise
+            self._found.fails_alone[trial.num_tokens] = f"{type(error).__name__}: {first_line(error)}"
+            return False
         comparison = compare(alone, output, self._tolerance)
         if comparison.within or self._is_within_spread(comparison, trial, output):
             return False
@@ -253,23 +272,6 @@ class _Verifier:
             if change.is_tensor and compare(change.before, change.after, self._tolerance).within:
                 continue
             verdict.state_changes.append(change)
-
-
-def written_outside(runner: GraphRunner) -> dict[str, torch.Tensor]:
-    """Return the tensors that segments write and that are neither the module tree's nor static inputs.
-
-    The tape knows them: those of every bucket on the host device, on a GPU those of the buckets that it followed.
-    """
-    known = {storage_key(tensor) for tensor in ModelState(runner.target.module).tensors().values()}
-    for tokens in runner.graphs:
-        known.update(storage_key(tensor) for tensor in runner.input_views(tokens).values())
-    found: dict[int, tuple[str, torch.Tensor]] = {}
-    for graph in runner.graphs.values():
-        for segment in graph.segments:
-            for key in segment.tape.written_externals - known:
-                operation = segment.tape.first_reads[key].operation
-                found[key] = f"the tensor of {operation.place}", segment.tape.externals[key]
-    return dict(found.values())
 
 
 def _kept(output: Any) -> Any:

@@ -10,7 +10,8 @@ from torch import nn
 
 from bcg.alignment import Dropped
 from bcg.checking.compare import are_near
-from bcg.checking.findings import attribute_line, make_card, split_path
+from bcg.checking.findings import make_card
+from bcg.checking.places import attribute_line, split_path
 from bcg.collectives import in_step
 from bcg.context import ForwardContext, forward_context
 from bcg.diagnose.cards import cards_of
