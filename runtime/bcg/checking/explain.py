@@ -9,10 +9,11 @@ from bcg.checking import findings
 from bcg.checking.advance import find_advanced
 from bcg.checking.compare import Tolerance
 from bcg.checking.locate import Location, locate, locate_leak
+from bcg.checking.parting import find_nan, find_parting
 from bcg.checking.places import module_line
 from bcg.checking.plan import Trial
 from bcg.checking.suspects import gather, suspect
-from bcg.checking.upkeep import find_upkeep
+from bcg.checking.upkeep import Upkeep, find_upkeep
 from bcg.checking.verdicts import Verification, worst_trial
 from bcg.errors import BcgError
 from bcg.report import Card, Divergence, ReportWarning
@@ -77,7 +78,8 @@ class _Explainer:
     def run(self, verification: Verification, before: Snapshot, after: Snapshot) -> Explanation:
         root, pool, cards = self._root, self._runner.pool, self._found.cards
         assert pool is not None
-        upkeep = find_upkeep(self._runner, verification, self._state, after)
+        is_sharded = self._runner.target.alignment is not None  # its ranks must run the same forwards
+        upkeep = Upkeep() if is_sharded else find_upkeep(self._runner, verification, self._state, after)
         state_cards = findings.state_cards(root, verification, after, pool, upkeep)
         cards += dict.fromkeys([*state_cards, *findings.pool_cards(root, verification, upkeep)])
         advanced = find_advanced(self._runner, self._state, before, after)
@@ -100,7 +102,7 @@ class _Explainer:
         if failed is not None:
             return [self._explain_mismatch(failed)]
         leak = worst_trial([trial for bucket in verification.buckets for trial in bucket.leaks])
-        return [] if leak is None else [self._explain_leak(verification, leak)]
+        return self._explain_doubt(verification) if leak is None else [self._explain_leak(verification, leak)]
 
     def _explain_mismatch(self, trial: Trial) -> Card:
         if not self._locates:
@@ -126,6 +128,20 @@ class _Explainer:
         module = location.culprit
         title = "the first module that gives something else in replay; nothing frozen was found in it"
         return findings.make_card("", title, module=module, source_line=module_line(self._root, module))
+
+    def _explain_doubt(self, verification: Verification) -> list[Card]:
+        """Say what makes eager differ from itself, or give NaN."""
+        unsteady = worst_trial([trial for bucket in verification.buckets for trial in bucket.unsteady])
+        empty = worst_trial([trial for bucket in verification.buckets for trial in bucket.without_numbers])
+        trial = unsteady or empty
+        if trial is None or not self._locates:
+            return []
+        self._on_step(f"eager, {trial.num_tokens} tokens")
+        find = find_nan if unsteady is None else find_parting
+        found = find(self._runner, trial, self._state, self._state.save())
+        if found is None:
+            return []
+        return [findings.operation_card(self._root, found.hazard, found.title, found.operation, remedy=found.remedy)]
 
     def _explain_leak(self, verification: Verification, leak: Trial) -> Card:
         module = None

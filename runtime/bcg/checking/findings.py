@@ -26,9 +26,16 @@ _HELPED_BY_A_BREAK = ("S1", "S2", "S3", "S4", "S12", "S15", "S16", "L9")
 
 
 def make_card(
-    hazard: str, title: str, *, module: str = "", source_line: str = "", operation: str = "", occurrences: int = 1
+    hazard: str,
+    title: str,
+    *,
+    module: str = "",
+    source_line: str = "",
+    operation: str = "",
+    remedy: str = "",
+    occurrences: int = 1,
 ) -> Card:
-    """Make a card of a row of the catalogue; an empty `hazard` stands for an unknown cause."""
+    """Make a card of a row of the catalogue, by default with its remedy; an empty `hazard` is an unknown cause."""
     row = HAZARDS.get(hazard)
     return Card(
         hazard=hazard,
@@ -37,19 +44,19 @@ def make_card(
         operation=operation,
         module=module,
         source_line=source_line,
-        remedy=row.remedy if row else "",
+        remedy=remedy or (row.remedy if row else ""),
         break_option=f"--break '{module}'" if module and hazard in _HELPED_BY_A_BREAK else "",
         occurrences=occurrences,
     )
 
 
-def operation_card(root: nn.Module, hazard: str, title: str, operation: Operation | None) -> Card:
+def operation_card(root: nn.Module, hazard: str, title: str, operation: Operation | None, *, remedy: str = "") -> Card:
     """Make a card at the place of an operation."""
     if operation is None:
         return make_card(hazard, title)
     module = operation.module if operation.module in dict(root.named_modules()) else ""
     line = f"{operation.file}:{operation.line}" if operation.file else module_line(root, module)
-    return make_card(hazard, title, module=module, source_line=line, operation=operation.name)
+    return make_card(hazard, title, module=module, source_line=line, operation=operation.name, remedy=remedy)
 
 
 def moved_card(root: nn.Module, state: ModelState, tensor: Tensor, first_read: FirstRead) -> Card:
@@ -247,6 +254,14 @@ def reasons(verification: Verification, tokens: int) -> Iterator[str]:
         yield f"{path} keeps an output that the next replay overwrites"
     if bucket.verdict == "inconclusive" and not bucket.num_launches:
         yield "no segment was launched"
+    for trial in bucket.without_numbers[:1]:
+        yield f"eager itself gives nothing but NaN at {trial.num_tokens} tokens"
+    if bucket.unsteady:
+        trial, distance = max(bucket.unsteady.items(), key=lambda item: item[1])
+        yield (
+            f"eager differs from itself by {verification.spread:.1e} of the scale, replay from eager by {distance:.1e} "
+            f"at {trial.num_tokens} tokens"
+        )
     yield from dict.fromkeys(bucket.doubts)
 
 

@@ -117,15 +117,16 @@ class _EagerTape(Tape):
         outside = [tensor for tensor in tensors_in((args, kwargs)) if not self.made(tensor)]
         result = super().run(function, args, kwargs)
         self.trace.operations.append(self._tape_segment.operations[-1])
-        self.trace.numbers.append(tuple(_numbers_in((args, tuple(kwargs.values())))))
+        self.trace.numbers.append(tuple(numbers_in((args, tuple(kwargs.values())))))
         self.trace.reads.append(tuple(tensor.untyped_storage().data_ptr() for tensor in outside))
         self.trace.externals.update({tensor.untyped_storage().data_ptr(): tensor for tensor in outside})
         return result
 
 
-def _numbers_in(value: Any) -> Iterator[Any]:
+def numbers_in(value: Any) -> Iterator[Any]:
+    """Yield the numbers and strings of nested tuples and lists."""
     if isinstance(value, (bool, int, float, complex, str)):
         yield value
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from _numbers_in(item)
+            yield from numbers_in(item)

@@ -33,7 +33,9 @@ class BucketVerdict:
         leaks: Trials in which padding reached real rows.
         state_changes: State that replay left otherwise than eager did.
         kept_outputs: Attribute paths where a tensor of the graph's pool is left: the next replay overwrites it.
-        doubts: Why nothing can be told.
+        unsteady: Trials in which eager differs from itself, with how far replay is from eager: nothing can be told.
+        without_numbers: Trials for which eager gives nothing but NaN.
+        doubts: Why else nothing can be told.
     """
 
     tokens: int
@@ -49,6 +51,8 @@ class BucketVerdict:
     leaks: list[Trial] = field(default_factory=list)
     state_changes: list[Change] = field(default_factory=list)
     kept_outputs: list[str] = field(default_factory=list)
+    unsteady: dict[Trial, float] = field(default_factory=dict)
+    without_numbers: list[Trial] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
 
     @property
@@ -56,7 +60,8 @@ class BucketVerdict:
         """Match only if everything matched and something was replayed."""
         if self.failed or self.moved or self.leaks or self.state_changes or self.kept_outputs:
             return "mismatch"
-        return "inconclusive" if self.doubts or not self.num_launches else "match"
+        told = self.num_launches and not (self.doubts or self.unsteady or self.without_numbers)
+        return "match" if told else "inconclusive"
 
 
 @dataclass
