@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from bcg.breaks import count_breaks, is_in_break
@@ -17,7 +17,7 @@ from bcg.context import ForwardContext
 from bcg.device import find_device
 from bcg.device.base import Device
 from bcg.device.bystander import Bystander
-from bcg.structure import storage_key, tensors_in
+from bcg.structure import tensors_in
 from bcg.tape import Operation, SegmentTape, Tape
 from bcg.whereabouts import is_users
 
@@ -32,7 +32,7 @@ class ForwardTrace:
         reads: For each, the addresses of tensors that the forward did not make.
         externals: Those tensors, by address.
         made: Storages that its operations made, by key.
-        met: Keys of the storages that were there before it.
+        met: Storages that were there before it, by key.
         made_in_breaks: Addresses of what operations in breaks returned.
         num_breaks: Breaks that it ran.
         context_reads: Indices of the operations before which it asked, outside a break, how the batch is split into
@@ -44,7 +44,7 @@ class ForwardTrace:
     reads: list[tuple[int, ...]] = field(default_factory=list)
     externals: dict[int, Tensor] = field(default_factory=dict)
     made: Mapping[int, StorageWeakRef] = field(default_factory=dict)
-    met: frozenset[int] = frozenset()
+    met: Mapping[int, StorageWeakRef] = field(default_factory=dict)
     made_in_breaks: set[int] = field(default_factory=set)
     num_breaks: int = 0
     context_reads: list[int] = field(default_factory=list)
@@ -71,10 +71,11 @@ def trace_forward(
     return tape.trace
 
 
-def _storages() -> frozenset[int]:
-    """Return the storages of all tensors that Python holds."""
-    tensors = [found for found in gc.get_objects() if issubclass(type(found), Tensor)]
-    return frozenset(storage_key(tensor) for tensor in tensors if tensor.layout == torch.strided)
+def _storages() -> dict[int, StorageWeakRef]:
+    """Return the storages of all tensors that Python holds; the references keep their keys from being used again."""
+    tensors = [found for found in gc.get_objects() if type(found) in (Tensor, nn.Parameter)]
+    storages = [tensor.untyped_storage() for tensor in tensors if tensor.layout == torch.strided]
+    return {storage._cdata: StorageWeakRef(storage) for storage in storages}
 
 
 _REQUESTS = frozenset({"request_lengths", "offsets", "cu_seqlens"})
