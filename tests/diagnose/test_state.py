@@ -1,4 +1,4 @@
-"""State that forwards change and replays don't is told before a capture (S12); what breaks change is not."""
+"""State and numbers that replays leave as they were are told before a capture; what breaks change is not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bcg import eager_on_graph
+from bcg import current_forward_context, eager_on_graph
 from bcg.diagnose import break_where_needed
 from tests.targets import own_target
 
@@ -81,3 +81,41 @@ def test_state_that_a_replay_does_not_change_is_named(module: nn.Module, changed
 @pytest.mark.parametrize("module", [OnTheDevice(), InBreak()])
 def test_state_that_a_replay_changes_too_is_healthy(module: nn.Module, device: str) -> None:
     assert break_where_needed(own_target(module, device, make_inputs), (4, 8)).cards == []
+
+
+class Around(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.inner(x)
+        return result
+
+
+class ByLength(nn.Module):
+    """Scales by the longest request."""
+
+    def __init__(self, in_break: bool) -> None:
+        super().__init__()
+        self.scale = eager_on_graph(scaled_by_length, enable=in_break)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale(x + 1)
+
+
+def scaled_by_length(x: Tensor) -> Tensor:
+    context = current_forward_context()
+    return x * (1 + 1e-6 * context.max_length if context else 1)
+
+
+def test_a_number_that_depends_on_the_requests_is_frozen(device: str) -> None:
+    diagnosis = break_where_needed(own_target(Around(ByLength(in_break=False)), device, make_inputs), (4, 8))
+    (found,) = diagnosis.automatic_breaks
+    assert (found.size, found.module, found.card.hazard) == ("module", "inner", "S2")
+    assert found.card.source_line.startswith(__file__)
+
+
+def test_a_number_that_depends_on_the_requests_is_healthy_in_a_break(device: str) -> None:
+    diagnosis = break_where_needed(own_target(Around(ByLength(in_break=True)), device, make_inputs), (4, 8))
+    assert (diagnosis.automatic_breaks, diagnosis.cards) == ([], [])

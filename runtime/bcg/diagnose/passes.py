@@ -1,4 +1,4 @@
-"""Eager passes over a target: every size surveyed twice, with other values."""
+"""Eager passes over a target: every size surveyed twice, with other values and requests."""
 
 from __future__ import annotations
 
@@ -27,15 +27,19 @@ _SEEDS = (101, 102)
 
 
 def survey_all(target: Target, sizes: Sequence[int]) -> tuple[list[Finding], list[Card]]:
-    """Survey every size twice with other values; what Python froze counts only where the host reads nothing."""
+    """Survey every size twice, with other values, and other requests where several may share a batch.
+
+    What Python froze counts only where the host reads nothing.
+    """
     findings: dict[tuple[str, str, str], Finding] = {}
     frozen: list[Finding] = []
     state_cards: list[Card] = []
     questions: dict[tuple[str, str, str], Finding] = {}
     for tokens in sizes:
         surveys = []
-        for seed in _SEEDS:
-            found, changed = _survey_once(target, tokens, seed)
+        several = (1, tokens - 1) if target.packs_requests and tokens > 1 else (tokens,)
+        for seed, request_lengths in zip(_SEEDS, ((tokens,), several), strict=True):
+            found, changed = _survey_once(target, _batch(target, request_lengths, seed))
             surveys.append(found)
             for finding in found.findings:
                 findings.setdefault(finding.site, finding)
@@ -56,7 +60,7 @@ def runnable(target: Target, sizes: Sequence[int]) -> list[int]:
 
 def _runs(target: Target, tokens: int) -> bool:
     ranks = target.alignment
-    batch = _batch(target, tokens, _SEEDS[0])
+    batch = _batch(target, (tokens,), _SEEDS[0])
     if ranks is not None:
         ranks.begin(f"the first forward of {tokens} tokens")
     try:
@@ -77,17 +81,16 @@ def _on_any_rank(target: Target, here: bool) -> bool:
     return here if target.alignment is None else any(target.alignment.exchange(here))
 
 
-def _batch(target: Target, tokens: int, seed: int) -> Batch:
-    return make_batch(target, (tokens,), torch.Generator(target.device).manual_seed(seed))
+def _batch(target: Target, request_lengths: tuple[int, ...], seed: int) -> Batch:
+    return make_batch(target, request_lengths, torch.Generator(target.device).manual_seed(seed))
 
 
-def _survey_once(target: Target, tokens: int, seed: int) -> tuple[Survey, list[str]]:
-    batch = _batch(target, tokens, seed)
+def _survey_once(target: Target, batch: Batch) -> tuple[Survey, list[str]]:
     ranks = target.alignment
     given: list[Any] = []
     if ranks is not None:
-        ranks.begin(f"the survey of {tokens} tokens")
-    with forward_context(ForwardContext((tokens,))):
+        ranks.begin(f"the survey of {batch.num_tokens} tokens")
+    with forward_context(ForwardContext(batch.request_lengths)):
         with in_step(ranks, "running eagerly"):
             plain = target(batch.inputs)
         state = ModelState(target.module)
