@@ -112,11 +112,16 @@ def describe_inputs(make_inputs: MakeInputs, device: torch.device) -> tuple[Inpu
     return tuple(specs)
 
 
-def _ask(make_inputs: MakeInputs, num_tokens: int, device: torch.device) -> dict[str, torch.Tensor]:
-    generator = torch.Generator(device).manual_seed(0)
-    _check_signature(make_inputs, num_tokens, device, generator)
+def made_inputs(
+    make_inputs: MakeInputs, num_tokens: int, device: torch.device, generator: torch.Generator
+) -> dict[str, torch.Tensor]:
+    """Call `make_inputs`.
+
+    Raises:
+        ModelError: It raises.
+    """
     try:
-        inputs = make_inputs(num_tokens, device, generator)
+        return make_inputs(num_tokens, device, generator)
     except BcgError:
         raise
     except Exception as error:
@@ -124,6 +129,12 @@ def _ask(make_inputs: MakeInputs, num_tokens: int, device: torch.device) -> dict
             f"make_inputs raised {type(error).__name__} for {num_tokens} tokens: {error}".splitlines()[0],
             hint="--traceback shows where",
         ) from error
+
+
+def _ask(make_inputs: MakeInputs, num_tokens: int, device: torch.device) -> dict[str, torch.Tensor]:
+    generator = torch.Generator(device).manual_seed(0)
+    _check_signature(make_inputs, num_tokens, device, generator)
+    inputs = made_inputs(make_inputs, num_tokens, device, generator)
     if not isinstance(inputs, dict):
         raise ModelError(f"make_inputs must return a dict of tensors, got {type(inputs).__name__}")
     for name, value in inputs.items():

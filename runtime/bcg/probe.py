@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bcg.collectives import in_step
 from bcg.context import ForwardContext, forward_context
@@ -53,6 +53,7 @@ def describe_outputs(target: Target) -> OutputFacts:
     generator = torch.Generator(target.device).manual_seed(0)
     request = make_batch(target, (size,), generator)
     behind = [_packed(target, make_batch(target, (size,), generator), request) for _ in range(2)]
+    versions = _versions(target.module)
     alone = _probe(target, request)
     try:
         packed = [_probe(target, batch) for batch in behind]
@@ -74,14 +75,20 @@ def describe_outputs(target: Target) -> OutputFacts:
         return OutputFacts(dims, None)
     separates = _are_separate(alone, packed, dims)
     if not separates and target.alignment is None:  # it may be state that each forward leaves to the next
-        alone, *packed = _from_one_state(target, [request, *behind])
+        written = {path: target.module.get_parameter(path) for path, _ in _versions(target.module) - versions}
+        alone, *packed = _from_one_state(target, [request, *behind], written)
         separates = _are_separate(alone, packed, dims)
     return OutputFacts(dims, separates)
 
 
-def _from_one_state(target: Target, batches: Sequence[Batch]) -> list[list[Tensor]]:
-    """Run batches, each from the state that is there now."""
-    state = ModelState(target.module)
+def _versions(module: nn.Module) -> set[tuple[str, int]]:
+    """Return how often each parameter was written in place."""
+    return {(path, one._version) for path, one in module.named_parameters() if not one.is_inference()}
+
+
+def _from_one_state(target: Target, batches: Sequence[Batch], written: dict[str, Tensor]) -> list[list[Tensor]]:
+    """Run batches, each from the state that is there now; `written` are parameters that are state as well."""
+    state = ModelState(target.module, written)
     base = state.save()
     outputs = []
     for batch in batches:

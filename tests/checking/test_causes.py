@@ -115,6 +115,24 @@ def make_inputs_and_table(num_tokens: int, device: torch.device, generator: torc
     return make_inputs(num_tokens, device, generator)
 
 
+class Appends(nn.Module):
+    """Keeps what every forward computed, in a list that a replay leaves as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x.sum())
+        return x + 1
+
+
+def test_a_list_that_grows_is_state_and_holds_outputs(device: str) -> None:
+    cards = checked(Appends(), device).findings
+    assert [card.hazard for card in cards] == ["S12", "S11"]
+    assert cards[0].title.startswith("len(seen) is ")
+
+
 @pytest.mark.parametrize(
     ("kind", "row", "says"),
     [

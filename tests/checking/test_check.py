@@ -118,6 +118,16 @@ def test_a_size_at_which_eager_fails_alone_is_warned_of(device: str) -> None:
     assert warning.remedy
 
 
+def test_a_make_inputs_that_fails_at_one_size_is_told_in_one_line() -> None:
+    def make(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, Tensor]:
+        if num_tokens == 3:
+            raise RuntimeError("no three")
+        return make_inputs(num_tokens, device, generator)
+
+    with pytest.raises(ModelError, match="^make_inputs raised RuntimeError for 3 tokens: no three$"):
+        check(own_target(Doubles(), "cpu", make), buckets=(4,))
+
+
 class NeedsSmallNumbers(nn.Module):
     """Fails with the poisoned padding of a batch, which no capture meets."""
 
@@ -186,6 +196,13 @@ def test_a_module_stays_in_training_mode(device: str) -> None:
         assert report.verdict == "match"
         assert [part.training for part in module.modules()] == modes
         assert [one.requires_grad for one in module.parameters()] == wants
+
+
+def test_a_module_keeps_the_state_it_had_before_its_first_forward(device: str) -> None:
+    module = Steps()
+    steps = module.step = module.step + 7
+    check(module, buckets=(4,), make_inputs=make_inputs, device=device)
+    assert int(module.step) == int(steps) == 7
 
 
 def make_input(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, Tensor]:

@@ -81,9 +81,9 @@ class Around(nn.Module):
 @pytest.mark.parametrize(
     ("kind", "row", "operation", "says"),
     [
-        (CountsOutside, "", "aten.add.Tensor", r"gets \d in one and \d in the other"),
+        (CountsOutside, "S16", "aten.add.Tensor", r"gets \d in one and \d in the other"),
         (DrawsFromEntropy, "S16", "aten.rand.generator", "draws other numbers each time, apart by .* of the scale"),
-        (DrawsFromNumpy, "", "aten.add.Tensor", "reads a tensor that is made anew, outside torch"),
+        (DrawsFromNumpy, "S16", "aten.add.Tensor", "reads a tensor that is made anew, outside torch"),
         (CarriesOn, "S12", "aten.add.Tensor", "reads a tensor that the run before left"),
         (GivesNaN, "", "aten.log.default", "the first NaN of eager is made by aten.log.default"),
     ],

@@ -98,22 +98,25 @@ def test_a_model_that_mixes_rows_is_warned_about() -> None:
 
 
 class Stateful(nn.Module):
-    """Scales by what forwards before it left, on the device, on the host, or in a generator."""
+    """Scales by what forwards before it left: in a buffer, in a parameter, on the host, or in a generator."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.kind = kind
         self.num_calls = 0
         self.register_buffer("steps", torch.zeros(()))
+        self.gain = nn.Parameter(torch.ones(()))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.num_calls += 1
         self.steps += 1
-        scale = {"device": self.steps, "host": self.num_calls, "generator": torch.rand(())}[self.kind]
-        return x * scale
+        if self.kind == "parameter":
+            self.gain.mul_(2)
+        scales = {"buffer": self.steps, "parameter": self.gain, "host": self.num_calls, "generator": torch.rand(())}
+        return x * scales[self.kind]
 
 
-@pytest.mark.parametrize("kind", ["device", "host", "generator"])
+@pytest.mark.parametrize("kind", ["buffer", "parameter", "host", "generator"])
 def test_state_that_moves_on_is_no_mixing_of_requests(kind: str) -> None:
     target = load_module(Stateful(kind))
     assert target.packs_requests

@@ -78,7 +78,9 @@ def check(
     tolerance = _tolerance(rtol, atol)
     if num_rounds < 1:
         raise UsageError(f"a check needs at least one round, got {num_rounds}")
-    with _modes_kept(model):
+    if isinstance(model, nn.Module):
+        model = model.to(_place(device))
+    with _left_as_it_was(model):
         target = _target(model, make_inputs, device)
         wanted = check_buckets(list(buckets or default_buckets(target.device.type, target.max_tokens)))
         encoded = None if prompts is None else tokenize(target, prompts)
@@ -110,13 +112,19 @@ def _tolerance(rtol: float | None, atol: float) -> Tolerance:
 
 
 @contextlib.contextmanager
-def _modes_kept(model: Target | nn.Module | str) -> Iterator[None]:
-    """Leave a module's training flags, and what of its parameters needs gradients, as they were."""
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+def _left_as_it_was(model: Target | nn.Module | str) -> Iterator[None]:
+    """Leave a module's state, training flags, and what of its parameters needs gradients, as they were."""
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    state = ModelState(model)
+    base = state.save()
+    modules = list(model.modules())
     training = [module for module in modules if module.training]
     trained = [parameter for module in modules for parameter in module.parameters(False) if parameter.requires_grad]
     try:
         yield
+        state.restore(base)  # not after an error, which may have cost the device
     finally:
         for module in training:
             module.training = True
@@ -132,20 +140,22 @@ def _target(model: Target | nn.Module | str, make_inputs: MakeInputs | None, dev
 
     if isinstance(model, str):
         return load_target(model, device=device)
-    place = torch.device(device)
-    if place == torch.device("cuda"):
-        place = torch.device("cuda", torch.cuda.current_device())
     return build_target(
         type(model).__name__,
-        model.to(place),
+        model,
         source="factory",
         weights="user",
         seed=None,
-        device=place,
+        device=_place(device),
         attention_break=True,
         break_globs=(),
         make_inputs=make_inputs,
     )
+
+
+def _place(device: str | torch.device) -> torch.device:
+    place = torch.device(device)
+    return torch.device("cuda", torch.cuda.current_device()) if place == torch.device("cuda") else place
 
 
 class UnfinishedCheckError(BcgError):

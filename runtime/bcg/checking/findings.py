@@ -106,9 +106,9 @@ def _state_card(
 ) -> Card:
     path = f"{module}.{attribute}" if module else attribute
     held = [tensor for name, tensor in captured.tensors.items() if split_path(root, name) == (module, attribute)]
-    if any(on_device(tensor, root) and pool.owns(tensor) for tensor in held):
-        return _kept_card(root, module, attribute)
     change = next((change for change in found if not change.is_tensor), found[0])
+    if change.is_tensor and any(on_device(tensor, root) and pool.owns(tensor) for tensor in held):
+        return _kept_card(root, module, attribute)
     if change.is_tensor:
         title = f"{path} is not what eager leaves there: the line that sets it ran at capture only"
     else:
@@ -219,7 +219,7 @@ def padding_warnings(verification: Verification) -> list[ReportWarning]:
     return [
         ReportWarning(
             code="padding-not-compared",
-            message=f"eager fails for {size} token{'s' if size > 1 else ''} without padding: {error}",
+            message=f"eager fails for {_tokens(size)} without padding: {error}",
             cause="so nothing tells whether padding reaches real rows in a batch of that size",
             remedy="let the forward run at every size that is served, or never serve that one",
         )
@@ -255,18 +255,22 @@ def reasons(verification: Verification, tokens: int) -> Iterator[str]:
     if bucket.verdict == "inconclusive" and not bucket.num_launches:
         yield "no segment was launched"
     for trial in bucket.without_numbers[:1]:
-        yield f"eager itself gives nothing but NaN at {trial.num_tokens} tokens"
+        yield f"eager itself gives nothing but NaN at {_tokens(trial.num_tokens)}"
     if bucket.unsteady:
         trial, distance = max(bucket.unsteady.items(), key=lambda item: item[1])
         yield (
             f"eager differs from itself by {verification.spread:.1e} of the scale, replay from eager by {distance:.1e} "
-            f"at {trial.num_tokens} tokens"
+            f"at {_tokens(trial.num_tokens)}"
         )
     yield from dict.fromkeys(bucket.doubts)
 
 
 def _lengths(lengths: tuple[int, ...]) -> str:
     return "+".join(str(length) for length in lengths)
+
+
+def _tokens(count: int) -> str:
+    return f"{count} token{'s' if count > 1 else ''}"
 
 
 def _buckets(tokens: list[int]) -> str:

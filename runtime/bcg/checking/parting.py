@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from bcg.checking.compare import Comparison, Tolerance, compare
 from bcg.checking.plan import Trial, batch_of, poisoned_padding
@@ -91,14 +92,14 @@ def _difference(one: _Step, other: _Step, before: _ResultTape) -> Parting | None
     if repr(one.numbers) != repr(other.numbers):
         pairs = zip(one.numbers, other.numbers, strict=False)
         left, right = next(pair for pair in pairs if repr(pair[0]) != repr(pair[1]))
-        return _at(one, "", f"gets {left!r} in one and {right!r} in the other", _SAME_INPUTS)
+        return _at(one, "S16", f"gets {left!r} in one and {right!r} in the other", _SAME_INPUTS)
     comparison = compare(one.results, other.results, Tolerance(rtol=0.0))
     if comparison.bitwise:
         return None
     if any(before.has_made(key) for key in other.outside):
         return _at(one, "S12", f"reads a tensor that the run before left{_by(comparison)}", _KEEP_IT)
     if one.outside != other.outside:
-        return _at(one, "", f"reads a tensor that is made anew, outside torch{_by(comparison)}", _SAME_INPUTS)
+        return _at(one, "S16", f"reads a tensor that is made anew, outside torch{_by(comparison)}", _SAME_INPUTS)
     if one.is_random:
         return _at(one, "S16", f"draws other numbers each time{_by(comparison)}", _SEED_IT)
     return _at(one, "", f"gives other results for the same arguments{_by(comparison)}", _CHOOSE_KERNEL)
@@ -128,6 +129,7 @@ class _ResultTape(Tape):
     def __init__(self, runner: GraphRunner) -> None:
         super().__init__(find_device(runner.target.device), Bystander())
         self.steps: list[_Step] = []
+        self._read: list[StorageWeakRef] = []  # so that no other storage gets the key of one that was read
 
     def has_made(self, key: int) -> bool:
         return key in self._made
@@ -138,7 +140,9 @@ class _ResultTape(Tape):
     def run(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self.module_path:  # loading inputs and cutting outputs is no part of the forward
             return function(*args, **kwargs)
-        outside = tuple(storage_key(tensor) for tensor in tensors_in((args, kwargs)) if not self.made(tensor))
+        read = [tensor.untyped_storage() for tensor in tensors_in((args, kwargs)) if not self.made(tensor)]
+        self._read.extend(map(StorageWeakRef, read))
+        outside = tuple(storage._cdata for storage in read)
         result = function(*args, **kwargs)
         for tensor in tensors_in(result):
             if storage_key(tensor) not in outside:
