@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -86,7 +86,7 @@ def _versions(module: nn.Module) -> set[tuple[str, int]]:
     return {(path, one._version) for path, one in module.named_parameters() if not one.is_inference()}
 
 
-def _from_one_state(target: Target, batches: Sequence[Batch], written: dict[str, Tensor]) -> list[list[Tensor]]:
+def _from_one_state(target: Target, batches: Sequence[Batch], written: Mapping[str, Tensor]) -> list[list[Tensor]]:
     """Run batches, each from the state that is there now; `written` are parameters that are state as well."""
     state = ModelState(target.module, written)
     base = state.save()
