@@ -119,3 +119,22 @@ def test_a_number_that_depends_on_the_requests_is_frozen(device: str) -> None:
 def test_a_number_that_depends_on_the_requests_is_healthy_in_a_break(device: str) -> None:
     diagnosis = break_where_needed(own_target(Around(ByLength(in_break=True)), device, make_inputs), (4, 8))
     assert (diagnosis.automatic_breaks, diagnosis.cards) == ([], [])
+
+
+class Seeds(nn.Module):
+    def __init__(self, seeds: bool) -> None:
+        super().__init__()
+        self.seeds = seeds
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.seeds:
+            torch.manual_seed(3)
+        return x + torch.rand(4, device=x.device) * 1e-5
+
+
+def test_a_seed_that_is_set_in_the_forward_gets_a_break(device: str) -> None:
+    diagnosis = break_where_needed(own_target(Around(Seeds(True)), device, make_inputs), (4, 8))
+    (found,) = diagnosis.automatic_breaks
+    assert (found.module, found.card.hazard, found.card.operation) == ("inner", "L9", "Generator.manual_seed")
+    assert found.card.source_line.startswith(__file__)
+    assert break_where_needed(own_target(Around(Seeds(False)), device, make_inputs), (4, 8)).automatic_breaks == []

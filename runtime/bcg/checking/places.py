@@ -1,4 +1,4 @@
-"""Where in the source the parts of a module tree are."""
+"""Where the parts of a module tree are: among other modules, and in the source."""
 
 from __future__ import annotations
 
@@ -8,6 +8,16 @@ import re
 from torch import nn
 
 from bcg.whereabouts import is_users, source_line_of
+
+_NO_FORWARD = nn.Module.forward
+"""What lists of modules have: nobody calls them."""
+
+
+def modules_around(root: nn.Module, path: str) -> tuple[str, ...]:
+    """Return the paths of a module and of those around it that have a forward, the innermost first, less the root."""
+    parts = path.split(".") if path else []
+    around = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return tuple(outer for outer in around if type(root.get_submodule(outer)).forward is not _NO_FORWARD)
 
 
 def split_path(root: nn.Module, path: str) -> tuple[str, str]:

@@ -11,7 +11,8 @@ from torch import nn
 from bcg.alignment import Dropped
 from bcg.checking.compare import are_near
 from bcg.checking.findings import make_card
-from bcg.checking.places import attribute_line, split_path
+from bcg.checking.places import attribute_line, modules_around, split_path
+from bcg.checking.seeding import find_seeding
 from bcg.collectives import in_step
 from bcg.context import ForwardContext, forward_context
 from bcg.diagnose.cards import cards_of
@@ -50,7 +51,21 @@ def survey_all(target: Target, sizes: Sequence[int]) -> tuple[list[Finding], lis
         difference = frozen_numbers(*surveys)
         if difference is not None:
             frozen.append(difference)
+    if sizes and target.alignment is None and (seeding := _seeding(target, min(sizes))) is not None:
+        findings.setdefault(seeding.site, seeding)
     return list(findings.values()) or frozen[:1], state_cards + cards_of(questions.values())
+
+
+def _seeding(target: Target, tokens: int) -> Finding | None:
+    """Return where the forward sets the state of a random generator, if it does."""
+    batch = _batch(target, (tokens,), _SEEDS[0])
+    with forward_context(ForwardContext((tokens,))):
+        found = find_seeding(lambda: target(batch.inputs))
+    if found is None:
+        return None
+    reason = "it sets the state of a random generator"
+    modules = modules_around(target.module, found.module if found.module in dict(target.module.named_modules()) else "")
+    return Finding("L9", found.name, reason, modules, f"{found.file}:{found.line}")
 
 
 def runnable(target: Target, sizes: Sequence[int]) -> list[int]:
