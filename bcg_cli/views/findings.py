@@ -21,7 +21,8 @@ def card_view(card: Card) -> RenderableType:
     """
     where = f"in {card.module}" if card.module else "outside any submodule"
     times = f" ({card.occurrences} places)" if card.occurrences > 1 else ""
-    head = Text.assemble((f"{card.hazard or 'unknown cause:'} ", "bold red"), (card.title, "bold"), times)
+    row = card.hazard or ("" if card.remedy else "unknown cause:")
+    head = Text.assemble((f"{row} " if row else "", "bold red"), (card.title, "bold"), times)
     table = Table.grid(padding=(0, 1, 0, 2))
     table.add_column(no_wrap=True, style="dim")
     table.add_column(overflow="fold")

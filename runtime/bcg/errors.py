@@ -105,11 +105,15 @@ class ReplayError(BcgError):
         message: One line, see `BcgError`.
         hint: What to do next.
         hazard: The row of the hazard catalogue, such as ``S17``.
+        place: Module and source line of the break at which it failed.
     """
 
-    def __init__(self, message: str, *, hint: str | None = None, hazard: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, hint: str | None = None, hazard: str | None = None, place: Place | None = None
+    ) -> None:
         super().__init__(message, hint=hint)
         self.hazard = hazard
+        self.place = place
 
 
 class ReportError(BcgError):

@@ -15,9 +15,10 @@ from torch import Tensor
 from bcg.breaks import BreakLabel
 from bcg.device import find_device
 from bcg.device.base import Device, Pool, Recording, SegmentContents
-from bcg.errors import ReplayError
+from bcg.errors import Place, ReplayError
 from bcg.outlets import Outlet
 from bcg.tape import FirstRead, SegmentTape
+from bcg.whereabouts import source_line_of
 
 
 class Step(Protocol):
@@ -220,7 +221,10 @@ class BreakableCUDAGraph:
                 for index, run in enumerate(self._runs):  # noqa: B007
                     run(stream)
             except Exception as error:
-                error.add_note(f"in {self._describe(self._steps[index])} of the replay")
+                step = self._steps[index]
+                error.add_note(f"in {self._describe(step)} of the replay")
+                if isinstance(error, ReplayError) and isinstance(step, Break):
+                    error.place = error.place or Place(module=step.label.module, source=source_line_of(step.function))
                 raise
         self.num_replays += 1
 

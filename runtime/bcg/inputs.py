@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -9,7 +10,7 @@ from typing import TypeAlias
 
 import torch
 
-from bcg.errors import ModelError, ReplayError
+from bcg.errors import BcgError, ModelError, ReplayError, UsageError
 
 MakeInputs: TypeAlias = Callable[[int, torch.device, torch.Generator], dict[str, torch.Tensor]]
 """Makes the inputs for that many tokens, on that device, drawn from that generator (which lives there)."""
@@ -85,7 +86,8 @@ def describe_inputs(make_inputs: MakeInputs, device: torch.device) -> tuple[Inpu
     """Describe the inputs that `make_inputs` makes, by asking it for two sizes.
 
     Raises:
-        ModelError: If it returns something other than named tensors on `device`, other names or dtypes
+        UsageError: If it can't be called with a number of tokens, a device and a generator.
+        ModelError: If it raises, returns something other than named tensors on `device`, other names or dtypes
             for another size, or an input whose token dimension is ambiguous.
     """
     small, large = (_ask(make_inputs, size, device) for size in PROBE_SIZES)
@@ -110,9 +112,29 @@ def describe_inputs(make_inputs: MakeInputs, device: torch.device) -> tuple[Inpu
     return tuple(specs)
 
 
+def made_inputs(
+    make_inputs: MakeInputs, num_tokens: int, device: torch.device, generator: torch.Generator
+) -> dict[str, torch.Tensor]:
+    """Call `make_inputs`.
+
+    Raises:
+        ModelError: It raises.
+    """
+    try:
+        return make_inputs(num_tokens, device, generator)
+    except BcgError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"make_inputs raised {type(error).__name__} for {num_tokens} tokens: {error}".splitlines()[0],
+            hint="--traceback shows where",
+        ) from error
+
+
 def _ask(make_inputs: MakeInputs, num_tokens: int, device: torch.device) -> dict[str, torch.Tensor]:
     generator = torch.Generator(device).manual_seed(0)
-    inputs = make_inputs(num_tokens, device, generator)
+    _check_signature(make_inputs, num_tokens, device, generator)
+    inputs = made_inputs(make_inputs, num_tokens, device, generator)
     if not isinstance(inputs, dict):
         raise ModelError(f"make_inputs must return a dict of tensors, got {type(inputs).__name__}")
     for name, value in inputs.items():
@@ -126,6 +148,20 @@ def _ask(make_inputs: MakeInputs, num_tokens: int, device: torch.device) -> dict
                 hint="pass device=device where the tensor is made",
             )
     return inputs
+
+
+def _check_signature(make_inputs: MakeInputs, *arguments: object) -> None:
+    try:
+        signature = inspect.signature(make_inputs)
+    except ValueError:  # a function in C
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise UsageError(
+            f"make_inputs{signature} can't be called with (num_tokens, device, generator): {error}",
+            hint="define it as make_inputs(num_tokens, device, generator), returning a dict of tensors",
+        ) from error
 
 
 class StaticInputs:

@@ -5,6 +5,7 @@ There is one kind for each kind of value that a break may return; `bcg.boundary`
 
 from __future__ import annotations
 
+import reprlib
 import types
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -37,6 +38,7 @@ def _refuse(where: str, expected: str, got: str) -> ReplayError:
     return ReplayError(
         f"break {where} returned {got} at replay; at capture it was {expected}",
         hint="a break must return the same structure, shapes and dtypes at every replay of a bucket",
+        hazard="S9",
     )
 
 
@@ -106,8 +108,12 @@ class ConstantOutlet:
 
     def pour(self, value: Any) -> None:
         if value is not self._value and value != self._value and not _both_nan(value, self._value):
-            got = repr(value) if isinstance(value, type(self._value)) else _describe(value)
-            raise _refuse(self._where, repr(self._value), got)
+            got = reprlib.repr(value) if isinstance(value, type(self._value)) else _describe(value)
+            raise ReplayError(
+                f"break {self._where} returned {got} at replay; at capture it was {reprlib.repr(self._value)}",
+                hint="segments have what a break returns beside tensors frozen in them: return it as a tensor",
+                hazard="S2",
+            )
 
 
 def _both_nan(left: Any, right: Any) -> bool:

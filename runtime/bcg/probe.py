@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bcg.collectives import in_step
 from bcg.context import ForwardContext, forward_context
 from bcg.errors import BcgError, ModelError, ReplayError
 from bcg.inputs import PROBE_SIZES, Batch, find_token_dim
+from bcg.state import ModelState
 from bcg.structure import tensors_in
 from bcg.target import Target, first_line, make_batch
 
@@ -50,10 +52,11 @@ def describe_outputs(target: Target) -> OutputFacts:
     size, double = PROBE_SIZES
     generator = torch.Generator(target.device).manual_seed(0)
     request = make_batch(target, (size,), generator)
-    fronts = [make_batch(target, (size,), generator) for _ in range(2)]
+    behind = [_packed(target, make_batch(target, (size,), generator), request) for _ in range(2)]
+    versions = _versions(target.module)
     alone = _probe(target, request)
     try:
-        packed = [_probe(target, _packed(target, front, request)) for front in fronts]
+        packed = [_probe(target, batch) for batch in behind]
     except (ReplayError, ModelError):
         packed = [_probe(target, make_batch(target, (double,), generator))]
     if len(alone) != len(packed[0]):
@@ -70,11 +73,36 @@ def describe_outputs(target: Target) -> OutputFacts:
         )
     if len(packed) == 1:
         return OutputFacts(dims, None)
-    first, second = (_back_halves(outputs, dims) for outputs in packed)
-    alone = [tensor for tensor, dim in zip(alone, dims, strict=True) if dim is not None]
-    # The same shapes run the same kernels, so the first comparison is nearly exact in any dtype.
-    separates = _are_close(first, second, _SAME_SHAPE_TOLERANCE) and _are_close(alone, first, _TOLERANCE)
+    separates = _are_separate(alone, packed, dims)
+    if not separates and target.alignment is None:  # it may be state that each forward leaves to the next
+        written = {path: target.module.get_parameter(path) for path, _ in _versions(target.module) - versions}
+        alone, *packed = _from_one_state(target, [request, *behind], written)
+        separates = _are_separate(alone, packed, dims)
     return OutputFacts(dims, separates)
+
+
+def _versions(module: nn.Module) -> set[tuple[str, int]]:
+    """Return how often each parameter was written in place."""
+    return {(path, one._version) for path, one in module.named_parameters() if not one.is_inference()}
+
+
+def _from_one_state(target: Target, batches: Sequence[Batch], written: Mapping[str, Tensor]) -> list[list[Tensor]]:
+    """Run batches, each from the state that is there now; `written` are parameters that are state as well."""
+    state = ModelState(target.module, written)
+    base = state.save()
+    outputs = []
+    for batch in batches:
+        outputs.append([tensor.clone() for tensor in _probe(target, batch)])
+        state.restore(base)
+    return outputs
+
+
+def _are_separate(alone: list[Tensor], packed: list[list[Tensor]], dims: tuple[int | None, ...]) -> bool:
+    """Tell whether the rows of a request are the same alone, and behind each of two others."""
+    first, second = (_back_halves(outputs, dims) for outputs in packed)
+    rows = [tensor for tensor, dim in zip(alone, dims, strict=True) if dim is not None]
+    # The same shapes run the same kernels, so the first comparison is nearly exact in any dtype.
+    return _are_close(first, second, _SAME_SHAPE_TOLERANCE) and _are_close(rows, first, _TOLERANCE)
 
 
 def _packed(target: Target, front: Batch, back: Batch) -> Batch:

@@ -139,6 +139,19 @@ def storage_bytes(tensor: Tensor) -> Tensor:
     return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
 
 
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Tell whether two tensors of one shape and dtype hold the same bits."""
+    if one.numel() == 0:
+        return True
+    return torch.equal(_bits(one), _bits(other))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    if tensor.dtype == torch.bool or not (tensor.is_floating_point() or tensor.is_complex()):
+        return tensor
+    return tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+
+
 def unowned_alias(tensor: Tensor) -> Tensor:
     """Return a tensor over the same memory that does not keep the memory alive.
 

@@ -62,10 +62,18 @@ class Operation(NamedTuple):
 
 
 class FirstRead(NamedTuple):
-    """Who read an external first, and where its memory was then."""
+    """Who read an external first, and where its memory was then: its address, and the key of its storage."""
 
     operation: Operation
     address: int
+    storage: int
+
+
+def written_by(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """Yield the tensors that an operation writes, by its schema."""
+    for position, argument in enumerate(function._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            yield from tensors_in(kwargs.get(argument.name, args[position] if position < len(args) else None))
 
 
 @dataclass
@@ -222,18 +230,12 @@ class Tape:
             keys.add(key)
             if key not in self._made and key not in segment.externals:
                 segment.externals[key] = tensor
-                segment.first_reads[key] = FirstRead(operation, storage_address(tensor))
+                segment.first_reads[key] = FirstRead(operation, storage_address(tensor), key)
         return keys
 
     def _note_writes(self, segment: SegmentTape, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for position, argument in enumerate(function._schema.arguments):
-            if argument.alias_info is None or not argument.alias_info.is_write:
-                continue
-            value = kwargs.get(argument.name, args[position] if position < len(args) else None)
-            for tensor in tensors_in(value):
-                key = storage_key(tensor)
-                if key in segment.externals:
-                    segment.written_externals.add(key)
+        keys = map(storage_key, written_by(function, args, kwargs))
+        segment.written_externals.update(key for key in keys if key in segment.externals)
 
     def _refuse_host_read(
         self,

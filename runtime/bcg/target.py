@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bcg.alignment import Alignment
 from bcg.errors import ModelError, UsageError
-from bcg.inputs import Batch, InputSpec, MakeInputs
+from bcg.inputs import Batch, InputSpec, MakeInputs, made_inputs
 from bcg.report import ModelInfo, ReportWarning
 from bcg.rules import BreakRules
 from bcg.structure import attributes_of, tensors_in
@@ -122,13 +122,14 @@ def make_batch(target: Target, request_lengths: tuple[int, ...], generator: torc
 
     Raises:
         UsageError: A request is longer than the positions that the model has.
+        ModelError: The target's `make_inputs` raises.
     """
     if target.max_tokens is not None and max(request_lengths) > target.max_tokens:
         raise UsageError(
             f"{target.name} has positions for {target.max_tokens} tokens, asked for {max(request_lengths)}",
             hint=f"give --tokens up to {target.max_tokens}",
         )
-    inputs = target.make_inputs(sum(request_lengths), target.device, generator)
+    inputs = made_inputs(target.make_inputs, sum(request_lengths), target.device, generator)
     positions = inputs.get("position_ids")
     if positions is not None and len(request_lengths) > 1:
         counted = torch.cat([torch.arange(length, device=target.device) for length in request_lengths])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import os
 import sys
 import sysconfig
@@ -45,6 +46,16 @@ def users_line(error: BaseException) -> str:
         if is_users(frame.f_code.co_filename)
     ]
     return lines[-1] if lines else ""
+
+
+def source_line_of(function: object) -> str:
+    """Return ``file:line`` of a function, or of what an object that is called runs; empty where there is none."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if not hasattr(function, "__code__") and not inspect.ismethod(function) and not hasattr(function, "__wrapped__"):
+        function = getattr(type(function), "__call__", function)  # noqa: B004 - an object's own, not its metaclass's
+    code = getattr(inspect.unwrap(function), "__code__", None)  # type: ignore[arg-type]
+    return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else ""
 
 
 def torchs_function(error: BaseException) -> str | None:

@@ -10,7 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bcg import CheckFailure, Target, UsageError, assert_graph_safe, check, current_forward_context, load_target
+from bcg import (
+    CheckFailure,
+    ModelError,
+    Target,
+    UsageError,
+    assert_graph_safe,
+    check,
+    current_forward_context,
+    eager_on_graph,
+    load_target,
+)
 from bcg.report import decode_report, encode_report
 from tests.targets import own_target
 
@@ -91,6 +101,112 @@ def test_a_module_is_checked_and_left_as_it_was(device: str) -> None:
     assert report.findings[0].title.startswith("step has moved on")
     assert report.verdict == "mismatch"
     assert int(module.step) == before
+
+
+class NeedsTwoRows(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) == 1:
+            raise ValueError("got a single row")
+        return x * 2
+
+
+def test_a_size_at_which_eager_fails_alone_is_warned_of(device: str) -> None:
+    report = check(target_of(NeedsTwoRows(), device), buckets=(4, 8))
+    assert (report.verdict, report.findings) == ("match", [])
+    (warning,) = report.warnings
+    assert warning.message == "eager fails for 1 token without padding: ValueError: got a single row"
+    assert warning.remedy
+
+
+def test_a_make_inputs_that_fails_at_one_size_is_told_in_one_line() -> None:
+    def make(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, Tensor]:
+        if num_tokens == 3:
+            raise RuntimeError("no three")
+        return make_inputs(num_tokens, device, generator)
+
+    with pytest.raises(ModelError, match="^make_inputs raised RuntimeError for 3 tokens: no three$"):
+        check(own_target(Doubles(), "cpu", make), buckets=(4,))
+
+
+class NeedsSmallNumbers(nn.Module):
+    """Fails with the poisoned padding of a batch, which no capture meets."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.checked(x * 2) + 1
+
+    @eager_on_graph
+    def checked(self, x: Tensor) -> Tensor:
+        if float(x.max()) > 3:
+            raise ValueError("too large a number")
+        return x.clone()
+
+
+def test_an_eager_forward_that_fails_ends_the_check_in_one_line(device: str) -> None:
+    with pytest.raises(ModelError, match=r"^the eager forward of test fails for 3 tokens in the bucket of 4: ValueErr"):
+        check(target_of(NeedsSmallNumbers(), device), buckets=(4,))
+
+
+class WritesParameter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.scale.mul_(1.25)
+        return x * self.scale
+
+
+def test_a_parameter_that_the_forward_writes_is_state(device: str) -> None:
+    module = WritesParameter()
+    target = target_of(module, device)
+    before = module.scale.detach().clone()
+    report = check(target, buckets=(4, 8))
+    assert {bucket.verdict for bucket in report.buckets} == {"match"}
+    assert [(card.hazard, card.title.split()[0]) for card in report.findings] == [("S13", "scale")]
+    assert torch.equal(module.scale, before)
+
+
+OF_THIS_FILE = torch.Generator().manual_seed(0)
+
+
+class DrawsFromGlobal(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.noise(x) + 1
+
+    @eager_on_graph
+    def noise(self, x: Tensor) -> Tensor:
+        return x + torch.rand(4, generator=OF_THIS_FILE).to(x.device)
+
+
+def test_a_generator_of_the_models_file_is_put_back(device: str) -> None:
+    target = target_of(DrawsFromGlobal(), device)
+    target.packs_requests = False
+    before = OF_THIS_FILE.get_state()
+    report = check(target, buckets=(4, 8))
+    assert (report.verdict, report.spread) == ("match", 0.0)
+    assert torch.equal(OF_THIS_FILE.get_state(), before)
+
+
+def test_a_module_stays_in_training_mode(device: str) -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4).eval())
+    module[1].bias.requires_grad_(False)
+    modes, wants = [part.training for part in module.modules()], [one.requires_grad for one in module.parameters()]
+    for run in (check, assert_graph_safe):
+        report = run(module, buckets=(4,), make_inputs=make_input, device=device)
+        assert report.verdict == "match"
+        assert [part.training for part in module.modules()] == modes
+        assert [one.requires_grad for one in module.parameters()] == wants
+
+
+def test_a_module_keeps_the_state_it_had_before_its_first_forward(device: str) -> None:
+    module: Any = Steps()
+    module.step += 7
+    check(module, buckets=(4,), make_inputs=make_inputs, device=device)
+    assert int(module.step) == 7
+
+
+def make_input(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, Tensor]:
+    return {"input": make_inputs(num_tokens, device, generator)["x"]}
 
 
 def test_what_nothing_explains_still_has_a_place() -> None:

@@ -14,8 +14,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from bcg import GraphRunner, UsageError, check, current_forward_context, load_target
 from bcg.checking.compare import Tolerance
 from bcg.checking.prompts import check_prompts, language_model_head
-from bcg.checking.state import ModelState
 from bcg.models.build import build_target
+from bcg.state import ModelState
 
 PROMPTS = ["The cat sits on the mat.", "hello", "A graph replays in segments, with eager breaks between.", "word " * 40]
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from bcg import Target, load_target
-from bcg.checking.compare import same_bits
 from bcg.checking.yardstick import Exact, ExactErrors, exact_errors, exact_results, widened
 from bcg.device.precision import full_precision
 from bcg.inputs import Batch
 from bcg.modes.base import bucket_batch
 from bcg.modes.eager import Eager
+from bcg.structure import same_bits
 from tests.targets import own_target
 
 BUCKETS = (4, 16)

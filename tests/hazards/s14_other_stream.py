@@ -1,4 +1,8 @@
-"""S14: a part is computed on another thread, whose current stream is another one. Healthy: on the same thread."""
+"""S14: a part is computed on another thread, whose current stream is another one. Healthy: on the same thread.
+
+Eager waits for the device before and after, so it is right whatever the two streams are; a stream that is being
+captured can't be waited for, and the part is missing from the graph.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,8 +19,14 @@ class Helper(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.in_thread:
             return x + self.compute(x)
+        waits = x.is_cuda and not torch.cuda.is_current_stream_capturing()
+        if waits:
+            torch.cuda.synchronize()
         with ThreadPoolExecutor(max_workers=1) as workers:
-            return x + workers.submit(self.compute, x).result()
+            part = workers.submit(self.compute, x).result()
+        if waits:
+            torch.cuda.synchronize()
+        return x + part
 
     @torch.inference_mode()
     def compute(self, x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bcg.errors import ModelError, ReplayError
+from bcg.errors import ModelError, ReplayError, UsageError
 from bcg.inputs import InputSpec, StaticInputs, describe_inputs
 
 CPU = torch.device("cpu")
@@ -51,6 +51,18 @@ def test_token_dimensions_are_found_by_asking_twice() -> None:
 def test_inputs_that_cannot_be_described(make, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         describe_inputs(make, CPU)
+
+
+def test_a_make_inputs_that_cannot_be_called() -> None:
+    expected = r"^make_inputs\(n\) can't be called with \(num_tokens, device, generator\)"
+    with pytest.raises(UsageError, match=expected) as caught:
+        describe_inputs(lambda n: {"x": torch.ones(n)}, CPU)  # type: ignore[arg-type,misc]
+    assert "make_inputs(num_tokens, device, generator)" in str(caught.value.hint)
+
+
+def test_a_make_inputs_that_raises() -> None:
+    with pytest.raises(ModelError, match="^make_inputs raised KeyError for 8 tokens: 'missing'$"):
+        describe_inputs(lambda n, d, g: {}["missing"], CPU)
 
 
 def test_views_of_all_buckets_share_one_address() -> None:

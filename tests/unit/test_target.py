@@ -18,6 +18,17 @@ def rows(num_tokens: int, device: torch.device, generator: torch.Generator) -> d
 
 
 def load(forward: Any, make_inputs: Any = rows, **options: Any) -> Target:
+    return load_module(model_of(forward), make_inputs, **options)
+
+
+def load_module(module: nn.Module, make_inputs: Any = rows, **options: Any) -> Target:
+    settings = {"attention_break": True, "break_globs": (), **options}
+    return build_target(
+        "mine", module, source="factory", weights="user", seed=None, device=CPU, make_inputs=make_inputs, **settings
+    )
+
+
+def model_of(forward: Any) -> nn.Module:
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -26,10 +37,7 @@ def load(forward: Any, make_inputs: Any = rows, **options: Any) -> Target:
         def forward(self, x: torch.Tensor) -> Any:
             return forward(self.linear(x))
 
-    settings = {"attention_break": True, "break_globs": (), **options}
-    return build_target(
-        "mine", Model(), source="factory", weights="user", seed=None, device=CPU, make_inputs=make_inputs, **settings
-    )
+    return Model()
 
 
 class Holder:
@@ -87,6 +95,32 @@ def test_a_model_that_mixes_rows_is_warned_about() -> None:
     assert [warning.code for warning in target.warnings] == ["no-default-break", "requests-mix"]
     assert not target.packs_requests
     assert load(lambda y: y - y.mean(0), attention_break=False).warnings == []
+
+
+class Stateful(nn.Module):
+    """Scales by what forwards before it left: in a buffer, in a parameter, on the host, or in a generator."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.num_calls = 0
+        self.register_buffer("steps", torch.zeros(()))
+        self.gain = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.num_calls += 1
+        self.steps += 1
+        if self.kind == "parameter":
+            self.gain.mul_(2)
+        scales = {"buffer": self.steps, "parameter": self.gain, "host": self.num_calls, "generator": torch.rand(())}
+        return x * scales[self.kind]
+
+
+@pytest.mark.parametrize("kind", ["buffer", "parameter", "host", "generator"])
+def test_state_that_moves_on_is_no_mixing_of_requests(kind: str) -> None:
+    target = load_module(Stateful(kind))
+    assert target.packs_requests
+    assert target.warnings == []
 
 
 def test_last_hidden_state_is_taken_of_a_transformers_output() -> None:

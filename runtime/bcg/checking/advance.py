@@ -9,11 +9,10 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from bcg.checking.compare import same_bits
 from bcg.checking.plan import Trial, batch_of
-from bcg.checking.state import ModelState, Snapshot
 from bcg.runner import GraphRunner
-from bcg.structure import tensors_in
+from bcg.state import ModelState, Snapshot
+from bcg.structure import same_bits, tensors_in
 
 MAX_TENSORS = 32
 """Moved tensors that are looked at one by one."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -17,9 +18,9 @@ from bcg.checking.compare import Tolerance
 from bcg.checking.explain import Explanation, explain
 from bcg.checking.outcome import bucket_row, failure_of, overall_verdict
 from bcg.checking.prompts import check_prompts, language_model_head, tokenize
-from bcg.checking.state import ModelState, Snapshot
 from bcg.checking.verdicts import LostDeviceError, Verification
 from bcg.checking.verification import CHECK_SEED, verify
+from bcg.checking.writes import written_parameters
 from bcg.compilations import late_compilation_warnings
 from bcg.environment import environment
 from bcg.errors import BcgError, UsageError
@@ -32,6 +33,7 @@ from bcg.report import (
     ReportWarning,
 )
 from bcg.runner import GraphRunner
+from bcg.state import ModelState, Snapshot
 from bcg.sweep import BucketCapture
 from bcg.target import Target
 
@@ -76,10 +78,13 @@ def check(
     tolerance = _tolerance(rtol, atol)
     if num_rounds < 1:
         raise UsageError(f"a check needs at least one round, got {num_rounds}")
-    target = _target(model, make_inputs, device)
-    wanted = check_buckets(list(buckets or default_buckets(target.device.type, target.max_tokens)))
-    encoded = None if prompts is None else tokenize(target, prompts)
-    return _Check(target, tolerance, on_step).run(wanted, num_rounds, locates, encoded, dict(options or {}))
+    if isinstance(model, nn.Module):
+        model = model.to(_place(device))
+    with _left_as_it_was(model):
+        target = _target(model, make_inputs, device)
+        wanted = check_buckets(list(buckets or default_buckets(target.device.type, target.max_tokens)))
+        encoded = None if prompts is None else tokenize(target, prompts)
+        return _Check(target, tolerance, on_step).run(wanted, num_rounds, locates, encoded, dict(options or {}))
 
 
 def assert_graph_safe(model: Target | nn.Module | str, **options: Any) -> CheckReport:
@@ -106,6 +111,27 @@ def _tolerance(rtol: float | None, atol: float) -> Tolerance:
     return Tolerance(rtol, atol)
 
 
+@contextlib.contextmanager
+def _left_as_it_was(model: Target | nn.Module | str) -> Iterator[None]:
+    """Leave a module's state, training flags, and what of its parameters needs gradients, as they were."""
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    state = ModelState(model)
+    base = state.save()
+    modules = list(model.modules())
+    training = [module for module in modules if module.training]
+    trained = [parameter for module in modules for parameter in module.parameters(False) if parameter.requires_grad]
+    try:
+        yield
+        state.restore(base)  # not after an error, which may have cost the device
+    finally:
+        for module in training:
+            module.training = True
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
 def _target(model: Target | nn.Module | str, make_inputs: MakeInputs | None, device: str | torch.device) -> Target:
     if isinstance(model, Target):
         return model
@@ -114,20 +140,22 @@ def _target(model: Target | nn.Module | str, make_inputs: MakeInputs | None, dev
 
     if isinstance(model, str):
         return load_target(model, device=device)
-    place = torch.device(device)
-    if place == torch.device("cuda"):
-        place = torch.device("cuda", torch.cuda.current_device())
     return build_target(
         type(model).__name__,
-        model.to(place),
+        model,
         source="factory",
         weights="user",
         seed=None,
-        device=place,
+        device=_place(device),
         attention_break=True,
         break_globs=(),
         make_inputs=make_inputs,
     )
+
+
+def _place(device: str | torch.device) -> torch.device:
+    place = torch.device(device)
+    return torch.device("cuda", torch.cuda.current_device()) if place == torch.device("cuda") else place
 
 
 class UnfinishedCheckError(BcgError):
@@ -165,6 +193,7 @@ class _Check:
         encoded: Sequence[Sequence[int]] | None,
         options: dict[str, OptionValue],
     ) -> CheckReport:
+        self._state.extra.update(written_parameters(self._target))
         before = self._state.save()
         started = time.perf_counter()
         results = self._runner.capture(buckets, on_bucket=lambda done: self._on_step(f"captured {done.tokens} tokens"))
@@ -221,6 +250,7 @@ class _Check:
                 *self._target.warnings,
                 *self._warnings,
                 *explanation.warnings,
+                *findings.padding_warnings(verification),
                 *self._what_to_know(results),
             ],
             timing=msgspec.structs.replace(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bcg.structure import tensors_in
+from bcg.structure import same_bits, tensors_in
 
 _RTOL = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 _LOOSE_MEAN = {True: 1e-3, False: 0.25}
@@ -89,19 +89,6 @@ def compare_tensors(expected: Tensor, got: Tensor, tolerance: Tolerance) -> Comp
     largest = float(error.nan_to_num(nan=float("inf"), posinf=float("inf")).max())
     relative = largest / scale if scale else (float("inf") if largest else 0.0)
     return Comparison(False, largest <= tolerance.allowed(expected.dtype, scale), largest, relative)
-
-
-def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Tell whether two tensors of one shape and dtype hold the same bits."""
-    if one.numel() == 0:
-        return True
-    return torch.equal(_bits(one), _bits(other))
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    if tensor.dtype == torch.bool or not (tensor.is_floating_point() or tensor.is_complex()):
-        return tensor
-    return tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
 
 
 def _as_double(tensor: Tensor) -> Tensor:

@@ -9,13 +9,16 @@ from bcg.checking import findings
 from bcg.checking.advance import find_advanced
 from bcg.checking.compare import Tolerance
 from bcg.checking.locate import Location, locate, locate_leak
+from bcg.checking.parting import find_nan, find_parting
+from bcg.checking.places import module_line
 from bcg.checking.plan import Trial
-from bcg.checking.state import ModelState, Snapshot
 from bcg.checking.suspects import gather, suspect
+from bcg.checking.upkeep import Upkeep, find_upkeep
 from bcg.checking.verdicts import Verification, worst_trial
 from bcg.errors import BcgError
 from bcg.report import Card, Divergence, ReportWarning
 from bcg.runner import GraphRunner
+from bcg.state import ModelState, Snapshot
 
 
 @dataclass(frozen=True)
@@ -75,13 +78,16 @@ class _Explainer:
     def run(self, verification: Verification, before: Snapshot, after: Snapshot) -> Explanation:
         root, pool, cards = self._root, self._runner.pool, self._found.cards
         assert pool is not None
-        state_cards = findings.state_cards(root, verification, after, pool)
-        cards += dict.fromkeys([*state_cards, *findings.pool_cards(root, verification)])
+        is_sharded = self._runner.target.alignment is not None  # its ranks must run the same forwards
+        upkeep = Upkeep() if is_sharded else find_upkeep(self._runner, verification, self._state, after)
+        state_cards = findings.state_cards(root, verification, after, pool, upkeep)
+        cards += dict.fromkeys([*state_cards, *findings.pool_cards(root, verification, upkeep)])
         advanced = find_advanced(self._runner, self._state, before, after)
         cards += [findings.advanced_card(root, path) for path in advanced.harmful]
         self._found.warnings.extend(findings.advanced_warning(path) for path in advanced.harmless)
-        cards += self._explain_results(verification)
-        cards += findings.launch_cards(verification)
+        told = {(card.hazard, card.module) for card in cards if card.hazard in ("S8", "S12")}
+        cards += [card for card in self._explain_results(verification) if (card.hazard, card.module) not in told]
+        cards += findings.launch_cards(root, verification)
         return self._found
 
     def _explain_results(self, verification: Verification) -> list[Card]:
@@ -90,12 +96,13 @@ class _Explainer:
             return [findings.moved_card(self._root, self._state, *moved)]
         for bucket in verification.buckets:
             if bucket.errors:
-                return [findings.make_card(bucket.hazard or "", bucket.errors[0])]
+                module, line = bucket.place.module or "", bucket.place.source or ""
+                return [findings.make_card(bucket.hazard or "", bucket.errors[0], module=module, source_line=line)]
         failed = worst_trial([trial for bucket in verification.buckets for trial in bucket.failed])
         if failed is not None:
             return [self._explain_mismatch(failed)]
         leak = worst_trial([trial for bucket in verification.buckets for trial in bucket.leaks])
-        return [] if leak is None else [self._explain_leak(verification, leak)]
+        return self._explain_doubt(verification) if leak is None else [self._explain_leak(verification, leak)]
 
     def _explain_mismatch(self, trial: Trial) -> Card:
         if not self._locates:
@@ -120,12 +127,26 @@ class _Explainer:
             )
         module = location.culprit
         title = "the first module that gives something else in replay; nothing frozen was found in it"
-        return findings.make_card("", title, module=module, source_line=findings.module_line(self._root, module))
+        return findings.make_card("", title, module=module, source_line=module_line(self._root, module))
+
+    def _explain_doubt(self, verification: Verification) -> list[Card]:
+        """Say what makes eager differ from itself, or give NaN."""
+        unsteady = worst_trial([trial for bucket in verification.buckets for trial in bucket.unsteady])
+        empty = worst_trial([trial for bucket in verification.buckets for trial in bucket.without_numbers])
+        trial = unsteady or empty
+        if trial is None or not self._locates:
+            return []
+        self._on_step(f"eager, {trial.num_tokens} tokens")
+        find = find_nan if unsteady is None else find_parting
+        found = find(self._runner, trial, self._state, self._state.save())
+        if found is None:
+            return []
+        return [findings.operation_card(self._root, found.hazard, found.title, found.operation, remedy=found.remedy)]
 
     def _explain_leak(self, verification: Verification, leak: Trial) -> Card:
         module = None
         if self._locates:
             self._on_step(f"locating, {leak.tokens} tokens")
             module = locate_leak(self._runner, leak, self._state, self._state.save(), self._tolerance)
-        line = "" if module is None else findings.module_line(self._root, module)
+        line = "" if module is None else module_line(self._root, module)
         return findings.leak_card(verification, leak, module or "", line)

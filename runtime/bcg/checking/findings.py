@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as nn_module
 
+from bcg.checking.places import attribute_line, module_line, split_path
 from bcg.checking.plan import Trial
-from bcg.checking.state import Change, ModelState, Snapshot
+from bcg.checking.upkeep import Upkeep
 from bcg.checking.verdicts import Verification
 from bcg.device.base import Pool
 from bcg.hazards import HAZARDS
 from bcg.report import Card, ReportWarning
+from bcg.state import Change, ModelState, Snapshot
+from bcg.structure import storage_key
 from bcg.tape import FirstRead, Operation
+from bcg.whereabouts import source_line_of
 
-_HELPED_BY_A_BREAK = ("S1", "S2", "S3", "S4", "S12", "S15", "S16")
+_MAX_ERRORS = 3
+_HELPED_BY_A_BREAK = ("S1", "S2", "S3", "S4", "S12", "S15", "S16", "L9")
 
 
 def make_card(
-    hazard: str, title: str, *, module: str = "", source_line: str = "", operation: str = "", occurrences: int = 1
+    hazard: str,
+    title: str,
+    *,
+    module: str = "",
+    source_line: str = "",
+    operation: str = "",
+    remedy: str = "",
+    occurrences: int = 1,
 ) -> Card:
-    """Make a card of a row of the catalogue; an empty `hazard` stands for an unknown cause."""
+    """Make a card of a row of the catalogue, by default with its remedy; an empty `hazard` is an unknown cause."""
     row = HAZARDS.get(hazard)
     return Card(
         hazard=hazard,
@@ -33,31 +44,33 @@ def make_card(
         operation=operation,
         module=module,
         source_line=source_line,
-        remedy=row.remedy if row else "",
+        remedy=remedy or (row.remedy if row else ""),
         break_option=f"--break '{module}'" if module and hazard in _HELPED_BY_A_BREAK else "",
         occurrences=occurrences,
     )
 
 
-def operation_card(root: nn.Module, hazard: str, title: str, operation: Operation | None) -> Card:
+def operation_card(root: nn.Module, hazard: str, title: str, operation: Operation | None, *, remedy: str = "") -> Card:
     """Make a card at the place of an operation."""
     if operation is None:
         return make_card(hazard, title)
     module = operation.module if operation.module in dict(root.named_modules()) else ""
     line = f"{operation.file}:{operation.line}" if operation.file else module_line(root, module)
-    return make_card(hazard, title, module=module, source_line=line, operation=operation.name)
+    return make_card(hazard, title, module=module, source_line=line, operation=operation.name, remedy=remedy)
 
 
 def moved_card(root: nn.Module, state: ModelState, tensor: Tensor, first_read: FirstRead) -> Card:
     """Name a tensor that a graph reads and that was freed (S5) or given other memory (S4) since the capture."""
     path = next((path for path, held in state.tensors().items() if held is tensor), None)
     name = path or f"a tensor of {tuple(tensor.shape)}"
-    if tensor.untyped_storage().nbytes() == 0 or path is None or "[" in path:
+    if storage_key(tensor) == first_read.storage:
         return operation_card(root, "S5", f"{name}, which the graph reads, was freed", first_read.operation)
     return operation_card(root, "S4", f"{name}, which the graph reads, got other memory", first_read.operation)
 
 
-def state_cards(root: nn.Module, verification: Verification, captured: Snapshot, pool: Pool) -> list[Card]:
+def state_cards(
+    root: nn.Module, verification: Verification, captured: Snapshot, pool: Pool, upkeep: Upkeep
+) -> list[Card]:
     """Name the state that replay leaves otherwise than eager, a card an attribute.
 
     Args:
@@ -65,12 +78,27 @@ def state_cards(root: nn.Module, verification: Verification, captured: Snapshot,
         verification: What was found.
         captured: The state right after the capture.
         pool: The graphs' pool.
+        upkeep: What eager forwards do to state.
     """
     groups: dict[tuple[str, str], dict[str, Change]] = {}
     for bucket in verification.buckets:
         for change in bucket.state_changes:
             groups.setdefault(split_path(root, change.path), {}).setdefault(change.path, change)
-    return [_state_card(root, *place, list(group.values()), captured, pool) for place, group in groups.items()]
+    refilled = {
+        place: changes
+        for place, changes in groups.items()
+        if any(change.is_tensor and change.path in upkeep.refilled for change in changes.values())
+    }
+    caches = {module for module, _ in refilled}
+    cards = []
+    for place, group in groups.items():
+        if any(path in upkeep.carried for path in group):
+            cards.append(_carried_card(root, *place))
+        elif place in refilled:
+            cards.append(_cache_card(root, *place))
+        elif place[0] not in caches or not upkeep.refilled.issuperset(group):  # else it is the key of a cache
+            cards.append(_state_card(root, *place, list(group.values()), captured, pool))
+    return cards
 
 
 def _state_card(
@@ -78,25 +106,35 @@ def _state_card(
 ) -> Card:
     path = f"{module}.{attribute}" if module else attribute
     held = [tensor for name, tensor in captured.tensors.items() if split_path(root, name) == (module, attribute)]
-    tensors = [change for change in found if change.is_tensor]
-    line = attribute_line(root, module, attribute)
-    if any(on_device(tensor, root) and pool.owns(tensor) for tensor in held):
-        return _kept_card(root, module, attribute)
-    if any("[" in change.path for change in tensors):
-        title = f"{path} holds other tensors after an eager forward than after a replay: it is filled or evicted then"
-        return make_card("S8", title, module=module, source_line=line)
     change = next((change for change in found if not change.is_tensor), found[0])
+    if change.is_tensor and any(on_device(tensor, root) and pool.owns(tensor) for tensor in held):
+        return _kept_card(root, module, attribute)
     if change.is_tensor:
         title = f"{path} is not what eager leaves there: the line that sets it ran at capture only"
     else:
         title = f"{change.path} is {_show(change.after)} after a replay, {_show(change.before)} in eager"
-    return make_card("S12", title, module=module, source_line=line)
+    return make_card("S12", title, module=module, source_line=attribute_line(root, module, attribute))
 
 
-def pool_cards(root: nn.Module, verification: Verification) -> list[Card]:
-    """Name the attributes in which breaks keep tensors of the pool (S11)."""
-    places = [split_path(root, path) for bucket in verification.buckets for path in bucket.kept_outputs]
-    return [_kept_card(root, module, attribute) for module, attribute in dict.fromkeys(places)]
+def _cache_card(root: nn.Module, module: str, attribute: str) -> Card:
+    path = f"{module}.{attribute}" if module else attribute
+    title = f"{path} is filled anew by an eager forward of another size than the last, and not by a replay"
+    return make_card("S8", title, module=module, source_line=attribute_line(root, module, attribute))
+
+
+def _carried_card(root: nn.Module, module: str, attribute: str) -> Card:
+    path = f"{module}.{attribute}" if module else attribute
+    title = f"eager reads {path} and puts another tensor there, a replay always reads the one of its capture"
+    return make_card("S12", title, module=module, source_line=attribute_line(root, module, attribute))
+
+
+def pool_cards(root: nn.Module, verification: Verification, upkeep: Upkeep) -> list[Card]:
+    """Name the attributes in which tensors of the pool are kept (S11), or that forwards carry on (S12)."""
+    cards = {}
+    for path in (path for bucket in verification.buckets for path in bucket.kept_outputs):
+        place = split_path(root, path)
+        cards[place] = (_carried_card if path in upkeep.carried else _kept_card)(root, *place)
+    return list(cards.values())
 
 
 def _kept_card(root: nn.Module, module: str, attribute: str) -> Card:
@@ -129,18 +167,21 @@ def leak_card(verification: Verification, trial: Trial, module: str, source_line
     return make_card("S10", title, module=module, source_line=source_line, occurrences=num_leaks)
 
 
-def launch_cards(verification: Verification) -> list[Card]:
+def launch_cards(root: nn.Module, verification: Verification) -> list[Card]:
     """Name buckets in which no segment was launched (S20)."""
     idle = [
         bucket.tokens for bucket in verification.buckets if not (bucket.num_launches or bucket.errors or bucket.moved)
     ]
     if not idle:
         return []
-    return [make_card("S20", f"no segment was launched in {_buckets(idle)}: everything ran as breaks")]
+    is_empty = all(bucket.is_empty for bucket in verification.buckets)
+    why = "the forward runs no operation" if is_empty else "everything ran as breaks"
+    title = f"no segment was launched in {_buckets(idle)}: {why}"
+    return [make_card("S20", title, source_line=module_line(root, ""))]
 
 
 def hook_warnings(root: nn.Module, in_breaks: Iterable[str] = ()) -> list[ReportWarning]:
-    """Warn of module hooks, which don't run in a replay (S18).
+    """Warn of hooks, of modules and of all modules at once, which don't run in a replay (S18).
 
     Args:
         root: The module tree.
@@ -148,10 +189,13 @@ def hook_warnings(root: nn.Module, in_breaks: Iterable[str] = ()) -> list[Report
     """
     running = tuple(in_breaks)
     hooked = []
+    of_all = [*nn_module._global_forward_pre_hooks.values(), *nn_module._global_forward_hooks.values()]
+    if of_all:
+        hooked.append(("every module", of_all))
     for path, module in root.named_modules():
         hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
         if hooks and not any(path.startswith(f"{other}.") for other in running):
-            hooked.append((path, hooks))
+            hooked.append((path or "the root module", hooks))
     if not hooked:
         return []
     path, hooks = hooked[0]
@@ -160,55 +204,26 @@ def hook_warnings(root: nn.Module, in_breaks: Iterable[str] = ()) -> list[Report
         ReportWarning(
             code="S18",
             message=f"{count} forward hook{'s' if count > 1 else ''} will not run in a replay, the first on "
-            f"{path or 'the root module'} at {source_line_of(hooks[0])}",
+            f"{path} at {source_line_of(hooks[0])}",
             cause=HAZARDS["S18"].cause,
             remedy=HAZARDS["S18"].remedy,
         )
     ]
 
 
-def split_path(root: nn.Module, path: str) -> tuple[str, str]:
-    """Split an attribute path into the module's path and the attribute's name."""
-    inner = path.removeprefix("len(")
-    best, rest = "", inner
-    for name, _ in root.named_modules():
-        if name and inner.startswith(f"{name}.") and len(name) > len(best):
-            best, rest = name, inner[len(name) + 1 :]
-    return best, re.split(r"[.\[)]", rest)[0]
-
-
-def attribute_line(root: nn.Module, module: str, attribute: str) -> str:
-    """Return ``file:line`` where the module's class changes ``self.attribute`` outside its constructor."""
-    owner = root.get_submodule(module)
-    if not hasattr(owner, attribute):
-        return ""
-    kind = type(owner)
-    try:
-        lines, first = inspect.getsourcelines(kind)
-        file = inspect.getsourcefile(kind) or ""
-    except (OSError, TypeError):
-        return ""
-    changing = re.compile(
-        rf"\.{re.escape(attribute)}\b(\[[^\]]*\])?\s*([-+*/|&]|//|\*\*)?=(?!=)|\.{re.escape(attribute)}\.\w+\("
-    )
-    in_constructor = False
-    for offset, line in enumerate(lines):
-        if re.match(r"\s*def ", line):
-            in_constructor = "__init__" in line
-        if not in_constructor and changing.search(line):
-            return f"{file}:{first + offset}"
-    return f"{file}:{first}"
-
-
-def module_line(root: nn.Module, module: str) -> str:
-    """Return ``file:line`` of a module's forward."""
-    return source_line_of(type(root.get_submodule(module)).forward)
-
-
-def source_line_of(function: object) -> str:
-    """Return ``file:line`` of a function; empty where there is none."""
-    code = getattr(inspect.unwrap(function), "__code__", None)  # type: ignore[arg-type]
-    return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else ""
+def padding_warnings(verification: Verification) -> list[ReportWarning]:
+    """Warn of batch sizes at which eager fails without padding, so that a leak (S10) could not be looked for."""
+    if not verification.fails_alone:
+        return []
+    size, error = next(iter(sorted(verification.fails_alone.items())))
+    return [
+        ReportWarning(
+            code="padding-not-compared",
+            message=f"eager fails for {_tokens(size)} without padding: {error}",
+            cause="so nothing tells whether padding reaches real rows in a batch of that size",
+            remedy="let the forward run at every size that is served, or never serve that one",
+        )
+    ]
 
 
 def short_line(source_line: str) -> str:
@@ -225,7 +240,7 @@ def on_device(tensor: Tensor, root: nn.Module) -> bool:
 def reasons(verification: Verification, tokens: int) -> Iterator[str]:
     """Say in a line each why a bucket is no match."""
     bucket = next(bucket for bucket in verification.buckets if bucket.tokens == tokens)
-    yield from dict.fromkeys(bucket.errors)
+    yield from list(dict.fromkeys(bucket.errors))[:_MAX_ERRORS]
     if bucket.failed and not bucket.errors:
         trial = bucket.failed[0]
         yield f"replay differs from eager, first with requests of {_lengths(trial.request_lengths)} tokens"
@@ -239,11 +254,23 @@ def reasons(verification: Verification, tokens: int) -> Iterator[str]:
         yield f"{path} keeps an output that the next replay overwrites"
     if bucket.verdict == "inconclusive" and not bucket.num_launches:
         yield "no segment was launched"
+    for trial in bucket.without_numbers[:1]:
+        yield f"eager itself gives nothing but NaN at {_tokens(trial.num_tokens)}"
+    if bucket.unsteady:
+        trial, distance = max(bucket.unsteady.items(), key=lambda item: item[1])
+        yield (
+            f"eager differs from itself by {verification.spread:.1e} of the scale, replay from eager by {distance:.1e} "
+            f"at {_tokens(trial.num_tokens)}"
+        )
     yield from dict.fromkeys(bucket.doubts)
 
 
 def _lengths(lengths: tuple[int, ...]) -> str:
     return "+".join(str(length) for length in lengths)
+
+
+def _tokens(count: int) -> str:
+    return f"{count} token{'s' if count > 1 else ''}"
 
 
 def _buckets(tokens: list[int]) -> str:

@@ -9,14 +9,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from bcg.checking.compare import Comparison, Tolerance, are_near, compare
-from bcg.checking.findings import module_line
 from bcg.checking.outputs import Event, EventKey, keeping_outputs
+from bcg.checking.places import module_line
 from bcg.checking.plan import Trial, batch_of, poisoned_padding
-from bcg.checking.state import ModelState, Snapshot
 from bcg.device import find_device
 from bcg.errors import CaptureError
 from bcg.report import Divergence
 from bcg.runner import GraphRunner
+from bcg.state import ModelState, Snapshot
 from bcg.target import Target
 
 

@@ -59,12 +59,16 @@ def failure_of(report: CheckReport) -> CheckFailure | None:
     if not wrong and report.prompts is not None and report.prompts.verdict != "match":
         what = "on the prompts"
     reason = next((reason for bucket in wrong for reason in bucket.reasons), "see the report")
+    card = next(iter(report.findings), None)
+    cause, hint = "", None
+    if card is not None:
+        where = (f" in {card.module}" if card.module else "") + (f" at {card.source_line}" if card.source_line else "")
+        cause, hint = f"{card.title}{where}", card.remedy or None
     if report.verdict == "inconclusive":
-        return CheckFailure(f"the check is inconclusive {what}: {reason}", hint="see the warnings of the report")
-    if not report.findings:
-        return CheckFailure(f"replay is not eager {what}: {reason}")
-    card = report.findings[0]
-    where = (f" in {card.module}" if card.module else "") + (f" at {card.source_line}" if card.source_line else "")
-    return CheckFailure(
-        f"replay is not eager {what}: {card.hazard or 'unknown cause'}: {card.title}{where}", hint=card.remedy or None
-    )
+        because = f"; {cause}" if cause else ""
+        return CheckFailure(
+            f"the check is inconclusive {what}: {reason}{because}", hint=hint or "see the warnings of the report"
+        )
+    if card is not None:
+        reason = f"{card.hazard or 'unknown cause'}: {cause}"
+    return CheckFailure(f"replay is not eager {what}: {reason}", hint=hint)

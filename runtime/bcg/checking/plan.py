@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bcg.inputs import Batch
+from bcg.inputs import Batch, made_inputs
 from bcg.target import Target, make_batch
 
 MAX_REQUESTS = 8
@@ -89,7 +89,8 @@ def poisoned_padding(trial: Trial, target: Target) -> dict[str, torch.Tensor] | 
     """
     if trial.num_padding == 0:
         return None
-    inputs = target.make_inputs(trial.num_padding, target.device, _generator(target, trial.seed + _PADDING_SEED))
+    generator = _generator(target, trial.seed + _PADDING_SEED)
+    inputs = made_inputs(target.make_inputs, trial.num_padding, target.device, generator)
     return {name: value * 100 if value.is_floating_point() else value for name, value in inputs.items()}
 
 

@@ -14,13 +14,13 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from bcg.checking.compare import Comparison, Tolerance, compare
-from bcg.checking.state import ModelState, Snapshot
 from bcg.device import find_device
 from bcg.errors import ModelError, UsageError
 from bcg.inputs import Batch
 from bcg.models.build import quiet
 from bcg.report import PromptCheck, Verdict
 from bcg.runner import GraphRunner
+from bcg.state import ModelState, Snapshot
 from bcg.structure import map_tensors, tensors_in
 from bcg.target import Target, first_line, make_batch
 

@@ -15,14 +15,16 @@ from torch import Tensor, nn
 
 from bcg.checking.findings import operation_card
 from bcg.checking.plan import Trial, batch_of, poisoned_padding
-from bcg.checking.state import ModelState, Snapshot
+from bcg.checking.seeding import find_seeding
 from bcg.checking.trace import ForwardTrace, trace_forward
 from bcg.graph import BreakableCUDAGraph
 from bcg.inputs import Batch
 from bcg.report import Card
 from bcg.runner import GraphRunner
+from bcg.state import ModelState, Snapshot
+from bcg.structure import storage_key
 from bcg.sweep import INPUT_SEED
-from bcg.tape import Operation
+from bcg.tape import FirstRead, Operation
 from bcg.target import make_batch
 
 
@@ -37,9 +39,12 @@ class Evidence:
         now: An eager forward with the inputs of the failed trial.
         again: The same once more, the random generators not put back.
         warm: The same once more, nothing put back.
-        recorded: Tensors that the first capture read from outside, by address.
-        names: Where the module tree holds tensors after `now`: attribute path by address.
+        recorded: Addresses of tensors that the capture read from outside.
+        replaced_at: Operations of the capture that read one from outside where eager now reads another.
+        names: Where the module tree holds tensors before `now`: attribute path by address.
+        names_after: The same after it.
         inputs: Addresses of the static inputs.
+        seeding: The first call of eager that sets the state of a random generator.
     """
 
     root: nn.Module
@@ -49,9 +54,12 @@ class Evidence:
     now: ForwardTrace
     again: ForwardTrace
     warm: ForwardTrace
-    recorded: dict[int, Tensor]
+    recorded: frozenset[int]
+    replaced_at: frozenset[Operation]
     names: dict[int, str]
+    names_after: dict[int, str]
     inputs: frozenset[int]
+    seeding: Operation | None
 
 
 def gather(runner: GraphRunner, trial: Trial, state: ModelState, base: Snapshot) -> Evidence:
@@ -71,11 +79,14 @@ def gather(runner: GraphRunner, trial: Trial, state: ModelState, base: Snapshot)
     runner.eager_padded(captured_batch)
     at_capture = _trace(runner, captured_batch, None)
     state.restore(base)
-    now = _trace(runner, batch, padding)
     names = _names(state)
+    now = _trace(runner, batch, padding)
+    names_after = _names(state)
     state.restore(base, generators=False)
     again = _trace(runner, batch, padding)
     warm = _trace(runner, batch, padding)
+    state.restore(base)
+    seeding = find_seeding(lambda: runner.eager_padded(batch, padding))
     state.restore(base)
     graph = _taped_graph(runner, trial.tokens)
     state.restore(base)
@@ -88,9 +99,12 @@ def gather(runner: GraphRunner, trial: Trial, state: ModelState, base: Snapshot)
         now=now,
         again=again,
         warm=warm,
-        recorded=_externals(graph),
+        recorded=frozenset(first_read.address for first_read in _first_reads(graph)),
+        replaced_at=_replaced_at(graph, now),
         names=names,
+        names_after=names_after,
         inputs=frozenset(buffers),
+        seeding=seeding,
     )
 
 
@@ -110,12 +124,19 @@ def _trace(runner: GraphRunner, batch: Batch, padding: dict[str, Tensor] | None)
     )
 
 
-def _externals(graph: BreakableCUDAGraph) -> dict[int, Tensor]:
-    return {
-        tensor.untyped_storage().data_ptr(): tensor
-        for segment in graph.segments
-        for tensor in segment.tape.externals.values()
-    }
+def _first_reads(graph: BreakableCUDAGraph) -> list[FirstRead]:
+    return [first_read for segment in graph.segments for first_read in segment.tape.first_reads.values()]
+
+
+def _replaced_at(graph: BreakableCUDAGraph, now: ForwardTrace) -> frozenset[Operation]:
+    read: dict[Operation, set[int]] = {}
+    for operation, addresses in zip(now.operations, now.reads, strict=True):
+        read.setdefault(operation, set()).update(addresses)
+    return frozenset(
+        first_read.operation
+        for first_read in _first_reads(graph)
+        if first_read.address not in read.get(first_read.operation, {first_read.address})
+    )
 
 
 def suspect(evidence: Evidence) -> Card | None:
@@ -128,6 +149,7 @@ def suspect(evidence: Evidence) -> Card | None:
         _branch,
         _number,
         _replaced_tensor,
+        _seeding,
     )
     return next((card for card in (look(evidence) for look in looks) if card is not None), None)
 
@@ -204,20 +226,40 @@ def _random_stream(evidence: Evidence) -> Card | None:
 
 
 def _replaced_tensor(evidence: Evidence) -> Card | None:
-    """Eager reads a tensor that the graph doesn't know: its own was replaced or evicted, or nobody saw it made."""
+    """Eager reads a tensor that the graph doesn't know: its own was replaced, or nobody saw this one made."""
     for operation, reads in zip(evidence.now.operations, evidence.now.reads, strict=True):
         for address in reads:
             if address in evidence.recorded or address in evidence.inputs:
                 continue
-            name = evidence.names.get(address, "")
-            if name:
-                title = f"eager reads {name}, the graph the one that was there when it was captured"
-                return _card(evidence, "S8" if "[" in name else "S4", title, operation)
-            if address in evidence.now.made_in_breaks or evidence.now.externals[address].dim() == 0:
-                continue  # the result of a break, or a Python number
-            title = f"{operation.name} reads a tensor that no operation of this thread and stream made"
-            return _card(evidence, "S14", title, operation)
+            if evidence.now.externals[address].dim() == 0:
+                continue  # a Python number
+            hazard, title = _unknown_read(evidence, operation, address)
+            if hazard:
+                return _card(evidence, hazard, title, operation)
     return None
+
+
+def _unknown_read(evidence: Evidence, operation: Operation, address: int) -> tuple[str, str]:
+    """Tell why eager reads a tensor that the graph doesn't know; no row where it is merely a break's result."""
+    key = storage_key(evidence.now.externals[address])
+    name, name_after = evidence.names.get(address, ""), evidence.names_after.get(address, "")
+    tensor = name or name_after or f"a tensor of {tuple(evidence.now.externals[address].shape)}"
+    if address in evidence.now.made_in_breaks:
+        if name_after or operation in evidence.replaced_at:
+            return "S4", f"eager reads {tensor}, which a break replaced, the graph the one of its capture"
+        return "", ""
+    if key in evidence.at_capture.made or (name and name != name_after):
+        return "S12", f"eager reads {tensor}, which the forward before it left, the graph the one of its capture"
+    if key in evidence.now.met:
+        return "S4", f"eager reads {tensor}, the graph the one that was there when it was captured"
+    return "S14", f"{operation.name} reads a tensor that no operation of this thread and stream made"
+
+
+def _seeding(evidence: Evidence) -> Card | None:
+    if evidence.seeding is None:
+        return None
+    title = f"eager calls {evidence.seeding.name} in every forward, a replay goes on drawing from where it was"
+    return _card(evidence, "L9", title, evidence.seeding)
 
 
 def _names(state: ModelState) -> dict[int, str]:

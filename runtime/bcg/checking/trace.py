@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from bcg.breaks import count_breaks, is_in_break
 from bcg.context import ForwardContext
@@ -29,6 +31,8 @@ class ForwardTrace:
         numbers: The Python numbers that each was given, beside tensors.
         reads: For each, the addresses of tensors that the forward did not make.
         externals: Those tensors, by address.
+        made: Storages that its operations made, by key.
+        met: Storages that were there before it, by key.
         made_in_breaks: Addresses of what operations in breaks returned.
         num_breaks: Breaks that it ran.
         context_reads: Indices of the operations before which it asked, outside a break, how the batch is split into
@@ -39,6 +43,8 @@ class ForwardTrace:
     numbers: list[tuple[Any, ...]] = field(default_factory=list)
     reads: list[tuple[int, ...]] = field(default_factory=list)
     externals: dict[int, Tensor] = field(default_factory=dict)
+    made: Mapping[int, StorageWeakRef] = field(default_factory=dict)
+    met: Mapping[int, StorageWeakRef] = field(default_factory=dict)
     made_in_breaks: set[int] = field(default_factory=set)
     num_breaks: int = 0
     context_reads: list[int] = field(default_factory=list)
@@ -55,6 +61,7 @@ def trace_forward(
         device: Of its tensors.
     """
     tape = _EagerTape(find_device(device))
+    tape.trace.met = _storages()
     with torch.inference_mode(), tape.watching():
         tape.begin_segment()
         num_before = count_breaks()
@@ -62,6 +69,13 @@ def trace_forward(
         tape.trace.num_breaks = count_breaks() - num_before
         tape.end_segment()
     return tape.trace
+
+
+def _storages() -> dict[int, StorageWeakRef]:
+    """Return the storages of all tensors that Python holds; the references keep their keys from being used again."""
+    tensors = [found for found in gc.get_objects() if type(found) in (Tensor, nn.Parameter)]
+    storages = [tensor.untyped_storage() for tensor in tensors if tensor.layout == torch.strided]
+    return {storage._cdata: StorageWeakRef(storage) for storage in storages}
 
 
 _REQUESTS = frozenset({"request_lengths", "offsets", "cu_seqlens"})
@@ -85,7 +99,7 @@ class _EagerTape(Tape):
 
     def __init__(self, device: Device) -> None:
         super().__init__(device, Bystander())
-        self.trace = ForwardTrace()
+        self.trace = ForwardTrace(made=self._made)
 
     def begin_segment(self) -> None:
         super().begin_segment()
@@ -104,15 +118,16 @@ class _EagerTape(Tape):
         outside = [tensor for tensor in tensors_in((args, kwargs)) if not self.made(tensor)]
         result = super().run(function, args, kwargs)
         self.trace.operations.append(self._tape_segment.operations[-1])
-        self.trace.numbers.append(tuple(_numbers_in((args, tuple(kwargs.values())))))
+        self.trace.numbers.append(tuple(numbers_in((args, tuple(kwargs.values())))))
         self.trace.reads.append(tuple(tensor.untyped_storage().data_ptr() for tensor in outside))
         self.trace.externals.update({tensor.untyped_storage().data_ptr(): tensor for tensor in outside})
         return result
 
 
-def _numbers_in(value: Any) -> Iterator[Any]:
+def numbers_in(value: Any) -> Iterator[Any]:
+    """Yield the numbers and strings of nested tuples and lists."""
     if isinstance(value, (bool, int, float, complex, str)):
         yield value
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from _numbers_in(item)
+            yield from numbers_in(item)

@@ -9,9 +9,9 @@ import torch
 
 from bcg.checking.compare import Comparison
 from bcg.checking.plan import Trial
-from bcg.checking.state import Change
-from bcg.errors import BcgError
+from bcg.errors import BcgError, Place
 from bcg.report import Verdict
+from bcg.state import Change
 from bcg.tape import FirstRead
 
 
@@ -28,10 +28,14 @@ class BucketVerdict:
         moved: Trials that were not replayed, because a tensor that the graph reads was freed or got other memory.
         errors: What replays raised, first lines.
         hazard: The row of the catalogue that the first of these named.
+        place: Where it was raised.
+        is_empty: The graph has no step at all.
         leaks: Trials in which padding reached real rows.
         state_changes: State that replay left otherwise than eager did.
         kept_outputs: Attribute paths where a tensor of the graph's pool is left: the next replay overwrites it.
-        doubts: Why nothing can be told.
+        unsteady: Trials in which eager differs from itself, with how far replay is from eager: nothing can be told.
+        without_numbers: Trials for which eager gives nothing but NaN.
+        doubts: Why else nothing can be told.
     """
 
     tokens: int
@@ -42,9 +46,13 @@ class BucketVerdict:
     moved: dict[Trial, tuple[torch.Tensor, FirstRead]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
     hazard: str | None = None
+    place: Place = field(default_factory=Place)
+    is_empty: bool = False
     leaks: list[Trial] = field(default_factory=list)
     state_changes: list[Change] = field(default_factory=list)
     kept_outputs: list[str] = field(default_factory=list)
+    unsteady: dict[Trial, float] = field(default_factory=dict)
+    without_numbers: list[Trial] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
 
     @property
@@ -52,7 +60,8 @@ class BucketVerdict:
         """Match only if everything matched and something was replayed."""
         if self.failed or self.moved or self.leaks or self.state_changes or self.kept_outputs:
             return "mismatch"
-        return "inconclusive" if self.doubts or not self.num_launches else "match"
+        told = self.num_launches and not (self.doubts or self.unsteady or self.without_numbers)
+        return "match" if told else "inconclusive"
 
 
 @dataclass
@@ -62,12 +71,15 @@ class Verification:
     Attributes:
         buckets: Verdicts, ascending.
         eager_pass_ms: That part of `eager_ms` which one pass over each checked size took.
+        fails_alone: By batch sizes at which eager fails without padding, what it raises: there nothing tells whether
+            padding reaches real rows.
         spread: Largest relative difference between two eager runs of the same batch; 0 where they agree bitwise.
         eager_ms: Wall time of the eager runs.
         replay_ms: Wall time of the replays and comparisons.
     """
 
     buckets: list[BucketVerdict]
+    fails_alone: dict[int, str] = field(default_factory=dict)
     spread: float = 0.0
     eager_ms: float = 0.0
     replay_ms: float = 0.0

@@ -12,14 +12,16 @@ import torch
 
 from bcg.checking.compare import APART, Comparison, Tolerance, are_near, compare, has_numbers
 from bcg.checking.plan import Trial, batch_of, plan_trials, poisoned_padding, shuffled_rounds
-from bcg.checking.state import ModelState, Snapshot, changes, restore_generators
 from bcg.checking.verdicts import BucketVerdict, LostDeviceError, Verification
+from bcg.checking.writes import written_outside
 from bcg.device import find_device
-from bcg.errors import ReplayError
+from bcg.errors import BcgError, ModelError, Place, ReplayError
 from bcg.inputs import Batch
 from bcg.runner import GraphRunner
-from bcg.structure import map_tensors, storage_key
+from bcg.state import ModelState, Snapshot, changes, restore_generators
+from bcg.structure import map_tensors
 from bcg.target import first_line
+from bcg.whereabouts import users_line
 
 CHECK_SEED = 1000
 """Seed of values, splits and order; the inputs of captures have another."""
@@ -126,7 +128,7 @@ class _Verifier:
             if trial.num_padding == 0:
                 self._put_back()
                 self._on_step(f"eager, {trial.num_tokens} tokens")
-                self._full_outputs[trial] = _kept(self._runner.eager_padded(batch_of(trial, self._runner.target)))
+                self._full_outputs[trial] = self._eager(trial, batch_of(trial, self._runner.target), None)
                 self._changes_state = self._changes_state or bool(changes(self._base, self._state.save()))
 
     def _put_back(self) -> None:
@@ -141,27 +143,43 @@ class _Verifier:
         batch, padding = batch_of(trial, runner.target), poisoned_padding(trial, runner.target)
         self._put_back()
         started = time.perf_counter()
-        output = _kept(runner.eager_padded(batch, padding))
+        output = self._eager(trial, batch, padding)
         self._device.synchronize()
         self._found.eager_pass_ms += (time.perf_counter() - started) * 1e3
         after = self._state.save() if self._changes_state else None
         self._references[trial] = Reference(batch, padding, output, after)
         if not has_numbers(output):
-            verdict.doubts.append(f"eager itself gives nothing but NaN at {trial.num_tokens} tokens")
+            verdict.without_numbers.append(trial)
         self._put_back()
         if padding is None:
             again = compare(output, self._full_outputs.pop(trial), self._tolerance)
             self._found.spread = max(self._found.spread, again.max_rel_error)
             if not again.within:
-                verdict.doubts.append(
-                    f"eager differs from itself by {again.max_rel_error:.1e} of the scale at {trial.num_tokens} tokens"
-                )
+                verdict.unsteady[trial] = 0.0
         elif self._padding_leaks(trial, batch, output):
             verdict.leaks.append(trial)
 
+    def _eager(self, trial: Trial, batch: Batch, padding: dict[str, torch.Tensor] | None) -> Any:
+        try:
+            return _kept(self._runner.eager_padded(batch, padding))
+        except Exception as error:
+            if isinstance(error, BcgError) or is_sticky(error):
+                raise
+            raise ModelError(
+                f"the eager forward of {self._runner.target.name} fails for {trial.num_tokens} tokens in the bucket of "
+                f"{trial.tokens}: {type(error).__name__}: {first_line(error)}",
+                hint="it must run eagerly with any values before its replay can be compared; see --traceback",
+            ) from error
+
     def _padding_leaks(self, trial: Trial, batch: Batch, output: Any) -> bool:
         """Compare real rows beside poisoned padding with the batch alone, and in doubt with zeros as padding."""
-        alone = self._runner.eager(batch)
+        try:
+            alone = self._runner.eager(batch)
+        except Exception as error:
+            if is_sticky(error):
+                raise
+            self._found.fails_alone[trial.num_tokens] = f"{type(error).__name__}: {first_line(error)}"
+            return False
         comparison = compare(alone, output, self._tolerance)
         if comparison.within or self._is_within_spread(comparison, trial, output):
             return False
@@ -172,6 +190,9 @@ class _Verifier:
     def _replay(self, trial: Trial, *, on_side_stream: bool) -> None:
         runner, verdict, reference = self._runner, self._verdicts[trial.tokens], self._references[trial]
         graph = runner.graphs[trial.tokens]
+        if not graph.steps:
+            verdict.is_empty = True
+            return
         num_before = graph.num_replays
         self._put_back()
         moved = next(graph.moved_externals(), None)
@@ -190,8 +211,10 @@ class _Verifier:
             if is_sticky(error):
                 raise
             verdict.failed.append(trial)
+            if not verdict.errors:
+                verdict.hazard = getattr(error, "hazard", None)
+                verdict.place = getattr(error, "place", None) or Place(source=users_line(error))
             verdict.errors.append(first_line(error))
-            verdict.hazard = verdict.hazard or getattr(error, "hazard", None)
             verdict.comparison = verdict.comparison.joined(APART)
             return
         verdict.num_replays += graph.num_replays - num_before
@@ -208,10 +231,7 @@ class _Verifier:
         if comparison.within:
             return
         if self._is_within_spread(comparison, trial, self._references[trial].output):
-            verdict.doubts.append(
-                f"eager differs from itself by {self._found.spread:.1e} of the scale, replay from eager by "
-                f"{comparison.max_rel_error:.1e}"
-            )
+            verdict.unsteady[trial] = max(verdict.unsteady.get(trial, 0.0), comparison.max_rel_error)
             return
         verdict.failed.append(trial)
 
@@ -247,23 +267,6 @@ class _Verifier:
             if change.is_tensor and compare(change.before, change.after, self._tolerance).within:
                 continue
             verdict.state_changes.append(change)
-
-
-def written_outside(runner: GraphRunner) -> dict[str, torch.Tensor]:
-    """Return the tensors that segments write and that are neither the module tree's nor static inputs.
-
-    The tape knows them: those of every bucket on the host device, on a GPU those of the buckets that it followed.
-    """
-    known = {storage_key(tensor) for tensor in ModelState(runner.target.module).tensors().values()}
-    for tokens in runner.graphs:
-        known.update(storage_key(tensor) for tensor in runner.input_views(tokens).values())
-    found: dict[int, tuple[str, torch.Tensor]] = {}
-    for graph in runner.graphs.values():
-        for segment in graph.segments:
-            for key in segment.tape.written_externals - known:
-                operation = segment.tape.first_reads[key].operation
-                found[key] = f"the tensor of {operation.place}", segment.tape.externals[key]
-    return dict(found.values())
 
 
 def _kept(output: Any) -> Any:

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bcg.checking.state import ModelState
 from bcg.device import find_device
 from bcg.device.precision import full_precision
 from bcg.inputs import Batch
+from bcg.state import ModelState
 from bcg.structure import is_wrapped, map_tensors, tensors_in
 from bcg.target import Target, first_line
 from bcg.warmup import outermost_lists

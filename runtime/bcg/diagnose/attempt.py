@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
-
 from bcg.checking import Verification, verify
+from bcg.checking.places import modules_around
 from bcg.diagnose.cards import card_of_error
 from bcg.diagnose.survey import Finding
 from bcg.distributed.failure import PeerLost
 from bcg.errors import BcgError, CaptureError
 from bcg.runner import GraphRunner
 from bcg.target import Target, first_line
-
-_NO_FORWARD = nn.Module.forward
-"""What lists of modules have: nobody calls them."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +64,7 @@ def attempt(target: Target, sizes: Sequence[int]) -> Outcome:
 def finding_of(failure: CaptureError, target: Target) -> Finding:
     """Describe what a capture failed at, by its card: the modules around it are what a break may help with."""
     card = card_of_error(failure)
-    path = card.module if card is not None else ""
-    parts = path.split(".") if path else []
-    around = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
-    modules = tuple(path for path in around if type(target.module.get_submodule(path)).forward is not _NO_FORWARD)
+    modules = modules_around(target.module, card.module if card is not None else "")
     return Finding(
         card.hazard if card is not None else "L1",
         card.operation if card is not None else "",

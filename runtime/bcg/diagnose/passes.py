@@ -1,4 +1,4 @@
-"""Eager passes over a target: every size surveyed twice, with other values."""
+"""Eager passes over a target: every size surveyed twice, with other values and requests."""
 
 from __future__ import annotations
 
@@ -6,24 +6,29 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from bcg.alignment import Dropped
 from bcg.checking.compare import are_near
+from bcg.checking.findings import make_card
+from bcg.checking.places import attribute_line, modules_around, split_path
+from bcg.checking.seeding import find_seeding
 from bcg.collectives import in_step
 from bcg.context import ForwardContext, forward_context
 from bcg.diagnose.cards import cards_of
-from bcg.diagnose.survey import Finding, Survey, changed_state, frozen_numbers, host_state, survey
+from bcg.diagnose.survey import Finding, Survey, frozen_numbers, survey
 from bcg.errors import BcgError
-from bcg.hazards import HAZARDS
+from bcg.holdings import changed_paths
 from bcg.inputs import Batch
 from bcg.report import Card
+from bcg.state import ModelState
 from bcg.target import Target, first_line, make_batch
 
 _SEEDS = (101, 102)
 
 
 def survey_all(target: Target, sizes: Sequence[int]) -> tuple[list[Finding], list[Card]]:
-    """Survey every size twice with other values.
+    """Survey every size twice, with other values, and other requests where several may share a batch.
 
     Returns:
         Findings that a break may help with; what Python froze counts only where the host reads nothing. And cards of
@@ -36,19 +41,34 @@ def survey_all(target: Target, sizes: Sequence[int]) -> tuple[list[Finding], lis
     questions: dict[tuple[str, str, str], Finding] = {}
     for tokens in sizes:
         surveys = []
-        for seed in _SEEDS:
-            found = _survey_once(target, tokens, seed)
+        several = (1, tokens - 1) if target.packs_requests and tokens > 1 else (tokens,)
+        for seed, request_lengths in zip(_SEEDS, ((tokens,), several), strict=True):
+            found, changed = _survey_once(target, _batch(target, request_lengths, seed))
             surveys.append(found)
             for finding in found.findings:
                 findings.setdefault(finding.site, finding)
             for question in found.questions:
                 questions.setdefault(question.site, question)
-        if found.changed and not state_cards:
-            state_cards.append(_state_card(found.changed))
+        if changed and not state_cards:
+            state_cards.append(_state_card(target.module, changed))
         difference = frozen_numbers(*surveys)
         if difference is not None:
             frozen.append(difference)
+    if sizes and target.alignment is None and (seeding := _seeding(target, min(sizes))) is not None:
+        findings.setdefault(seeding.site, seeding)
     return list(findings.values()) or frozen[:1], state_cards + cards_of(questions.values())
+
+
+def _seeding(target: Target, tokens: int) -> Finding | None:
+    """Return where the forward sets the state of a random generator, if it does."""
+    batch = _batch(target, (tokens,), _SEEDS[0])
+    with forward_context(ForwardContext((tokens,))):
+        found = find_seeding(lambda: target(batch.inputs))
+    if found is None:
+        return None
+    reason = "it sets the state of a random generator"
+    modules = modules_around(target.module, found.module if found.module in dict(target.module.named_modules()) else "")
+    return Finding("L9", found.name, reason, modules, f"{found.file}:{found.line}")
 
 
 def runnable(target: Target, sizes: Sequence[int]) -> list[int]:
@@ -58,7 +78,7 @@ def runnable(target: Target, sizes: Sequence[int]) -> list[int]:
 
 def _runs(target: Target, tokens: int) -> bool:
     ranks = target.alignment
-    batch = _batch(target, tokens, _SEEDS[0])
+    batch = _batch(target, (tokens,), _SEEDS[0])
     if ranks is not None:
         ranks.begin(f"the first forward of {tokens} tokens")
     try:
@@ -79,32 +99,36 @@ def _on_any_rank(target: Target, here: bool) -> bool:
     return here if target.alignment is None else any(target.alignment.exchange(here))
 
 
-def _batch(target: Target, tokens: int, seed: int) -> Batch:
-    return make_batch(target, (tokens,), torch.Generator(target.device).manual_seed(seed))
+def _batch(target: Target, request_lengths: tuple[int, ...], seed: int) -> Batch:
+    return make_batch(target, request_lengths, torch.Generator(target.device).manual_seed(seed))
 
 
-def _survey_once(target: Target, tokens: int, seed: int) -> Survey:
-    """Run the target as it is, then under a survey, and compare: who asks, and gets another answer, may differ."""
-    batch = _batch(target, tokens, seed)
+def _survey_once(target: Target, batch: Batch) -> tuple[Survey, list[str]]:
+    """Run the target as it is, then under a survey, and compare: who asks, and gets another answer, may differ.
+
+    Returns:
+        The survey, and the state that changes outside of breaks.
+    """
     ranks = target.alignment
     given: list[Any] = []
+    passes_on: tuple[type[Exception], ...] = () if ranks is None else (BcgError,)
     if ranks is not None:
-        ranks.begin(f"the survey of {tokens} tokens")
-    with forward_context(ForwardContext((tokens,))):
-        before = host_state(target.module)
+        ranks.begin(f"the survey of {batch.num_tokens} tokens")
+    with forward_context(ForwardContext(batch.request_lengths)):
         with in_step(ranks, "running eagerly"):
             plain = target(batch.inputs)
-        keeps_state = not changed_state(before, host_state(target.module))
+        state = ModelState(target.module)
+        before = state.look()
         with in_step(ranks, "being surveyed"):
             found = survey(
-                lambda: given.append(target(batch.inputs)),
-                target.device,
-                notes_numbers=True,
-                state=None if keeps_state else lambda: host_state(target.module),
-                passes_on=() if ranks is None else (BcgError,),
+                lambda: given.append(target(batch.inputs)), target.device, notes_numbers=True, passes_on=passes_on
             )
             if ranks is not None and not given:
                 ranks.meet(found.findings[-1].reason)  # what fails on every rank may get a break
+        changed = changed_paths(before, state.look()) if given else []
+        if _on_any_rank(target, bool(changed)):
+            with in_step(ranks, "being surveyed again"):
+                changed = _changed_outside_breaks(target, batch, state, passes_on)
         is_other = bool(found.questions and given) and not are_near(plain, given[0])
         if _on_any_rank(target, is_other):
             with in_step(ranks, "running eagerly again"):
@@ -114,16 +138,20 @@ def _survey_once(target: Target, tokens: int, seed: int) -> Survey:
                 is_other = False
     if not is_other:
         found.questions.clear()
-    return found
+    return found, changed
 
 
-def _state_card(changed: list[str]) -> Card:
-    hazard = HAZARDS["S12"]
+def _changed_outside_breaks(
+    target: Target, batch: Batch, state: ModelState, passes_on: tuple[type[Exception], ...]
+) -> list[str]:
+    """Run another forward; return the state that it changes and that a replay of its segments would not."""
+    before = state.look()
+    found = survey(lambda: target(batch.inputs), target.device, state=state, passes_on=passes_on)
+    return [path for path in changed_paths(before, state.look()) if path not in found.changed_in_breaks]
+
+
+def _state_card(root: nn.Module, changed: list[str]) -> Card:
     shown = ", ".join(changed[:4]) + (f" and {len(changed) - 4} more" if len(changed) > 4 else "")
-    return Card(
-        hazard="S12",
-        title=f"the forward changes {shown}",
-        cause=hazard.cause,
-        module=changed[0].rpartition(".")[0],
-        remedy=hazard.remedy,
-    )
+    module, attribute = split_path(root, changed[0])
+    line = attribute_line(root, module, attribute)
+    return make_card("S12", f"the forward changes {shown}, a replay does not", module=module, source_line=line)

@@ -16,7 +16,6 @@ from types import FrameType
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from bcg.breaks import BreakLabel, running_breaks
 from bcg.device import find_device
@@ -24,6 +23,8 @@ from bcg.device.asking import pretend_capturing, telling_the_truth
 from bcg.device.base import Device
 from bcg.device.bystander import Bystander
 from bcg.functions import FunctionReference, functions_around, is_forward
+from bcg.holdings import changed_paths
+from bcg.state import ModelState
 from bcg.structure import is_sparse, storage_key, tensors_in, whole_tensors_in
 from bcg.tape import SegmentTape, Tape
 from bcg.target import first_line
@@ -95,7 +96,7 @@ class Survey:
         device: The device that would capture.
         records_collectives: Whether segments hold collectives, where that is not as on `device`.
         notes_numbers: Keep the Python numbers that operations are given, for `frozen_numbers`.
-        state: Reads the state of the host, as `host_state` does, to see what changes it between breaks.
+        state: Look at it before and after every break, for `changed_in_breaks`; that takes time.
 
     Attributes:
         findings: In program order, one a line of code and module.
@@ -103,7 +104,7 @@ class Survey:
         segments: What each would-be segment reads and does.
         breaks: The breaks between them.
         steps: ``segment`` and ``break``, in order.
-        changed: Names of state that something outside of breaks changed.
+        changed_in_breaks: Paths of state that breaks changed: a replay does so too.
     """
 
     def __init__(
@@ -111,18 +112,17 @@ class Survey:
         device: Device,
         *,
         notes_numbers: bool = False,
+        state: ModelState | None = None,
         records_collectives: bool | None = None,
-        state: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
         self.findings: list[Finding] = []
         self.questions: list[Finding] = []
         self.segments: list[SegmentTape] = []
         self.breaks: list[SurveyedBreak] = []
         self.steps: list[Literal["segment", "break"]] = []
-        self.changed: list[str] = []
+        self.changed_in_breaks: set[str] = set()
         self.numbers: list[_Numbers] | None = [] if notes_numbers else None
-        self._read_state = state or dict
-        self._state: dict[str, Any] = {}
+        self._state = state
         self._tape = _SurveyTape(device, self)
         if records_collectives is not None:
             self._tape.records_collectives = records_collectives
@@ -134,7 +134,7 @@ class Survey:
         with running_breaks(self), self._tape.watching(), contextlib.ExitStack() as stack:
             stack.callback(pretend_capturing, False)
             pretend_capturing(True, self._note_question)
-            self._begin_segment()
+            self._tape.begin_segment()
             yield
             self._end_segment()
 
@@ -146,7 +146,10 @@ class Survey:
             label = dataclasses.replace(label, module=self._tape.module_path)
         self._end_segment()
         with self._tape.looking_away(), telling_the_truth():
+            before = self._state.look() if self._state is not None else None
             result = function(*args, **kwargs)
+            if self._state is not None and before is not None:
+                self.changed_in_breaks.update(changed_paths(before, self._state.look()))
         if any(map(is_sparse, whole_tensors_in(result))):
             self._note_sparse_result(label)
         given = {storage_key(tensor) for tensor in tensors_in((args, kwargs))}
@@ -157,7 +160,7 @@ class Survey:
                 boundary_bytes += tensor.untyped_storage().nbytes()
         self.steps.append("break")
         self.breaks.append(SurveyedBreak(label, function, boundary_bytes))
-        self._begin_segment()
+        self._tape.begin_segment()
         return result
 
     def note(self, hazard: str, operation: str, reason: str) -> None:
@@ -197,12 +200,7 @@ class Survey:
             hazard, operation, reason, self._tape.module_paths, source, tuple(functions_around(sys._getframe(1)))
         )
 
-    def _begin_segment(self) -> None:
-        self._state = self._read_state()
-        self._tape.begin_segment()
-
     def _end_segment(self) -> None:
-        self.changed += changed_state(self._state, self._read_state())
         segment = self._tape.end_segment()
         if segment.operations:
             self.steps.append("segment")
@@ -265,7 +263,7 @@ def survey(
     device: torch.device,
     *,
     notes_numbers: bool = False,
-    state: Callable[[], dict[str, Any]] | None = None,
+    state: ModelState | None = None,
     passes_on: _Errors = (),
 ) -> Survey:
     """Run `forward` once, eagerly, and return what was found on the way; errors are findings, but for `passes_on`."""
@@ -307,22 +305,3 @@ def _same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
 
 def _show(values: tuple[Any, ...]) -> str:
     return ", ".join(f"{value:.6g}" if isinstance(value, float) else str(value) for value in values[:6])
-
-
-def host_state(root: nn.Module) -> dict[str, Any]:
-    """Return the plain Python state of a module tree: numbers, strings, and how long lists and dicts are."""
-    state: dict[str, Any] = {}
-    for path, module in root.named_modules():
-        for name, value in vars(module).items():
-            if name.startswith("_") or name == "training":
-                continue
-            if value is None or isinstance(value, (bool, int, float, str)):
-                state[f"{path}.{name}".lstrip(".")] = value
-            elif isinstance(value, (list, dict, set)):
-                state[f"{path}.{name}".lstrip(".")] = len(value)
-    return state
-
-
-def changed_state(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Return the names whose state differs, or is new."""
-    return [name for name, value in after.items() if name not in before or repr(before[name]) != repr(value)]

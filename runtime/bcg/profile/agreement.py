@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bcg.checking.compare import same_bits
 from bcg.checking.yardstick import ExactErrors, exact_errors
-from bcg.structure import tensors_in
+from bcg.structure import same_bits, tensors_in
 
 _LIMITS = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 """Largest relative error, by dtype, where there is no exact result to tell how far off eager is itself."""

@@ -1,0 +1,80 @@
+"""What forwards write besides the module tree's state: parameters, and tensors that nobody in the tree holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bcg.context import ForwardContext, forward_context
+from bcg.inputs import PROBE_SIZES
+from bcg.runner import GraphRunner
+from bcg.state import ModelState
+from bcg.structure import is_wrapped, storage_key
+from bcg.tape import written_by
+from bcg.target import Target, make_batch
+
+
+def written_parameters(target: Target) -> dict[str, Tensor]:
+    """Run a small forward and return the parameters that it writes, by path; all is left as it was.
+
+    Of a sharded target none are looked for.
+    """
+    if target.alignment is not None:
+        return {}
+    state = ModelState(target.module)
+    base = state.save()
+    generator = torch.Generator(target.device).manual_seed(0)
+    batch = make_batch(target, PROBE_SIZES[:1], generator)
+    keeping = _KeepingParameters(target)
+    try:
+        with forward_context(ForwardContext(batch.request_lengths)), keeping:
+            target(batch.inputs)
+    except Exception:  # noqa: BLE001  what fails here fails in the capture too, and there the tape says where
+        keeping.written.clear()
+    with torch.inference_mode():
+        for path, contents in keeping.contents.items():
+            keeping.parameters[path].copy_(contents)
+    state.restore(base)
+    return keeping.written
+
+
+class _KeepingParameters(TorchDispatchMode):
+    """Copies every parameter before it is first written."""
+
+    def __init__(self, target: Target) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.written: dict[str, Tensor] = {}
+        self.contents: dict[str, Tensor] = {}
+        self._paths = {storage_key(parameter): path for path, parameter in target.module.named_parameters()}
+        self.parameters = dict(target.module.named_parameters())
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if is_wrapped(types):
+            return NotImplemented
+        for tensor in written_by(func, args, kwargs or {}):
+            path = self._paths.get(storage_key(tensor))
+            if path is not None and path not in self.written:
+                self.written[path] = self.parameters[path]
+                self.contents[path] = self.parameters[path].clone()
+        return func(*args, **(kwargs or {}))
+
+
+def written_outside(runner: GraphRunner) -> dict[str, Tensor]:
+    """Return what segments write beside the module tree's state and static inputs: parameters, and tensors of nobody.
+
+    The tape knows them: those of every bucket on the host device, on a GPU those of the buckets that it followed.
+    """
+    parameters = {storage_key(tensor): path for path, tensor in runner.target.module.named_parameters()}
+    known = {storage_key(tensor) for tensor in ModelState(runner.target.module).look().tensors.values()}
+    for tokens in runner.graphs:
+        known.update(storage_key(tensor) for tensor in runner.input_views(tokens).values())
+    found: dict[int, tuple[str, Tensor]] = {}
+    for graph in runner.graphs.values():
+        for segment in graph.segments:
+            for key in segment.tape.written_externals - known:
+                name = parameters.get(key) or f"the tensor of {segment.tape.first_reads[key].operation.place}"
+                found[key] = name, segment.tape.externals[key]
+    return dict(found.values())

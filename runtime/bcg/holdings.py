@@ -1,0 +1,132 @@
+"""What a module tree holds besides its parameters: tensors, numbers, and what they are kept in.
+
+Buffers, and attributes of any depth: tensors, numbers, strings, and containers and plain objects of these.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import sys
+import types
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_TORCHS_OWN = frozenset(vars(nn.Module())) - {"_buffers", "training"}
+_PLAIN = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device, torch.Size)
+_CODE = (type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType, functools.partial)
+_MAX_DEPTH = 6
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """What a module tree held at one moment; nothing is copied but containers, shallowly.
+
+    Attributes:
+        values: Numbers, strings and lengths by path, such as ``layers.0.cache.length``.
+        tensors: Tensors by path.
+        holders: Every container and attribute dict that was met, with a shallow copy of what it held.
+        own_generators: Random generators that attributes hold, and globals of the files that define the modules.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    holders: list[tuple[Any, Any]] = field(default_factory=list)
+    own_generators: list[torch.Generator] = field(default_factory=list)
+
+
+def collect(root: nn.Module, into: Holdings) -> None:
+    """Add what the module tree holds now."""
+    seen: set[int] = set()
+    for path, module in root.named_modules():
+        owned = vars(module)
+        into.holders.append((owned, dict(owned)))
+        for name, value in owned.items():
+            if name == "_buffers":
+                if isinstance(value, dict):  # a scripted module's can't be refilled
+                    into.holders.append((value, dict(value)))
+                for key, buffer in value.items():
+                    _visit(into, _join(path, key), buffer, seen, 0)
+            elif name not in _TORCHS_OWN:
+                _visit(into, _join(path, name), value, seen, 0)
+    into.own_generators.extend(_global_generators(root))
+
+
+def changed_paths(before: Holdings, after: Holdings) -> list[str]:
+    """Return the paths at which other values or other tensors are held; what tensors hold is not looked at."""
+    values = [
+        path
+        for path in dict.fromkeys([*before.values, *after.values])
+        if (path in before.values) != (path in after.values)
+        or not same_value(before.values.get(path), after.values.get(path))
+    ]
+    tensors = [
+        path
+        for path in dict.fromkeys([*before.tensors, *after.tensors])
+        if before.tensors.get(path) is not after.tensors.get(path)
+    ]
+    return list(dict.fromkeys([*values, *tensors]))
+
+
+def same_value(one: Any, other: Any) -> bool:
+    """Tell whether two plain values are the same, two NaN included."""
+    return type(one) is type(other) and bool(one == other or (one != one and other != other))
+
+
+def _global_generators(root: nn.Module) -> Iterator[torch.Generator]:
+    files = dict.fromkeys(type(module).__module__ for module in root.modules())
+    for name in files:
+        if name in sys.modules and not name.startswith("torch."):
+            yield from (value for value in vars(sys.modules[name]).values() if type(value) is torch.Generator)
+
+
+def _join(path: str, name: Any) -> str:
+    return f"{path}.{name}" if path else str(name)
+
+
+def _visit(into: Holdings, path: str, value: Any, seen: set[int], depth: int) -> None:
+    if isinstance(value, _PLAIN):
+        into.values[path] = value
+        return
+    if isinstance(value, torch.Generator):
+        into.own_generators.append(value)
+        return
+    if isinstance(value, itertools.count):
+        into.values[path] = repr(value)
+        return
+    if id(value) in seen or depth > _MAX_DEPTH or isinstance(value, (nn.Module, nn.Parameter)):
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        into.tensors[path] = value
+    elif isinstance(value, (list, tuple, deque, dict, set, frozenset)):
+        into.values[f"len({path})"] = len(value)
+        if not isinstance(value, (tuple, frozenset)):
+            into.holders.append((value, value.copy()))
+        for key, item in _items(value):
+            _visit(into, f"{path}[{key!r}]", item, seen, depth + 1)
+    elif _is_plain_object(value):
+        into.holders.append((vars(value), dict(vars(value))))
+        for name, item in vars(value).items():
+            _visit(into, f"{path}.{name}", item, seen, depth + 1)
+
+
+def _items(value: Any) -> Iterator[tuple[Any, Any]]:
+    if isinstance(value, (dict, OrderedDict)):
+        yield from value.items()
+    elif isinstance(value, (set, frozenset)):
+        yield from ((item, item) for item in sorted(value, key=repr))
+    else:
+        yield from enumerate(value)
+
+
+def _is_plain_object(value: Any) -> bool:
+    """Tell whether an object may hold state: no function, type or module, none of torch's, no configuration."""
+    if isinstance(value, _CODE) or not hasattr(value, "__dict__"):
+        return False
+    return not type(value).__module__.startswith(("torch.", "builtins")) and not hasattr(value, "model_type")

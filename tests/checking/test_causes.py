@@ -1,0 +1,302 @@
+"""Which row of the catalogue a mismatch gets: state and tables in all the shapes that models keep them in."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bcg import check, current_forward_context, eager_on_graph
+from bcg.report import CheckReport
+from tests.targets import own_target
+
+TABLES = {"scale": torch.ones(4)}
+
+
+def make_inputs(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, Tensor]:
+    return {"x": torch.rand((num_tokens, 4), device=device, generator=generator)}
+
+
+def checked(module: nn.Module, device: str, make: Any = make_inputs) -> CheckReport:
+    return check(own_target(module, device, make), buckets=(4, 8))
+
+
+class GrowsByCat(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache = torch.zeros(0, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.cache = torch.cat([self.cache.to(x.device), x.mean(0, keepdim=True) * 0 + 1])
+        return x * self.cache.sum()
+
+
+class KeepsInList(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = [torch.zeros(4)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        result = x + self.hidden[0].to(x.device)
+        self.hidden[0] = self.hidden[0].to(x.device) + 1
+        return result
+
+
+class KeepsLastSize(nn.Module):
+    """A cache of one slot, keyed by the shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shape: tuple[int, ...] = ()
+        self.table = torch.empty(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.shape != tuple(x.shape):
+            self.shape = tuple(x.shape)
+            self.table = torch.linspace(1, 2, 4, device=x.device).repeat(len(x), 1)
+        return x * self.table
+
+
+class KeepsEverySize(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables: dict[int, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) not in self.tables:
+            self.tables[len(x)] = torch.linspace(1, 2, 4, device=x.device).repeat(len(x), 1)
+        return x * self.tables[len(x)]
+
+
+class ReplacesInBreak(nn.Module):
+    """Replaces a table of its own, or of the file, in a break."""
+
+    def __init__(self, tables: dict[str, Tensor] | None = None) -> None:
+        super().__init__()
+        self.tables = {"scale": torch.ones(4)} if tables is None else None
+        self.read = (lambda: tables) if tables is not None else (lambda: self.tables)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.prepare(x)
+        return x * self.read()["scale"]
+
+    @eager_on_graph
+    def prepare(self, x: Tensor) -> None:
+        self.read()["scale"] = x[0] * 0 + float(x[0, 0])
+
+
+class ExchangesMemory(nn.Module):
+    """Gives the tensor that the graph reads another storage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = {"scale": torch.ones(4)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.prepare(x)
+        return x * self.tables["scale"].to(x.device)
+
+    @eager_on_graph
+    def prepare(self, x: Tensor) -> None:
+        self.tables["scale"].data = torch.ones(4) * 2
+
+
+class ReadsGlobal(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * TABLES["scale"]
+
+
+def make_inputs_and_table(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, Tensor]:
+    TABLES["scale"] = torch.rand(4, device=device, generator=generator)
+    return make_inputs(num_tokens, device, generator)
+
+
+class Appends(nn.Module):
+    """Keeps what every forward computed, in a list that a replay leaves as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x.sum())
+        return x + 1
+
+
+def test_a_list_that_grows_is_state_and_holds_outputs(device: str) -> None:
+    cards = checked(Appends(), device).findings
+    assert [card.hazard for card in cards] == ["S12", "S11"]
+    assert cards[0].title.startswith("len(seen) is ")
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "says"),
+    [
+        (GrowsByCat, "S12", "eager reads cache and puts another tensor there"),
+        (KeepsInList, "S12", "eager reads hidden and puts another tensor there"),
+        (KeepsLastSize, "S8", "table is filled anew by an eager forward of another size"),
+        (ReplacesInBreak, "S4", "eager reads tables['scale'], which a break replaced"),
+    ],
+)
+def test_state_and_tables_get_their_row(kind: type[nn.Module], row: str, says: str, device: str) -> None:
+    report = checked(kind(), device)
+    assert report.verdict == "mismatch"
+    (card,) = [card for card in report.findings if card.hazard != "S10"]
+    assert card.hazard == row and says in card.title
+    assert card.source_line.startswith(__file__)
+    assert card.remedy
+
+
+class ReturnsNumber(nn.Module):
+    """Its break returns what the graph can't take: a number, or a text, that changes."""
+
+    def __init__(self, as_text: bool) -> None:
+        super().__init__()
+        self.as_text = as_text
+
+    def forward(self, x: Tensor) -> Tensor:
+        number = self.longest()
+        return x * (len(number) if isinstance(number, str) else number)
+
+    @eager_on_graph
+    def longest(self) -> int | str:
+        context = current_forward_context()
+        length = context.max_length if context else 1
+        return "a" * 1000 * length if self.as_text else length
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_a_number_that_a_break_returns_is_frozen(as_text: bool, device: str) -> None:
+    (card,) = checked(Wrapped(ReturnsNumber(as_text)), device).findings
+    assert (card.hazard, card.module) == ("S2", "inner")
+    assert card.title.startswith("break ReturnsNumber.longest returned ") and len(card.title) < 160
+    assert card.source_line.startswith(__file__) and card.remedy
+
+
+class ReturnsOtherShape(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.rows(x).sum()
+
+    @eager_on_graph
+    def rows(self, x: Tensor) -> Tensor:
+        context = current_forward_context()
+        return x[: context.max_length if context else 1] * 0
+
+
+def test_a_shape_that_a_break_returns_is_frozen(device: str) -> None:
+    (card,) = checked(Wrapped(ReturnsOtherShape()), device).findings
+    assert (card.hazard, card.module) == ("S9", "inner")
+    assert card.source_line.startswith(__file__)
+
+
+class Wrapped(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.inner(x * 2)
+        return result
+
+
+class Seeds(nn.Module):
+    """Draws the same numbers in every forward, on the host device; on a GPU it can't be captured."""
+
+    def __init__(self, seeds: bool) -> None:
+        super().__init__()
+        self.seeds = seeds
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.seeds:
+            torch.manual_seed(3)
+        return x + torch.rand(4, device=x.device) * 1e-5
+
+
+def test_a_seed_that_is_set_in_the_forward_is_named() -> None:
+    (card,) = checked(Wrapped(Seeds(True)), "cpu").findings
+    assert (card.hazard, card.module, card.operation) == ("L9", "inner", "Generator.manual_seed")
+    assert card.source_line.startswith(__file__)
+    assert checked(Wrapped(Seeds(False)), "cpu").findings == []
+
+
+class Identity(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def test_a_forward_without_operations_replays_nothing(device: str) -> None:
+    report = checked(Identity(), device)
+    (card,) = report.findings
+    assert (report.verdict, card.hazard) == ("inconclusive", "S20")
+    assert card.title.endswith("the forward runs no operation")
+    assert card.source_line.startswith(__file__)
+
+
+class NormOverRows(nn.Module):
+    """A layer of torch's that mixes rows, and that takes no single one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4, track_running_stats=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.norm(x)
+        return result
+
+
+def test_a_leak_in_a_layer_of_torch_is_where_it_is_called(device: str) -> None:
+    report = checked(Wrapped(NormOverRows()), device)
+    (card,) = report.findings
+    assert (card.hazard, card.module) == ("S10", "inner.norm")
+    file, _, line = card.source_line.rpartition(":")
+    assert file == __file__
+    assert Path(file).read_text().splitlines()[int(line) - 1].strip() == "result: Tensor = self.norm(x)"
+    warning = next(warning for warning in report.warnings if warning.code == "padding-not-compared")
+    assert warning.message.startswith("eager fails for 1 token without padding: ValueError: Expected more than 1 value")
+
+
+class Hook:
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        return None
+
+
+def test_hooks_of_all_modules_and_hooks_that_are_objects_have_a_place(device: str) -> None:
+    module = Wrapped(KeepsEverySize())
+    module.inner.register_forward_hook(functools.partial(Hook()))
+    handle = nn.modules.module.register_module_forward_pre_hook(lambda module, args: None)
+    try:
+        report = checked(module, device)
+    finally:
+        handle.remove()
+    (warning,) = report.warnings
+    assert warning.code == "S18"
+    assert warning.message.startswith(
+        f"2 forward hooks will not run in a replay, the first on every module at {__file__}"
+    )
+    (warning,) = checked(module, device).warnings
+    assert warning.message.startswith(f"1 forward hook will not run in a replay, the first on inner at {__file__}")
+
+
+def test_a_table_of_the_file_that_a_break_replaces_is_an_external_replaced(device: str) -> None:
+    report = checked(ReplacesInBreak({"scale": torch.ones(4, device=device)}), device)
+    assert "S4" in {card.hazard for card in report.findings}
+    assert not {"S14", ""} & {card.hazard for card in report.findings}
+
+
+def test_a_table_that_is_replaced_between_forwards_is_an_external_replaced(device: str) -> None:
+    (card,) = checked(ReadsGlobal(), device, make_inputs_and_table).findings
+    assert card.hazard == "S4" and card.source_line.startswith(__file__)
+
+
+def test_memory_that_is_exchanged_is_not_said_to_be_freed() -> None:
+    (card,) = checked(ExchangesMemory(), "cpu").findings
+    assert (card.hazard, card.title) == ("S4", "tables['scale'], which the graph reads, got other memory")
+
+
+def test_a_cache_of_every_size_is_healthy(device: str) -> None:
+    report = checked(KeepsEverySize(), device)
+    assert (report.verdict, report.findings) == ("match", [])

@@ -1,0 +1,140 @@
+"""State and numbers that replays leave as they were are told before a capture; what breaks change is not."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bcg import current_forward_context, eager_on_graph
+from bcg.diagnose import break_where_needed
+from tests.targets import own_target
+
+
+class Planted(nn.Module):
+    """Holds what the models below change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._count = 0
+        self.inner = SimpleNamespace(seen=[0])
+        self.cache = {"rows": torch.zeros(0, 4)}
+        self.register_buffer("steps", torch.zeros(()))
+
+
+class PrivateNumber(Planted):
+    def forward(self, x: Tensor) -> Tensor:
+        self._count += 1
+        return x + 1
+
+
+class NestedNumber(Planted):
+    def forward(self, x: Tensor) -> Tensor:
+        self.inner.seen[0] += 1
+        return x + 1
+
+
+class ReboundTensor(Planted):
+    def forward(self, x: Tensor) -> Tensor:
+        self.cache["rows"] = torch.cat([self.cache["rows"].to(x.device), x[:1]])[-3:]
+        return x + 1
+
+
+class OnTheDevice(Planted):
+    def forward(self, x: Tensor) -> Tensor:
+        self.steps += 1
+        return x + 1
+
+
+class InBreak(Planted):
+    def forward(self, x: Tensor) -> Tensor:
+        self.note(x * 2)
+        return x + 1
+
+    @eager_on_graph
+    def note(self, x: Tensor) -> None:
+        self._count += 1
+        self.inner.seen.append(len(x))
+        self.cache["rows"] = x.clone()
+
+
+def make_inputs(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, Tensor]:
+    return {"x": torch.rand((num_tokens, 4), device=device, generator=generator)}
+
+
+@pytest.mark.parametrize(
+    ("module", "changed"),
+    [
+        (PrivateNumber(), "_count"),
+        (NestedNumber(), "inner.seen[0]"),
+        (ReboundTensor(), "cache['rows']"),
+    ],
+)
+def test_state_that_a_replay_does_not_change_is_named(module: nn.Module, changed: str, device: str) -> None:
+    (card,) = break_where_needed(own_target(module, device, make_inputs), (4, 8)).cards
+    assert (card.hazard, card.title) == ("S12", f"the forward changes {changed}, a replay does not")
+    assert card.source_line.startswith(__file__)
+
+
+@pytest.mark.parametrize("module", [OnTheDevice(), InBreak()])
+def test_state_that_a_replay_changes_too_is_healthy(module: nn.Module, device: str) -> None:
+    assert break_where_needed(own_target(module, device, make_inputs), (4, 8)).cards == []
+
+
+class Around(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.inner(x)
+        return result
+
+
+class ByLength(nn.Module):
+    """Scales by the longest request."""
+
+    def __init__(self, in_break: bool) -> None:
+        super().__init__()
+        self.scale = eager_on_graph(scaled_by_length, enable=in_break)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale(x + 1)
+
+
+def scaled_by_length(x: Tensor) -> Tensor:
+    context = current_forward_context()
+    return x * (1 + 1e-6 * context.max_length if context else 1)
+
+
+def test_a_number_that_depends_on_the_requests_is_frozen(device: str) -> None:
+    diagnosis = break_where_needed(own_target(Around(ByLength(in_break=False)), device, make_inputs), (4, 8))
+    (found,) = diagnosis.automatic_breaks
+    assert (found.size, found.module, found.card.hazard) == ("module", "inner", "S2")
+    assert found.card.source_line.startswith(__file__)
+
+
+def test_a_number_that_depends_on_the_requests_is_healthy_in_a_break(device: str) -> None:
+    diagnosis = break_where_needed(own_target(Around(ByLength(in_break=True)), device, make_inputs), (4, 8))
+    assert (diagnosis.automatic_breaks, diagnosis.cards) == ([], [])
+
+
+class Seeds(nn.Module):
+    def __init__(self, seeds: bool) -> None:
+        super().__init__()
+        self.seeds = seeds
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.seeds:
+            torch.manual_seed(3)
+        return x + torch.rand(4, device=x.device) * 1e-5
+
+
+def test_a_seed_that_is_set_in_the_forward_gets_a_break(device: str) -> None:
+    diagnosis = break_where_needed(own_target(Around(Seeds(True)), device, make_inputs), (4, 8))
+    (found,) = diagnosis.automatic_breaks
+    assert (found.module, found.card.hazard, found.card.operation) == ("inner", "L9", "Generator.manual_seed")
+    assert found.card.source_line.startswith(__file__)
+    assert break_where_needed(own_target(Around(Seeds(False)), device, make_inputs), (4, 8)).automatic_breaks == []
