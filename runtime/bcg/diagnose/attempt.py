@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bcg.checking import Verification, verify
+from bcg.checking.findings import reasons
 from bcg.checking.places import modules_around
 from bcg.diagnose.cards import card_of_error
 from bcg.diagnose.survey import Finding
@@ -92,9 +93,5 @@ def _disagreement(found: Verification) -> str | None:
 
 def _doubt(found: Verification) -> str:
     """Return why replays can't tell whether they are right, where they can't."""
-    for bucket in found.buckets:
-        if bucket.doubts:
-            return bucket.doubts[0]
-        if not bucket.num_launches:
-            return f"no segment of {bucket.tokens} tokens was replayed"
-    return ""
+    unsure = (bucket.tokens for bucket in found.buckets if bucket.verdict == "inconclusive")
+    return next((reason for tokens in unsure for reason in reasons(found, tokens)), "")
