@@ -52,7 +52,7 @@ def prepare_streams() -> None:
 
 def data(renderable: RenderableType) -> None:
     """Prints what the user asked for, on stdout; in a pipe or a file every row is one whole line."""
-    _console(_stdout()).print(_Harmless(renderable))
+    _print(_stdout(), _Harmless(renderable))
 
 
 class _Harmless:
@@ -85,7 +85,7 @@ def talk(message: str) -> None:
 
 def show(renderable: RenderableType) -> None:
     """Shows something of several lines on stderr."""
-    _stderr().print(renderable)
+    _print(sys.stderr, renderable)
 
 
 def note(message: str) -> None:
@@ -168,6 +168,18 @@ def _keep_stdout() -> None:
 
 def _stdout() -> TextIO:
     return _process.stdout or sys.stdout
+
+
+def _print(stream: TextIO, renderable: RenderableType) -> None:
+    """Print; in a pipe without the blanks that fill a row up to the widest one."""
+    console = _console(stream)
+    if console.is_terminal:
+        console.print(renderable)
+        return
+    with console.capture() as captured:
+        console.print(renderable)
+    stream.write("\n".join(line.rstrip() for line in captured.get().split("\n")))
+    stream.flush()
 
 
 def _stderr() -> Console:

@@ -140,10 +140,11 @@ def storage_bytes(tensor: Tensor) -> Tensor:
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Tell whether two tensors of one shape and dtype hold the same bits."""
-    if one.numel() == 0:
-        return True
-    return torch.equal(_bits(one), _bits(other))
+    """Tell whether two tensors of one shape, dtype and layout hold the same bits; sparse ones in each of their parts."""
+    return all(
+        part.shape == other_part.shape and (part.numel() == 0 or torch.equal(_bits(part), _bits(other_part)))
+        for part, other_part in zip(tensors_in(one), tensors_in(other), strict=True)
+    )
 
 
 def _bits(tensor: Tensor) -> Tensor:

@@ -279,3 +279,23 @@ def test_a_scripted_part_is_healthy() -> None:
 
     report = check(model, buckets=[4, 8], make_inputs=make_inputs)
     assert report.verdict == "match", report
+
+
+@eager_on_graph
+def mixed(matrix: Tensor, x: Tensor) -> Tensor:
+    return torch.sparse.mm(matrix, x.T).T
+
+
+class Mixes(nn.Module):
+    """Holds a sparse tensor, which only its break works with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("matrix", torch.eye(4).to_sparse())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return mixed(self.matrix, x * 2) + 1
+
+
+def test_a_model_may_hold_a_sparse_tensor() -> None:
+    assert check(Mixes(), make_inputs=make_inputs, device="cpu", buckets=(4, 8)).verdict == "match"
