@@ -140,7 +140,7 @@ def storage_bytes(tensor: Tensor) -> Tensor:
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Tell whether two tensors of one shape, dtype and layout hold the same bits; sparse ones in each of their parts."""
+    """Tell whether two tensors of one shape, dtype and layout hold the same bits, sparse ones in all their parts."""
     return all(
         part.shape == other_part.shape and (part.numel() == 0 or torch.equal(_bits(part), _bits(other_part)))
         for part, other_part in zip(tensors_in(one), tensors_in(other), strict=True)
