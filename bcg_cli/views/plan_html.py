@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 
 from bcg.report import PlanReport
@@ -18,18 +19,18 @@ def plan_page(report: PlanReport) -> str:
     """
     totals = report.totals
     facts = [
-        ("weights", format_size(totals.weight_bytes)),
-        ("pool for all buckets", format_size(totals.pool_bytes)),
-        ("graphs, about", format_size(totals.graph_bytes)),
-        ("together", format_size(totals.needed_bytes)),
+        (format_size(totals.weight_bytes), "weights"),
+        (format_size(totals.pool_bytes), "pool for all buckets"),
+        (format_size(totals.graph_bytes), "graphs, about"),
+        (format_size(totals.needed_bytes), "together"),
     ]
     if totals.gpu is not None:
-        facts.append((f"on {totals.gpu}", "fits" if totals.fits else "doesn't fit"))
+        facts.append(("fits" if totals.fits else "doesn't fit", f"on {totals.gpu}"))
     rows = [
         [str(bucket.tokens), *map(format_mebibytes, (bucket.pool_bytes, bucket.used_bytes, bucket.boundary_bytes))]
         for bucket in report.buckets
     ]
-    unknown = "".join(f"<li>{escape(line)}</li>" for line in report.unknown)
+    unknown = "".join(f"<li>{_with_code(line)}</li>" for line in report.unknown)
     body = [
         header("Dry run", report.model.name, about_lines(report.model, report.environment)),
         tiles(facts),
@@ -46,3 +47,8 @@ def plan_page(report: PlanReport) -> str:
         footer(report.environment, on_host=False),
     ]
     return page(f"{report.model.name}: dry run", body, {})
+
+
+def _with_code(text: str) -> str:
+    """Returns plain text as HTML, what stands between backticks as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))

@@ -27,6 +27,8 @@ def test_a_plan_from_shapes_alone(bcg: Any, tmp_path: Path) -> None:
     assert re.search(r"^break 0 +attention +boundary 16.00 MiB +layers.0.self_attn", done.out, re.MULTILINE)
     assert "A dry run can't know" in done.out
     assert "<title>qwen3-0.6b: dry run</title>" in page.read_text()
+    assert "<b>fits</b><span>on h100-80gb</span>" in page.read_text()
+    assert "<code>bcg replay-check</code> tells" in page.read_text()
     again = bcg("report", path)
     assert again.out == done.out
 
