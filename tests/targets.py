@@ -1,9 +1,9 @@
-"""Targets made of a test's own modules."""
+"""Targets made of a test's own modules, and modules that several tests use."""
 
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bcg import Target
 from bcg.inputs import MakeInputs
@@ -31,3 +31,28 @@ def own_target(
         break_globs=break_globs,
         make_inputs=make_inputs,
     )
+
+
+class Around(nn.Module):
+    """Holds a module at the path ``inner``."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.inner(x)
+        return result
+
+
+class Seeds(nn.Module):
+    """Draws the same numbers in every forward, on the host device; on a GPU it can't be captured."""
+
+    def __init__(self, seeds: bool) -> None:
+        super().__init__()
+        self.seeds = seeds
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.seeds:
+            torch.manual_seed(3)
+        return x + torch.rand(4, device=x.device) * 1e-5

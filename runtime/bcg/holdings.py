@@ -59,21 +59,25 @@ def collect(root: nn.Module, into: Holdings) -> None:
 
 def changed_paths(before: Holdings, after: Holdings) -> list[str]:
     """Return the paths at which other values or other tensors are held; what tensors hold is not looked at."""
-    values = [
-        path
-        for path in dict.fromkeys([*before.values, *after.values])
-        if (path in before.values) != (path in after.values)
-        or not same_value(before.values.get(path), after.values.get(path))
-    ]
     tensors = [
         path
         for path in dict.fromkeys([*before.tensors, *after.tensors])
         if before.tensors.get(path) is not after.tensors.get(path)
     ]
-    return list(dict.fromkeys([*values, *tensors]))
+    return list(dict.fromkeys([*changed_values(before, after), *tensors]))
 
 
-def same_value(one: Any, other: Any) -> bool:
+def changed_values(before: Holdings, after: Holdings) -> list[str]:
+    """Return the paths at which other values are held."""
+    return [
+        path
+        for path in dict.fromkeys([*before.values, *after.values])
+        if (path in before.values) != (path in after.values)
+        or not _same_value(before.values.get(path), after.values.get(path))
+    ]
+
+
+def _same_value(one: Any, other: Any) -> bool:
     """Tell whether two plain values are the same, two NaN included."""
     return type(one) is type(other) and bool(one == other or (one != one and other != other))
 

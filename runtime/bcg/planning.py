@@ -19,7 +19,7 @@ from bcg.context import ForwardContext, forward_context
 from bcg.device import find_device
 from bcg.diagnose import UncapturableError, break_where_found
 from bcg.diagnose.cards import cards_of
-from bcg.diagnose.survey import Survey
+from bcg.diagnose.survey import Finding, Survey
 from bcg.environment import environment
 from bcg.errors import ModelError
 from bcg.guesses import Guesses
@@ -84,8 +84,10 @@ def plan(
     """
     ordered = sorted(set(buckets), reverse=True)
     on_step(f"surveying {ordered[0]} tokens")
-    automatic = break_from_shapes(target, mode, ordered[0]) if auto_break else []
-    found = _survey(target, mode, ordered[0])
+    if auto_break:
+        automatic, found = break_from_shapes(target, mode, ordered[0])
+    else:
+        automatic, found = [], _survey(target, mode, ordered[0])
     _refuse_findings(target, found)
     refuse_unmet(target.break_rules, (step.label for step in found.breaks), target.name)
     rows = []
@@ -110,14 +112,24 @@ def plan(
     )
 
 
-def break_from_shapes(target: Target, mode: FakeTensorMode, tokens: int) -> list[AutomaticBreak]:
+def break_from_shapes(target: Target, mode: FakeTensorMode, tokens: int) -> tuple[list[AutomaticBreak], Survey]:
     """Put the smallest breaks around what a survey finds; they are left in effect on the target.
+
+    Returns:
+        The breaks, and the survey with them, which finds nothing any more.
 
     Raises:
         UncapturableError: No break below the root helps.
         ModelError: The forward fails.
     """
-    return break_where_found(target, lambda: _survey(target, mode, tokens).findings, NOT_REPLAYED)
+    surveys: list[Survey] = []
+
+    def look() -> list[Finding]:
+        surveys.append(_survey(target, mode, tokens))
+        return surveys[-1].findings
+
+    automatic = break_where_found(target, look, NOT_REPLAYED)
+    return automatic, surveys[-1]
 
 
 def _refuse_findings(target: Target, found: Survey) -> None:

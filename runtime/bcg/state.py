@@ -15,7 +15,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from bcg.holdings import Holdings, collect, same_value
+from bcg.holdings import Holdings, changed_values, collect
 from bcg.structure import is_freed, same_bits
 
 
@@ -108,11 +108,7 @@ class ModelState:
 
 def changes(before: Snapshot, after: Snapshot) -> list[Change]:
     """Return what differs between two snapshots, generators aside."""
-    found = []
-    for path in dict.fromkeys([*before.values, *after.values]):
-        one, other = before.values.get(path), after.values.get(path)
-        if not same_value(one, other) or (path in before.values) != (path in after.values):
-            found.append(Change(path, one, other))
+    found = [Change(path, before.values.get(path), after.values.get(path)) for path in changed_values(before, after)]
     for path in dict.fromkeys([*before.contents, *after.contents]):
         old, new = before.contents.get(path), after.contents.get(path)
         if old is None or new is None or not _same_tensor(old, new):

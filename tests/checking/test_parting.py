@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bcg import CheckFailure, assert_graph_safe, check, eager_on_graph
-from tests.targets import own_target
+from tests.targets import Around, own_target
 
 COUNT = itertools.count(1)
 KEPT = {"sum": torch.zeros(4)}
@@ -66,16 +66,6 @@ class CarriesOn(InBreak):
 class GivesNaN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.log(x - 1000) + 1
-
-
-class Around(nn.Module):
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.inner(x)
-        return result
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from bcg import current_forward_context, eager_on_graph
 from bcg.diagnose import break_where_needed
-from tests.targets import own_target
+from tests.targets import Around, Seeds, own_target
 
 
 class Planted(nn.Module):
@@ -83,16 +84,6 @@ def test_state_that_a_replay_changes_too_is_healthy(module: nn.Module, device: s
     assert break_where_needed(own_target(module, device, make_inputs), (4, 8)).cards == []
 
 
-class Around(nn.Module):
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.inner(x)
-        return result
-
-
 class ByLength(nn.Module):
     """Scales by the longest request."""
 
@@ -121,20 +112,9 @@ def test_a_number_that_depends_on_the_requests_is_healthy_in_a_break(device: str
     assert (diagnosis.automatic_breaks, diagnosis.cards) == ([], [])
 
 
-class Seeds(nn.Module):
-    def __init__(self, seeds: bool) -> None:
-        super().__init__()
-        self.seeds = seeds
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.seeds:
-            torch.manual_seed(3)
-        return x + torch.rand(4, device=x.device) * 1e-5
-
-
 def test_a_seed_that_is_set_in_the_forward_gets_a_break(device: str) -> None:
     diagnosis = break_where_needed(own_target(Around(Seeds(True)), device, make_inputs), (4, 8))
     (found,) = diagnosis.automatic_breaks
     assert (found.module, found.card.hazard, found.card.operation) == ("inner", "L9", "Generator.manual_seed")
-    assert found.card.source_line.startswith(__file__)
+    assert found.card.source_line.startswith(inspect.getfile(Seeds))
     assert break_where_needed(own_target(Around(Seeds(False)), device, make_inputs), (4, 8)).automatic_breaks == []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -35,12 +37,7 @@ def attribute_line(root: nn.Module, module: str, attribute: str) -> str:
     owner = root.get_submodule(module)
     if not hasattr(owner, attribute):
         return ""
-    kind = type(owner)
-    try:
-        lines, first = inspect.getsourcelines(kind)
-        file = inspect.getsourcefile(kind) or ""
-    except (OSError, TypeError):
-        return ""
+    lines, place = _source_of(type(owner))
     changing = re.compile(
         rf"\.{re.escape(attribute)}\b(\[[^\]]*\])?\s*([-+*/|&]|//|\*\*)?=(?!=)|\.{re.escape(attribute)}\.\w+\("
     )
@@ -49,8 +46,8 @@ def attribute_line(root: nn.Module, module: str, attribute: str) -> str:
         if re.match(r"\s*def ", line):
             in_constructor = "__init__" in line
         if not in_constructor and changing.search(line):
-            return f"{file}:{first + offset}"
-    return f"{file}:{first}"
+            return place(offset)
+    return place(0)
 
 
 def module_line(root: nn.Module, module: str) -> str:
@@ -67,11 +64,16 @@ def module_line(root: nn.Module, module: str) -> str:
 
 def _calling_line(kind: type[nn.Module], name: str) -> str:
     """Return the first line of a class's forward that speaks of its submodule `name`."""
-    forward = inspect.unwrap(kind.forward)
-    try:
-        lines, first = inspect.getsourcelines(forward)
-        file = inspect.getsourcefile(forward) or ""
-    except (OSError, TypeError):
-        return ""
+    lines, place = _source_of(inspect.unwrap(kind.forward))
     offsets = (offset for offset, line in enumerate(lines) if re.search(rf"\.{re.escape(name)}\b", line))
-    return next((f"{file}:{first + offset}" for offset in offsets), "")
+    return next(map(place, offsets), "")
+
+
+def _source_of(code: type | Callable[..., Any]) -> tuple[list[str], Callable[[int], str]]:
+    """Return the lines of a class or function, and what gives the place of each by its offset; none without source."""
+    try:
+        lines, first = inspect.getsourcelines(code)
+        file = inspect.getsourcefile(code) or ""
+    except (OSError, TypeError):
+        return [], lambda _: ""
+    return lines, lambda offset: f"{file}:{first + offset}"

@@ -32,13 +32,14 @@ def written_parameters(target: Target) -> dict[str, Tensor]:
     try:
         with forward_context(ForwardContext(batch.request_lengths)), keeping:
             target(batch.inputs)
+        written: dict[str, Tensor] = {path: keeping.parameters[path] for path in keeping.contents}
     except Exception:  # noqa: BLE001  what fails here fails in the capture too, and there the tape says where
-        keeping.written.clear()
+        written = {}
     with torch.inference_mode():
         for path, contents in keeping.contents.items():
             keeping.parameters[path].copy_(contents)
     state.restore(base)
-    return keeping.written
+    return written
 
 
 class _KeepingParameters(TorchDispatchMode):
@@ -46,18 +47,16 @@ class _KeepingParameters(TorchDispatchMode):
 
     def __init__(self, target: Target) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.written: dict[str, Tensor] = {}
         self.contents: dict[str, Tensor] = {}
-        self._paths = {storage_key(parameter): path for path, parameter in target.module.named_parameters()}
         self.parameters = dict(target.module.named_parameters())
+        self._paths = {storage_key(parameter): path for path, parameter in self.parameters.items()}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if is_wrapped(types):
             return NotImplemented
         for tensor in written_by(func, args, kwargs or {}):
             path = self._paths.get(storage_key(tensor))
-            if path is not None and path not in self.written:
-                self.written[path] = self.parameters[path]
+            if path is not None and path not in self.contents:
                 self.contents[path] = self.parameters[path].clone()
         return func(*args, **(kwargs or {}))
 
