@@ -26,6 +26,8 @@ from bcg.errors import ModelError, UsageError
 from bcg.functions import FunctionReference, find_function, functions_broken
 from bcg.operations import OperationPlace, find_operation, operations_broken
 
+_STATE_UPDATES = frozenset({"update_conv_state", "update_recurrent_state"})
+
 
 @dataclass(frozen=True)
 class BreakRules:
@@ -149,7 +151,8 @@ def _near_names(glob: str, named: list[tuple[str, nn.Module]]) -> str:
 def break_mixers(root: nn.Module) -> tuple[str, ...]:
     """Make recurrent mixers (Mamba and its kin) breaks, each request on its own; return their paths.
 
-    A mixer is an innermost module whose forward takes ``cache_params``.
+    A mixer is an innermost module that keeps convolution or recurrent state in a cache: its forward takes
+    ``cache_params``, or its class updates such state of transformers' caches.
     """
     candidates = {path: module for path, module in root.named_modules() if path and _is_recurrent(module)}
     mixers = tuple(path for path in candidates if not any(other.startswith(f"{path}.") for other in candidates))
@@ -163,7 +166,10 @@ def break_mixers(root: nn.Module) -> tuple[str, ...]:
 def _is_recurrent(module: nn.Module) -> bool:
     if isinstance(module, torch.jit.ScriptModule):
         return False  # its class has no forward to look at
-    return "cache_params" in inspect.signature(type(module).forward).parameters
+    if "cache_params" in inspect.signature(type(module).forward).parameters:
+        return True
+    functions = (value for base in type(module).__mro__ for value in vars(base).values() if inspect.isfunction(value))
+    return any(_STATE_UPDATES & set(inspect.unwrap(one).__code__.co_names) for one in functions)
 
 
 def _wrap(module: nn.Module, run: Callable[..., Any], label: BreakLabel) -> None:

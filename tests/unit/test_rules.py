@@ -32,6 +32,23 @@ class RunningSum(nn.Module):
         return hidden_states.cumsum(1)
 
 
+class ShortConvolution(nn.Module):
+    """A mixer as transformers 5.24 writes it: any cache is called ``cache``, and the class says what it keeps."""
+
+    def forward(self, hidden_states: torch.Tensor, cache: Any = None) -> torch.Tensor:
+        return self.convolve(hidden_states, cache)
+
+    def convolve(self, hidden_states: torch.Tensor, cache: Any) -> torch.Tensor:
+        if cache is not None:
+            hidden_states = cache.update_conv_state(hidden_states, 0)
+        return hidden_states.cumsum(1)
+
+
+class KeyValues(nn.Module):
+    def forward(self, hidden_states: torch.Tensor, cache: Any = None) -> torch.Tensor:
+        return hidden_states if cache is None else cache.update(hidden_states)
+
+
 class Wrapper(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -121,6 +138,11 @@ def test_a_dropped_model_is_freed_without_the_cycle_collector() -> None:
 def test_only_innermost_mixers_are_broken() -> None:
     root = nn.ModuleList([Wrapper(), Scale()])
     assert break_mixers(root) == ("0.mixer",)
+
+
+def test_a_class_that_keeps_recurrent_state_is_a_mixer_and_one_that_keeps_keys_is_not() -> None:
+    root = nn.Sequential(ShortConvolution(), KeyValues())
+    assert break_mixers(root) == ("0",)
 
 
 def test_a_mixer_runs_each_request_on_its_own(labels: list[BreakLabel]) -> None:
