@@ -36,77 +36,13 @@ from bcg.errors import BcgError
 from bcg.models.build import build_target, quiet
 from bcg.models.huggingface import random_model
 from bcg.runner import GraphRunner
+from benchmarks.tiny import tiny_config
 
 BUCKETS = (4, 24)
 SECONDS_EACH = 120
 MAX_PARAMETERS = 30_000_000
 QUICK = ("qwen3", "gemma2", "mixtral", "qwen2_moe", "deepseek_v3", "mamba", "jamba", "gpt2", "opt", "llama4_text")
 """A small subset of different kinds, for the tests."""
-
-_SIZES: dict[str, Any] = {
-    "vocab_size": 128,
-    "hidden_size": 64,
-    "d_model": 64,
-    "n_embd": 64,
-    "n_embed": 64,
-    "embed_dim": 64,
-    "intermediate_size": 96,
-    "ffn_dim": 96,
-    "d_ff": 96,
-    "n_inner": 96,
-    "ffn_hidden_size": 96,
-    "moe_intermediate_size": 32,
-    "shared_expert_intermediate_size": 32,
-    "num_hidden_layers": 3,
-    "n_layer": 3,
-    "n_layers": 3,
-    "num_layers": 3,
-    "decoder_layers": 3,
-    "num_attention_heads": 4,
-    "n_head": 4,
-    "n_heads": 4,
-    "decoder_attention_heads": 4,
-    "attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "rotary_dim": 16,
-    "num_experts": 4,
-    "num_local_experts": 4,
-    "n_routed_experts": 4,
-    "moe_num_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_k": 2,
-    "moe_topk": 2,
-    "n_group": 2,
-    "topk_group": 1,
-    "n_shared_experts": 1,
-    "first_k_dense_replace": 1,
-    "q_lora_rank": 32,
-    "kv_lora_rank": 16,
-    "qk_nope_head_dim": 16,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 16,
-    "max_position_embeddings": 512,
-    "n_positions": 512,
-    "sliding_window": 8,
-    "attention_chunk_size": 16,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 16,
-    "linear_value_head_dim": 16,
-    "mamba_d_state": 8,
-    "mamba_n_heads": 8,
-    "mamba_d_head": 16,
-    "mamba_num_heads": 8,
-    "mamba_head_dim": 16,
-    "mamba_chunk_size": 16,
-    "ssm_state_size": 8,
-    "state_size": 8,
-    "chunk_size": 16,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 
 
 @dataclasses.dataclass
@@ -132,46 +68,6 @@ def architectures() -> list[str]:
     """
     experts = [f"{name}+{implementation}" for name in EXPERTS for implementation in EXPERTS_IMPLEMENTATIONS]
     return [*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *experts]
-
-
-def tiny_config(name: str) -> Any:
-    """Make an architecture's configuration with every known size shrunk.
-
-    Raises:
-        Exception: Whatever the configuration class thinks of the sizes.
-    """
-    name, _, experts = name.partition("+")
-    config_class = transformers.CONFIG_MAPPING[name]
-    default = config_class()
-    text = default.get_text_config() if hasattr(default, "get_text_config") else default
-    if type(text) is not config_class:
-        config_class, default = type(text), text
-    known = default.to_dict()
-    sizes = {
-        key: value
-        for key, value in _SIZES.items()
-        if (key in known or key in config_class.attribute_map) and not isinstance(known.get(key), (list, dict))
-    }
-    for key in ("sliding_window", "q_lora_rank"):
-        if key in sizes and known.get(key) is None:
-            del sizes[key]
-    if "kv_lora_rank" in known:  # latent attention expands to as many key heads as queries
-        sizes["num_key_value_heads"] = sizes["num_attention_heads"]
-        sizes.pop("head_dim", None)
-    if "expand" in known and "num_heads" in known:
-        sizes |= {"num_heads": 8, "n_groups": 2}
-    if "mamba_expand" in known and "mamba_d_ssm" in known:
-        sizes |= {"mamba_d_ssm": 128, "mamba_n_groups": 1}
-    per_layer = known.get("num_hidden_layers") or known.get("n_layer") or known.get("num_layers")
-    for key, value in known.items():
-        if isinstance(value, list) and per_layer and len(value) == per_layer and key not in sizes:
-            kinds = list(dict.fromkeys(map(str, value)))
-            picked = [next(item for item in value if str(item) == kind) for kind in kinds]
-            sizes[key] = (picked * 3)[:3]
-    config = config_class(**sizes)
-    if experts:
-        config._experts_implementation = experts
-    return config
 
 
 @contextmanager

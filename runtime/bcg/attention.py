@@ -1,9 +1,9 @@
 """The default break: whatever function transformers' attention interface dispatches to.
 
-A name of our own is registered in that interface and set on the model's configuration, so no modeling code
-is touched. At call time the break finds the function that this very architecture would have used (its
-file's own overrides included) and runs it eagerly, each request of the live forward context on its own
-rows. Sliding windows, soft caps and sinks therefore keep their own maths, and packed prefill needs no mask.
+It is put there by `bcg.attention_interface`. At call time the break finds the function that this very
+architecture would have used (its file's own overrides included) and runs it eagerly, each request of the live
+forward context on its own rows. Sliding windows, soft caps and sinks therefore keep their own maths, and
+packed prefill needs no mask.
 
 The name is not in transformers' *mask* registry, as for flash attention: the model then builds no mask, which
 keeps the mask builders' host reads and their "am I being captured?" branches out of the segments. The break
@@ -18,13 +18,13 @@ import inspect
 import itertools
 import math
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
@@ -33,11 +33,8 @@ from bcg.context import ForwardContext, check_fits, current_forward_context
 from bcg.errors import ModelError, ReplayError
 from bcg.masks import build_mask
 
-_PREFIX = "bcg_"
-_MASKED_SUFFIX = "_with_model_masks"
 _FLASH_DTYPES = (torch.float16, torch.bfloat16)
 _MAX_FLASH_HEAD_DIM = 256
-_SEQUENCE_OPTIONS = ("position_ids", "position_bias")
 
 
 class AttentionBreak:
@@ -115,16 +112,20 @@ class AttentionBreak:
     ) -> tuple[Tensor, None]:
         """Run the original function on each request of the live forward context; padding rows become 0.
 
+        Where keys are not the rows' own, one request runs whole, with its padding.
+
         Raises:
             ReplayError: If the context doesn't fit the rows, or the architecture can't take it.
         """
         context, rows = current_forward_context(), query.shape[2]
-        if context is None or context.request_lengths == (rows,):
-            if self._can_pack and options.get("sliding_window") is None:
-                whole: tuple[Tensor, None] = self.original(self._module(), query, key, value, mask, **options)
-                return whole
+        if context is not None and context.request_lengths != (rows,):
+            # Keys that are not the rows' own (compressed, or another sequence's) can't be cut: one request runs whole.
+            if len(context.request_lengths) > 1 or key.shape[2] == rows:
+                return self._separate(query, key, value, mask, options, context), None
+        elif key.shape[2] == rows and not (self._can_pack and options.get("sliding_window") is None):
             return self._attend(query, key, value, mask, options, context), None
-        return self._separate(query, key, value, mask, options, context), None
+        whole: tuple[Tensor, None] = self.original(self._module(), query, key, value, mask, **options)
+        return whole
 
     def _separate(
         self,
@@ -147,7 +148,7 @@ class AttentionBreak:
                 key[:, :, start:end],
                 value[:, :, start:end],
                 None if mask is None else mask[..., start:end, start:end],
-                _cut_options(options, start, end),
+                _cut_options(options, rows, start, end),
                 context,
             )
             for start, end in itertools.pairwise(offsets)
@@ -248,15 +249,20 @@ class AttentionBreak:
         return output.unsqueeze(0)
 
 
-def _cut_options(options: dict[str, Any], start: int, end: int) -> dict[str, Any]:
-    if not any(isinstance(options.get(name), Tensor) for name in _SEQUENCE_OPTIONS):
-        return options
-    cut = dict(options)
-    if isinstance(positions := cut.get("position_ids"), Tensor):
-        cut["position_ids"] = positions[..., start:end]
-    if isinstance(bias := cut.get("position_bias"), Tensor):
-        cut["position_bias"] = bias[..., start:end, start:end]
-    return cut
+def _cut_options(options: dict[str, Any], rows: int, start: int, end: int) -> dict[str, Any]:
+    """Cut the options that have a value per row: positions, biases ``[…, rows, rows]``, sinks ``[…, rows, 1]``."""
+    return {
+        name: _cut(value, rows, start, end, is_line=name == "position_ids") if isinstance(value, Tensor) else value
+        for name, value in options.items()
+    }
+
+
+def _cut(value: Tensor, rows: int, start: int, end: int, *, is_line: bool) -> Tensor:
+    if value.shape[-1:] == (rows,) and (is_line or value.shape[-2:] == (rows, rows)):
+        value = value[..., start:end]
+    if value.dim() > 2 and value.shape[-2] == rows and not is_line:
+        value = value[..., start:end, :]
+    return value
 
 
 def _original_function(module: nn.Module, implementation: str) -> Callable[..., Any]:
@@ -273,75 +279,3 @@ def _original_function(module: nn.Module, implementation: str) -> Callable[..., 
         interface = AttentionInterface()
     original: Callable[..., Any] = interface.get_interface(implementation, eager)
     return original
-
-
-_breaks: weakref.WeakKeyDictionary[nn.Module, AttentionBreak] = weakref.WeakKeyDictionary()
-_paths: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
-
-
-def _register(implementation: str, *, model_masks: bool) -> str:
-    """Register the break for an original implementation, once per process; return its name."""
-    name = f"{_PREFIX}{implementation}{_MASKED_SUFFIX if model_masks else ''}"
-    if name in AttentionInterface._global_mapping:
-        return name
-
-    def attention_break(
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Any = None,
-        **options: Any,
-    ) -> tuple[Tensor, None]:
-        found = _breaks.get(module)
-        if found is None:
-            path = _paths.get(module, type(module).__name__)
-            found = AttentionBreak(module, path, implementation, model_masks=model_masks)
-            _breaks[module] = found
-        return found(query, key, value, attention_mask if model_masks else None, options)
-
-    AttentionInterface.register(name, torch.compiler.disable(attention_break))
-    if model_masks and implementation in ALL_MASK_ATTENTION_FUNCTIONS:
-        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
-    return name
-
-
-def install_attention_break(root: nn.Module) -> bool:
-    """Make attention a break in every transformers model inside `root`.
-
-    Which modules it reached is known after the first forward: see `attention_modules`.
-
-    Returns:
-        Whether there is an architecture that uses the attention interface.
-    """
-    found = False
-    for path, module in root.named_modules():
-        _paths[module] = path
-    for model in _interface_models(root):
-        implementation = model.config._attn_implementation or "eager"
-        if implementation.startswith(_PREFIX):
-            found = True
-            continue
-        supports_flash = getattr(model, "_supports_flash_attn", False)
-        model.config._attn_implementation = _register(implementation, model_masks=not supports_flash)
-        found = True
-    return found
-
-
-def attention_modules(root: nn.Module) -> tuple[str, ...]:
-    """Return the paths of the modules whose attention has run as a break, in the model's order."""
-    return tuple(attention_breaks(root))
-
-
-def attention_breaks(root: nn.Module) -> dict[str, AttentionBreak]:
-    """Return the breaks of those modules, by their paths."""
-    return {path: _breaks[module] for path, module in root.named_modules() if module in _breaks}
-
-
-def _interface_models(root: nn.Module) -> Iterator[PreTrainedModel]:
-    """Yield the models of which some module dispatches through the attention interface."""
-    for model in root.modules():
-        if isinstance(model, PreTrainedModel) and any(
-            "ALL_ATTENTION_FUNCTIONS" in inspect.unwrap(type(module).forward).__globals__ for module in model.modules()
-        ):
-            yield model

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from bcg.attention import _breaks
+from bcg.attention_interface import _breaks
 from bcg.context import ForwardContext, forward_context
 from bcg.errors import ModelError
 from bcg.models import load_target

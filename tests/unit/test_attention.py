@@ -6,15 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig
 
-from bcg import attention
+from bcg import attention, attention_interface
 from bcg.breaks import BreakLabel
 from bcg.context import ForwardContext, forward_context
 from bcg.errors import ReplayError
 from bcg.models.build import build_target
 from bcg.models.huggingface import quiet, random_model
 from bcg.target import Target, make_batch
+from benchmarks.tiny import tiny_config
 
 CPU = torch.device("cpu")
 COMMON = {
@@ -98,6 +99,31 @@ def test_padding_rows_do_not_reach_real_ones(pair: tuple[Target, Target]) -> Non
     torch.testing.assert_close(padded[0][:, :22], expected, rtol=0, atol=5e-6)
 
 
+@pytest.mark.parametrize("name", ["deepseek_v4", "inkling2_text"])
+def test_keys_of_their_own_and_options_per_row_are_not_cut_wrongly(name: str) -> None:
+    """Compressed keys (the first), attention over blocks and a sink for every row (the second)."""
+    if name not in CONFIG_MAPPING:
+        pytest.skip(f"this transformers has no {name}")
+    stock, broken = (
+        build_target(
+            name,
+            random_model(name, tiny_config(name), CPU, torch.float32, 0),
+            source="preset",
+            weights="random",
+            seed=0,
+            device=CPU,
+            attention_break=attention_break,
+            break_globs=(),
+        )
+        for attention_break in (False, True)
+    )
+    assert broken.break_rules.attention
+    expected = run(stock, batch_for(broken, (22,)), None)
+    assert torch.equal(run(broken, batch_for(broken, (22,)), (22,)), expected)
+    padded = run(broken, batch_for(broken, (22,), 4, 77), (22,))
+    torch.testing.assert_close(padded[:, :22], expected, rtol=0, atol=5e-6)
+
+
 def test_packed_requests_are_what_each_is_alone(pair: tuple[Target, Target]) -> None:
     """Behaviour 36: the live batch's context reaches the breaks."""
     stock, broken = pair
@@ -139,7 +165,7 @@ def test_metadata_larger_than_the_bucket_is_refused_before_anything_runs(monkeyp
     """Rule 7."""
     target = load("qwen3")
     layer = target.module.layers[0].self_attn
-    found = attention._breaks[layer]
+    found = attention_interface._breaks[layer]
     monkeypatch.setattr(found, "original", lambda *args, **kwargs: pytest.fail("the attention ran"))
     with pytest.raises(ReplayError, match="^the forward context describes 9 tokens in 2 requests"):
         run(target, batch_for(target, (8,)), (4, 5))
@@ -186,7 +212,7 @@ def test_a_locally_overridden_implementation_is_the_one_that_runs() -> None:
 
     stock, broken = load("doge", attention_break=False), load("doge")
     layer = broken.module.layers[0].self_attn
-    assert attention._breaks[layer].original is modeling_doge.ALL_ATTENTION_FUNCTIONS["sdpa"]
+    assert attention_interface._breaks[layer].original is modeling_doge.ALL_ATTENTION_FUNCTIONS["sdpa"]
     inputs = batch_for(broken, (22,))
     assert torch.equal(run(broken, inputs, (22,)), run(stock, inputs, None))
 

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from bcg.attention import attention_modules, install_attention_break
+from bcg.attention_interface import attention_modules, install_attention_break
 from bcg.errors import ModelError
 from bcg.inputs import MakeInputs, describe_inputs
 from bcg.models.sharding import Sharding, sharding_warnings, whole_weights_warnings

@@ -14,7 +14,7 @@ import torch
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from bcg.attention import attention_breaks
+from bcg.attention_interface import attention_breaks
 from bcg.context import ForwardContext, forward_context
 from bcg.device.meter import find_meter
 from bcg.inputs import Batch

@@ -11,7 +11,8 @@ import torch._inductor.config
 from torch import Tensor
 from transformers import AttentionInterface
 
-from bcg.attention import AttentionBreak, attention_breaks
+from bcg.attention import AttentionBreak
+from bcg.attention_interface import attention_breaks
 from bcg.errors import ModelError
 from bcg.host_reads import UNSAFE_TAGS
 from bcg.modes.compiled import Compiled, set_attention

@@ -1,0 +1,92 @@
+"""Where the attention break is put: transformers' attention interface, under a name of our own.
+
+The name is registered in that interface and set on the model's configuration, so no modeling code is touched.
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+from bcg.attention import AttentionBreak
+
+_PREFIX = "bcg_"
+_MASKED_SUFFIX = "_with_model_masks"
+
+_breaks: weakref.WeakKeyDictionary[nn.Module, AttentionBreak] = weakref.WeakKeyDictionary()
+_paths: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+
+
+def _register(implementation: str, *, model_masks: bool) -> str:
+    """Register the break for an original implementation, once per process; return its name."""
+    name = f"{_PREFIX}{implementation}{_MASKED_SUFFIX if model_masks else ''}"
+    if name in AttentionInterface._global_mapping:
+        return name
+
+    def attention_break(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Any = None,
+        **options: Any,
+    ) -> tuple[Tensor, None]:
+        found = _breaks.get(module)
+        if found is None:
+            path = _paths.get(module, type(module).__name__)
+            found = AttentionBreak(module, path, implementation, model_masks=model_masks)
+            _breaks[module] = found
+        return found(query, key, value, attention_mask if model_masks else None, options)
+
+    AttentionInterface.register(name, torch.compiler.disable(attention_break))
+    if model_masks and implementation in ALL_MASK_ATTENTION_FUNCTIONS:
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
+    return name
+
+
+def install_attention_break(root: nn.Module) -> bool:
+    """Make attention a break in every transformers model inside `root`.
+
+    Which modules it reached is known after the first forward: see `attention_modules`.
+
+    Returns:
+        Whether there is an architecture that uses the attention interface.
+    """
+    found = False
+    for path, module in root.named_modules():
+        _paths[module] = path
+    for model in _interface_models(root):
+        implementation = model.config._attn_implementation or "eager"
+        if implementation.startswith(_PREFIX):
+            found = True
+            continue
+        supports_flash = getattr(model, "_supports_flash_attn", False)
+        model.config._attn_implementation = _register(implementation, model_masks=not supports_flash)
+        found = True
+    return found
+
+
+def attention_modules(root: nn.Module) -> tuple[str, ...]:
+    """Return the paths of the modules whose attention has run as a break, in the model's order."""
+    return tuple(attention_breaks(root))
+
+
+def attention_breaks(root: nn.Module) -> dict[str, AttentionBreak]:
+    """Return the breaks of those modules, by their paths."""
+    return {path: _breaks[module] for path, module in root.named_modules() if module in _breaks}
+
+
+def _interface_models(root: nn.Module) -> Iterator[PreTrainedModel]:
+    """Yield the models of which some module dispatches through the attention interface."""
+    for model in root.modules():
+        if isinstance(model, PreTrainedModel) and any(
+            "ALL_ATTENTION_FUNCTIONS" in inspect.unwrap(type(module).forward).__globals__ for module in model.modules()
+        ):
+            yield model
