@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bcg.alignment import Alignment
 from bcg.breaks import BreakLabel, call_break
-from bcg.structure import is_wrapped, map_tensors
+from bcg.dispatch import DispatchMode
+from bcg.structure import map_tensors
 
 _NAMESPACES = ("c10d", "_c10d_functional", "_c10d_functional_autograd")
 _NO_COMMUNICATION = ("wait_tensor", "_wrap_tensor_autograd")
@@ -78,19 +78,17 @@ def settled(tensor: Tensor) -> Tensor:
     return tensor if wait is None else wait()
 
 
-class CollectiveWatch(TorchDispatchMode):
+class CollectiveWatch(DispatchMode):
     """Calls `before` with a collective's name before it runs, inside the ``with`` block."""
 
     def __init__(self, before: Callable[[str], None]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._before = before
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if is_wrapped(types):
-            return NotImplemented
-        if is_collective(str(func)):
-            self._before(str(func))
-        return func(*args, **(kwargs or {}))
+    def run(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if is_collective(str(function)):
+            self._before(str(function))
+        return function(*args, **kwargs)
 
 
 @contextlib.contextmanager

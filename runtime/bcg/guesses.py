@@ -12,34 +12,27 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from bcg.structure import is_wrapped
+from bcg.dispatch import DispatchMode
 
 
-class Guesses(TorchDispatchMode):
+class Guesses(DispatchMode):
     """Answers what a `FakeTensorMode` can't; to be entered after it."""
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if is_wrapped(types):
-            return NotImplemented
-        kwargs = kwargs or {}
+    def run(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
-            return func(*args, **kwargs)
+            return function(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException):
-            guess = _SHAPES.get(str(func))
+            guess = _SHAPES.get(str(function))
             if guess is not None:
                 return guess(*args, **kwargs)
-            returned = str(func._schema.returns[0].type)
+            returned = str(function._schema.returns[0].type)
             if returned in ("number", "bool"):
                 return _value(args[0]) if returned == "number" else True
-            if not func._can_decompose():
+            if not function._can_decompose():
                 raise
             with self:
-                return func.decompose(*args, **kwargs)
+                return function.decompose(*args, **kwargs)
 
 
 def _value(tensor: Tensor) -> Any:

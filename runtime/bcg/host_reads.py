@@ -43,14 +43,15 @@ def before_the_dispatcher(
         kwargs: Its named arguments.
         device_type: Of the tensors that must not be read.
     """
-    on_device = bool(args) and isinstance(args[0], Tensor) and args[0].device.type == device_type
     if function in _FROM_HOST_DATA:
-        if args and isinstance(args[0], (list, tuple)) and _holds_values(args[0], device_type):
+        data = args[0] if args else kwargs.get("data", kwargs.get("obj"))
+        if isinstance(data, (list, tuple)) and _holds_values(data, device_type):
             return f"torch.{function.__name__}", "it reads values of tensors"
         device = kwargs.get("device")
         goes_there = device is not None and torch.device(device).type == device_type
-        return (f"torch.{function.__name__}", _COPIES_DATA) if goes_there and not on_device else None
-    if not on_device:
+        is_there = isinstance(data, Tensor) and data.device.type == device_type
+        return (f"torch.{function.__name__}", _COPIES_DATA) if goes_there and not is_there else None
+    if not (args and isinstance(args[0], Tensor) and args[0].device.type == device_type):
         return None
     reason = _READS.get(function)
     if function in (torch.repeat_interleave, Tensor.repeat_interleave):
@@ -59,8 +60,11 @@ def before_the_dispatcher(
             reason = "its result's shape depends on the repeats"
     if reason is None and function is Tensor.to and any(_is_host(word) for word in (*args[1:], *kwargs.values())):
         reason = "to('cpu') copies it to the host"
-    if reason is None and function is Tensor.new_tensor and not isinstance(args[1], Tensor):
-        reason = _COPIES_DATA
+    if reason is None and function is Tensor.new_tensor:
+        data = args[1] if len(args) > 1 else kwargs.get("data")
+        reason = "it reads values of tensors" if _holds_values(data, device_type) else _COPIES_DATA
+    if reason is None and function is Tensor.__dlpack__ and device_type == "cpu":
+        reason = "another library reads the memory that it shares"
     if reason is None and function in (Tensor.__getitem__, Tensor.__setitem__) and _indexes_by_data(args[1]):
         reason = _COPIES_DATA
     return None if reason is None else (f"Tensor.{function.__name__}", reason)

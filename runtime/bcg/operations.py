@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bcg.breaks import BreakLabel, call_break, is_following
+from bcg.dispatch import DispatchMode
 from bcg.errors import UsageError
-from bcg.structure import is_wrapped
 from bcg.whereabouts import from_search_path, users_frame
 
 FROM_HOST_DATA = ("torch.tensor", "torch.as_tensor", "torch.asarray")
@@ -105,15 +104,16 @@ class _Calls:
         return function(*args, **kwargs)
 
 
-class _Dispatch(TorchDispatchMode):
+class _Dispatch(DispatchMode):
     def __init__(self, calls: _Calls) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._calls = calls
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if is_wrapped(types):
-            return NotImplemented
-        return self._calls.call(str(func), func, args, kwargs or {})
+    def run(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._calls.call(str(function), function, args, kwargs)
+
+    def run_higher_order(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.run(function, args, kwargs)
 
 
 class _Functions(TorchFunctionMode):

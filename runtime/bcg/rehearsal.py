@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bcg.breaks import BreakLabel, running_breaks
+from bcg.dispatch import DispatchMode
 from bcg.layout import PoolEvent
 from bcg.structure import is_wrapped, storage_key, tensors_in
 from bcg.warmup import cut_to
@@ -91,11 +91,11 @@ def with_repeats(events: Sequence[PoolEvent], marks: Sequence[int], period: int,
     return [*repeated, *copied(end, len(events), num_repeats)]
 
 
-class _Rehearsal(TorchDispatchMode):
+class _Rehearsal(DispatchMode):
     """Sees what the segments allocate, and runs the breaks without looking."""
 
     def __init__(self, device_type: str) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.events: list[PoolEvent] = []
         self.marks: list[int] = []
         self._device_type = device_type
@@ -129,15 +129,12 @@ class _Rehearsal(TorchDispatchMode):
         self._note(given, result)
         return result
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if is_wrapped(types):
-            return NotImplemented
-        kwargs = kwargs or {}
+    def run(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._in_break:
-            return func(*args, **kwargs)
+            return function(*args, **kwargs)
         given = {storage_key(tensor) for tensor in tensors_in((args, kwargs))}
         self._note_freed()
-        result = func(*args, **kwargs)
+        result = function(*args, **kwargs)
         self._note(given, result)
         return result
 

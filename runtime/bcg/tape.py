@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils import _python_dispatch
 
 from bcg.collectives import run_as_break
 from bcg.device.base import Device, Recorder
+from bcg.dispatch import DispatchMode
 from bcg.errors import CaptureError, HostReadError, Place
 from bcg.host_reads import (
     PINS,
@@ -32,7 +33,7 @@ from bcg.host_reads import (
     indexes_by_mask,
     traits_of,
 )
-from bcg.structure import is_sparse, is_wrapped, storage_address, storage_key, tensors_in, whole_tensors_in
+from bcg.structure import is_sparse, storage_address, storage_key, tensors_in, whole_tensors_in
 from bcg.whereabouts import ModulePath, users_frame
 
 HOST_READ_HINT = (
@@ -121,7 +122,7 @@ class Tape:
         self._recorder = recorder
         self._segment: SegmentTape | None = None
         self._made: dict[int, StorageWeakRef] = {}
-        self._modules = ModulePath(self._note_left)
+        self._modules = ModulePath(self._note_entered, self._note_left)
         self._failed_in: tuple[str, ...] | None = None
         self._interned: dict[Operation, Operation] = {}
         self._dispatch_mode = _DispatchTape(self)
@@ -139,8 +140,8 @@ class Tape:
         with contextlib.ExitStack() as stack:
             if torch.overrides._get_current_function_mode() is self._function_mode:
                 stack.enter_context(torch.overrides._pop_mode_temporarily())
-            if torch.utils._python_dispatch._get_current_dispatch_mode() is self._dispatch_mode:
-                stack.enter_context(torch.utils._python_dispatch._pop_mode_temporarily())
+            if _python_dispatch._get_current_dispatch_mode() is self._dispatch_mode:
+                stack.enter_context(_python_dispatch._pop_mode_temporarily())
             yield
 
     def begin_segment(self) -> None:
@@ -163,6 +164,11 @@ class Tape:
     def failed_in(self) -> tuple[str, ...]:
         """Paths, from the innermost outwards, of the modules that an error left, or that ended the recording."""
         return self._failed_in or ()
+
+    def _note_entered(self) -> None:
+        """Forget a module that failed, if its error was caught and the recording goes on."""
+        if self._failed_in is not None and self._recorder.is_intact():
+            self._failed_in = None
 
     def _note_left(self, path: str) -> None:
         """Look after every module whether the recording goes on: a kernel that no mode sees may have ended it."""
@@ -222,6 +228,12 @@ class Tape:
                 self._made[key] = StorageWeakRef(storage)
                 segment.allocated_bytes += storage.nbytes()
         return result
+
+    def run_higher_order(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Execute an operator such as ``torch.cond`` eagerly: a segment can't hold it."""
+        if self._segment is not None:
+            self.refuse(str(function), "it runs functions, perhaps others with other values, that no tape sees")
+        return function(*args, **kwargs)
 
     def _note_reads(self, segment: SegmentTape, given: list[Tensor], operation: Operation) -> set[int]:
         keys = set()
@@ -286,17 +298,18 @@ class Tape:
         return self._interned.setdefault(operation, operation)
 
 
-class _DispatchTape(TorchDispatchMode):
+class _DispatchTape(DispatchMode):
     """Hands the operations that reach the dispatcher to the tape."""
 
     def __init__(self, tape: Tape) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._tape = tape
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if is_wrapped(types):
-            return NotImplemented
-        return self._tape.run(func, args, kwargs or {})
+    def run(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._tape.run(function, args, kwargs)
+
+    def run_higher_order(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._tape.run_higher_order(function, args, kwargs)
 
 
 class _FunctionTape(TorchFunctionMode):

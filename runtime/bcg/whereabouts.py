@@ -77,10 +77,14 @@ class ModulePath:
     """Follows which module's forward is running on the thread that made it.
 
     Args:
+        on_enter: Called before every module.
         on_leave: Told the path of every module that is left, by an error or not.
     """
 
-    def __init__(self, on_leave: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self, on_enter: Callable[[], None] = lambda: None, on_leave: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self._on_enter = on_enter
         self._on_leave = on_leave
         self._thread = threading.get_ident()
         self._stack: list[str] = []
@@ -115,6 +119,7 @@ class ModulePath:
             self._names.update({part: path for path, part in module.named_modules() if path})
             name = self._names[module] = self._names.get(module, type(module).__name__)
         self._stack.append(name)
+        self._on_enter()
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         if threading.get_ident() == self._thread and self._stack:

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bcg.context import ForwardContext, forward_context
+from bcg.dispatch import DispatchMode
 from bcg.inputs import PROBE_SIZES
 from bcg.runner import GraphRunner
 from bcg.state import ModelState
-from bcg.structure import is_wrapped, storage_key
+from bcg.structure import storage_key
 from bcg.tape import written_by
 from bcg.target import Target, make_batch
 
@@ -42,23 +42,21 @@ def written_parameters(target: Target) -> dict[str, Tensor]:
     return written
 
 
-class _KeepingParameters(TorchDispatchMode):
+class _KeepingParameters(DispatchMode):
     """Copies every parameter before it is first written."""
 
     def __init__(self, target: Target) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.contents: dict[str, Tensor] = {}
         self.parameters = dict(target.module.named_parameters())
         self._paths = {storage_key(parameter): path for path, parameter in self.parameters.items()}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if is_wrapped(types):
-            return NotImplemented
-        for tensor in written_by(func, args, kwargs or {}):
+    def run(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        for tensor in written_by(function, args, kwargs):
             path = self._paths.get(storage_key(tensor))
             if path is not None and path not in self.contents:
                 self.contents[path] = self.parameters[path].clone()
-        return func(*args, **(kwargs or {}))
+        return function(*args, **kwargs)
 
 
 def written_outside(runner: GraphRunner) -> dict[str, Tensor]:

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bcg.device.asking import pretend_capturing
 from bcg.device.base import CHURN_SIZES, POISON_BYTE, MemoryReading, Pool, SegmentContents
+from bcg.dispatch import DispatchMode
 from bcg.errors import CaptureError, UsageError
 from bcg.structure import is_wrapped, map_tensors, storage_bytes, storage_key, tensors_in, unowned_alias
 
@@ -290,20 +290,17 @@ class HostDevice:
         return {"device": f"host ({platform.machine()} CPU)", "driver": None, "cuda": None}
 
 
-class _LiveBytes(TorchDispatchMode):
+class _LiveBytes(DispatchMode):
     """Follows the storages that operations allocate, and the most bytes of them alive at once."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.peak = 0
         self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if is_wrapped(types):
-            return NotImplemented
-        kwargs = kwargs or {}
+    def run(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = {storage_key(tensor) for tensor in tensors_in((args, kwargs))}
-        result = func(*args, **kwargs)
+        result = function(*args, **kwargs)
         for tensor in tensors_in(result):
             key = storage_key(tensor)
             if key not in given and key not in self._alive and not is_wrapped([type(tensor)]):

@@ -52,7 +52,8 @@ def remedies_for(finding: Finding) -> list[Remedy]:
     is_copy = operation in FROM_HOST_DATA or (short in _HOST_COPIES and "from pageable host memory" in finding.reason)
     if has_line and is_copy:
         found.append(Remedy("pin", operation, finding.source))
-    if has_line and (short in _FIXED_SHAPES or finding.hazard == "L8"):
+    is_higher_order = bool(operation) and "." not in operation
+    if has_line and (short in _FIXED_SHAPES or is_higher_order or finding.hazard == "L8"):
         found.append(Remedy("operation", operation, finding.source))
     found += [Remedy("function", function.path, function=function) for function in finding.functions]
     found += [Remedy("module", path) for path in finding.modules]

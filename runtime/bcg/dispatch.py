@@ -1,0 +1,34 @@
+"""A dispatch mode as all of ours are: it sees operations on plain tensors, and higher-order operators as wholes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch._ops import HigherOrderOperator
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bcg.structure import is_wrapped
+
+
+class DispatchMode(TorchDispatchMode):
+    """Is called for every operation that reaches the dispatcher inside its ``with`` block."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if is_wrapped(types):
+            return NotImplemented
+        if isinstance(func, HigherOrderOperator):
+            return self.run_higher_order(func, args, kwargs or {})
+        return self.run(func, args, kwargs or {})
+
+    def run(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Execute one operation on plain tensors."""
+        raise NotImplementedError
+
+    def run_higher_order(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Execute an operator that takes functions, such as ``torch.cond``; what these do is not seen."""
+        return function(*args, **kwargs)
