@@ -11,6 +11,7 @@ from torch import nn
 from torch._dynamo.callback import callback_handler
 from torch._dynamo.eval_frame import OptimizedModule
 
+from bcg.breaks import is_in_break
 from bcg.hazards import HAZARDS
 from bcg.report import ReportWarning
 from bcg.whereabouts import from_search_path, users_frame
@@ -28,19 +29,20 @@ def runs_compiled_code(root: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def noted_compilations() -> Iterator[list[str]]:
-    """Collect the lines of code, ``file:line``, that make torch's compiler work inside the block."""
+    """Collect the lines of code, ``file:line``, that make torch's compiler work inside the block, breaks left out."""
     lines: list[str] = []
 
     def note(*_: Any) -> None:
         frame = users_frame(sys._getframe(1))
-        if frame is not None:
+        if frame is not None and not is_in_break():
             lines.append(f"{from_search_path(frame.f_code.co_filename)}:{frame.f_lineno}")
 
     callback_handler.register_start_callback(note)
     try:
         yield lines
     finally:
-        callback_handler.remove_start_callback(note)
+        if note in callback_handler.start_callbacks:  # a reset of the compiler has dropped all of them
+            callback_handler.remove_start_callback(note)
 
 
 def late_compilation_warnings(compiled_at: Iterable[tuple[int, tuple[str, ...]]]) -> list[ReportWarning]:

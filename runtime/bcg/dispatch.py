@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bcg.structure import is_wrapped
+
+HIGHER_ORDER = "higher_order."
+"""What the names of operators that take functions begin with."""
 
 
 class DispatchMode(TorchDispatchMode):
@@ -22,13 +26,14 @@ class DispatchMode(TorchDispatchMode):
         if is_wrapped(types):
             return NotImplemented
         if isinstance(func, HigherOrderOperator):
-            return self.run_higher_order(func, args, kwargs or {})
+            torch._dynamo.reset()  # the compiler skipped the call under this mode: without one it would fail ever after
+            return self.run_higher_order(func, f"{HIGHER_ORDER}{func}", args, kwargs or {})
         return self.run(func, args, kwargs or {})
 
     def run(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Execute one operation on plain tensors."""
         raise NotImplementedError
 
-    def run_higher_order(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run_higher_order(self, function: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Execute an operator that takes functions, such as ``torch.cond``; what these do is not seen."""
         return function(*args, **kwargs)

@@ -112,8 +112,8 @@ class _Dispatch(DispatchMode):
     def run(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._calls.call(str(function), function, args, kwargs)
 
-    def run_higher_order(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self.run(function, args, kwargs)
+    def run_higher_order(self, function: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._calls.call(name, function, args, kwargs)
 
 
 class _Functions(TorchFunctionMode):

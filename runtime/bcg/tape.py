@@ -229,10 +229,10 @@ class Tape:
                 segment.allocated_bytes += storage.nbytes()
         return result
 
-    def run_higher_order(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run_higher_order(self, function: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Execute an operator such as ``torch.cond`` eagerly: a segment can't hold it."""
         if self._segment is not None:
-            self.refuse(str(function), "it runs functions, perhaps others with other values, that no tape sees")
+            self.refuse(name, "it runs functions, perhaps others with other values, that no tape sees")
         return function(*args, **kwargs)
 
     def _note_reads(self, segment: SegmentTape, given: list[Tensor], operation: Operation) -> set[int]:
@@ -308,8 +308,8 @@ class _DispatchTape(DispatchMode):
     def run(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._tape.run(function, args, kwargs)
 
-    def run_higher_order(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self._tape.run_higher_order(function, args, kwargs)
+    def run_higher_order(self, function: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._tape.run_higher_order(function, name, args, kwargs)
 
 
 class _FunctionTape(TorchFunctionMode):

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -177,8 +178,16 @@ HOST_READS: dict[str, Callable[[Tensor], object]] = {
     "from Python data": lambda t: torch.tensor([1.0, 2.0], device=t.device),
     "as an array": lambda t: torch.asarray([1.0, 2.0], device=t.device),
     "like another": lambda t: t.new_tensor([1.0, 2.0]),
+    "values as named data": lambda t: torch.tensor(data=[t[0], t[1]]),
+    "named data": lambda t: t.new_tensor(data=[1.0, 2.0]),
     "a list as index": lambda t: t[[0, 1]],
 }
+
+
+def test_memory_that_another_library_reads_is_a_host_read() -> None:
+    x = torch.ones(4)
+    with pytest.raises(HostReadError, match="__dlpack__"), BreakableCUDAGraphCapture(BreakableCUDAGraph("cpu")):
+        numpy.from_dlpack(x + 1)
 
 
 @pytest.mark.parametrize("grad_mode", [torch.no_grad, torch.inference_mode])
@@ -326,3 +335,26 @@ def test_an_error_in_a_modules_forward_is_told_with_the_modules_path(device: str
     with pytest.raises(ZeroDivisionError) as caught, BreakableCUDAGraphCapture(BreakableCUDAGraph(device)):
         model(x)
     assert caught.value.__notes__ == ["in segment 0 (module '1.0') of the capture"]
+
+
+def test_a_caught_error_does_not_name_the_module_of_the_next_one(device: str) -> None:
+    class Fails(torch.nn.Module):
+        def forward(self, t: Tensor) -> Tensor:
+            raise ZeroDivisionError("planted")
+
+    class Tries(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = Fails(), Fails()
+
+        def forward(self, t: Tensor) -> Tensor:
+            try:
+                return self.first(t)
+            except ZeroDivisionError:
+                pass
+            return self.second(t)
+
+    x = torch.ones(4, device=device)
+    with pytest.raises(ZeroDivisionError) as caught, BreakableCUDAGraphCapture(BreakableCUDAGraph(device)):
+        Tries()(x)
+    assert caught.value.__notes__ == ["in segment 0 (module 'second') of the capture"]

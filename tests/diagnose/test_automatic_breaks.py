@@ -37,6 +37,7 @@ def captured(module: torch.nn.Module, device: str) -> tuple[Diagnosis, GraphRunn
         (models.fills_by_mask, "operation", "aten.index_put_.default", "layers.1.inner", "aten.index_put_.default"),
         (models.calls_a_function, "function", "scaled_by_nonzero", "layers.1.inner", "aten.nonzero.default"),
         (models.makes_a_constant, "pin", "torch.tensor", "layers.1.inner", "torch.tensor"),
+        (models.chooses_by_value, "operation", "higher_order.cond", "layers.1.inner", "higher_order.cond"),
     ],
 )
 def test_one_fault_gives_the_smallest_break_that_replays_right(

@@ -28,8 +28,8 @@ def find_seeding(forward: Callable[[], Any]) -> Operation | None:
     def look(frame: FrameType, event: str, called: Any) -> None:
         if event != "c_call" or found or called.__name__ not in _SETTERS or is_in_break() or not modules.path:
             return
-        if isinstance(called.__self__, (torch.Generator, random.Random)):
-            users = users_frame(frame) or frame
+        users = users_frame(frame) or frame
+        if isinstance(called.__self__, (torch.Generator, random.Random)) and not _is_compiling(frame, users):
             name = f"{type(called.__self__).__name__}.{called.__name__}"
             found.append(Operation(name, modules.path, users.f_code.co_filename, users.f_lineno))
 
@@ -41,3 +41,12 @@ def find_seeding(forward: Callable[[], Any]) -> Operation | None:
         finally:
             sys.setprofile(before)
     return found[0] if found else None
+
+
+def _is_compiling(frame: FrameType | None, users: FrameType) -> bool:
+    """Tell whether torch's compiler was called in between: it puts back the state that was there before it worked."""
+    while frame is not None and frame is not users:
+        if str(frame.f_globals.get("__name__")).startswith("torch._dynamo"):
+            return True
+        frame = frame.f_back
+    return False

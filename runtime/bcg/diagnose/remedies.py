@@ -9,6 +9,7 @@ from typing import Any
 
 from bcg.breaks import current_capture, is_following
 from bcg.diagnose.survey import Finding
+from bcg.dispatch import HIGHER_ORDER
 from bcg.functions import FunctionReference, functions_broken
 from bcg.operations import FROM_HOST_DATA, Handler, OperationPlace, calls_handled, operations_broken
 from bcg.report import BreakSize
@@ -52,8 +53,7 @@ def remedies_for(finding: Finding) -> list[Remedy]:
     is_copy = operation in FROM_HOST_DATA or (short in _HOST_COPIES and "from pageable host memory" in finding.reason)
     if has_line and is_copy:
         found.append(Remedy("pin", operation, finding.source))
-    is_higher_order = bool(operation) and "." not in operation
-    if has_line and (short in _FIXED_SHAPES or is_higher_order or finding.hazard == "L8"):
+    if has_line and (short in _FIXED_SHAPES or operation.startswith(HIGHER_ORDER) or finding.hazard == "L8"):
         found.append(Remedy("operation", operation, finding.source))
     found += [Remedy("function", function.path, function=function) for function in finding.functions]
     found += [Remedy("module", path) for path in finding.modules]
