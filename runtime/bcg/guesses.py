@@ -2,10 +2,13 @@
 
 A break that reads values can be planned so: what it returns has a fixed shape, or it could not be captured, so what
 it is told on the way does not matter for the plan. Counts are guessed at their largest: every entry is one.
+Conditions are true, but where that leads to an error or has no end.
 """
 
 from __future__ import annotations
 
+import collections
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +17,33 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from bcg.dispatch import DispatchMode
+from bcg.whereabouts import users_frame
+
+_PATIENCE = 1000
+"""Conditions that one line of code may ask for before they are no longer true: it may be a loop."""
 
 
 class Guesses(DispatchMode):
     """Answers what a `FakeTensorMode` can't; to be entered after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._asked: collections.Counter[str] = collections.Counter()
+        self._denied: set[str] = set()
+        self._last = ""
+
+    def deny_last(self) -> bool:
+        """Answer the last condition otherwise the next time; tell whether there is one left that was true."""
+        is_new = bool(self._last) and self._last not in self._denied
+        self._denied.add(self._last)
+        self._asked.clear()
+        return is_new
+
+    def _condition(self) -> bool:
+        frame = users_frame(sys._getframe(1))
+        self._last = f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else "somewhere"
+        self._asked[self._last] += 1
+        return self._last not in self._denied and self._asked[self._last] <= _PATIENCE
 
     def run(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
@@ -27,19 +53,14 @@ class Guesses(DispatchMode):
             if guess is not None:
                 return guess(*args, **kwargs)
             returned = str(function._schema.returns[0].type)
-            if returned in ("number", "bool"):
-                return _value(args[0]) if returned == "number" else True
+            if returned == "bool" or (returned == "number" and args[0].dtype == torch.bool):
+                return self._condition()
+            if returned == "number":
+                return 1.0 if args[0].dtype.is_floating_point else 1  # will do as an index, a size or a divisor
             if not function._can_decompose():
                 raise
             with self:
                 return function.decompose(*args, **kwargs)
-
-
-def _value(tensor: Tensor) -> Any:
-    """Return one, in the tensor's kind of number: it will do as an index, a size, a divisor or a condition."""
-    if tensor.dtype == torch.bool:
-        return True
-    return 1.0 if tensor.dtype.is_floating_point else 1
 
 
 def _nonzero(tensor: Tensor) -> Tensor:

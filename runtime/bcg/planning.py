@@ -8,9 +8,9 @@ gives the order in which a capture would allocate and free. The pool is then lai
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
+from typing import TypeVar
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -21,7 +21,7 @@ from bcg.diagnose import UncapturableError, break_where_found
 from bcg.diagnose.cards import cards_of
 from bcg.diagnose.survey import Finding, Survey
 from bcg.environment import environment
-from bcg.errors import ModelError
+from bcg.errors import BcgError, ModelError
 from bcg.guesses import Guesses
 from bcg.inputs import PROBE_SIZES, InputSpec
 from bcg.layout import PoolEvent, peak_bytes, plan_arenas, reserved_bytes
@@ -42,6 +42,9 @@ from bcg.structure import local_part, storage_key
 from bcg.summary import source_line
 from bcg.target import Target, first_line, make_batch
 from bcg.warmup import cut_to, distinct_prefixes
+from bcg.whereabouts import users_line
+
+_Result = TypeVar("_Result")
 
 GRAPH_BYTES = 2**19
 """Driver memory of one instantiated graph: about 0.5 MiB on an H200 for Qwen3-8B and NemotronH-8B, more for others."""
@@ -154,29 +157,41 @@ def graph_bytes(target: Target, mode: FakeTensorMode) -> int:
 
 
 def _survey(target: Target, mode: FakeTensorMode, tokens: int) -> Survey:
-    found = Survey(find_device(target.device), records_collectives=True)  # as the GPU does that it plans for
-    with _from_shapes(target, mode, tokens) as inputs, found.following():
-        target(inputs)
-    return found
+    def run(inputs: Mapping[str, torch.Tensor]) -> Survey:
+        found = Survey(find_device(target.device), records_collectives=True)  # as the GPU does that it plans for
+        with found.following():
+            target(inputs)
+        return found
+
+    return _from_shapes(target, mode, tokens, run)
 
 
-@contextlib.contextmanager
-def _from_shapes(target: Target, mode: FakeTensorMode, tokens: int) -> Iterator[Mapping[str, torch.Tensor]]:
-    """Give inputs that have only shapes, after what a capture does before it, and guess the values that code reads.
+def _from_shapes(
+    target: Target, mode: FakeTensorMode, tokens: int, run: Callable[[Mapping[str, torch.Tensor]], _Result]
+) -> _Result:
+    """Call `run` with inputs that have only shapes, after what a capture does before it; guess the values it reads.
 
     Raises:
-        ModelError: The forward fails in the block.
+        ModelError: The forward fails, whichever way a condition goes.
     """
-    try:
-        with mode, Guesses(), quiet(), forward_context(ForwardContext((tokens,))):
-            inputs = make_batch(target, (tokens,), torch.Generator("cpu")).inputs
-            _warm_up(target, inputs)
-            yield inputs
-    except RuntimeError as error:
-        raise ModelError(
-            f"the forward of {target.name} fails on shapes alone: {first_line(error)}",
-            hint="capture it with weights, or see --traceback",
-        ) from error
+    guesses = Guesses()
+    while True:
+        try:
+            with mode, guesses, quiet(), forward_context(ForwardContext((tokens,))):
+                inputs = make_batch(target, (tokens,), torch.Generator("cpu")).inputs
+                _warm_up(target, inputs)
+                return run(inputs)
+        except BcgError:
+            raise
+        except Exception as error:
+            if guesses.deny_last():
+                continue
+            line = users_line(error)
+            raise ModelError(
+                f"the forward of {target.name} fails on shapes alone{f' at {line}' if line else ''}: "
+                f"{type(error).__name__}: {first_line(error)}",
+                hint="a dry run has no values to read: capture it with weights, or see --traceback",
+            ) from error
 
 
 def _bucket(target: Target, mode: FakeTensorMode, tokens: int, found: Survey, largest: int) -> PlanBucket:
@@ -192,8 +207,10 @@ def _bucket(target: Target, mode: FakeTensorMode, tokens: int, found: Survey, la
 
 def _events(target: Target, mode: FakeTensorMode, tokens: int) -> list[PoolEvent]:
     """Rehearse, as a runner does before it makes the pool."""
-    with _from_shapes(target, mode, tokens) as inputs:
-        return rehearse(lambda: target(inputs), target.device.type, distinct_prefixes(target.module))
+    layers = distinct_prefixes(target.module)
+    return _from_shapes(
+        target, mode, tokens, lambda inputs: rehearse(lambda: target(inputs), target.device.type, layers)
+    )
 
 
 def _warm_up(target: Target, inputs: Mapping[str, torch.Tensor]) -> None:

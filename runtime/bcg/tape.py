@@ -25,7 +25,6 @@ from bcg.dispatch import DispatchMode
 from bcg.errors import CaptureError, HostReadError, Place
 from bcg.host_reads import (
     PINS,
-    Traits,
     before_the_dispatcher,
     copies_from_host,
     copies_to_host,
@@ -36,6 +35,8 @@ from bcg.host_reads import (
 from bcg.structure import is_sparse, storage_address, storage_key, tensors_in, whole_tensors_in
 from bcg.whereabouts import ModulePath, users_frame
 
+_WITHOUT_PYTHON = frozenset({"aten", "prim", "c10d", "_c10d_functional"})
+"""Namespaces of operations that are no Python functions, and so hide no host read from the modes."""
 HOST_READ_HINT = (
     "run the function that reads it as a break (@eager_on_graph, or --break with the module's path), "
     "or keep the value on the device (torch.where, scatter)"
@@ -211,8 +212,7 @@ class Tape:
         if traits.is_sparse or any(map(is_sparse, whole_tensors_in((args, kwargs)))):
             self.refuse(str(function), "it makes or takes a sparse tensor, which a segment can't hold")
         given = list(tensors_in((args, kwargs)))
-        if traits.reads_host is not None or traits.may_read_host:
-            self._refuse_host_read(function, traits, args, kwargs, given)
+        self.refuse_host_read(function, args, kwargs)
         if kwargs.get("pin_memory"):
             self.refuse(str(function), PINS)
         operation = self._operation(str(function))
@@ -220,7 +220,9 @@ class Tape:
         given_keys = self._note_reads(segment, given, operation)
         if traits.writes:
             self._note_writes(segment, function, args, kwargs)
-        result = self._recorder.execute(function, args, kwargs)
+        may_be_python = function.namespace not in _WITHOUT_PYTHON and any(map(self.is_on_device, given))
+        with self._inside(function) if may_be_python else contextlib.nullcontext():
+            result = self._recorder.execute(function, args, kwargs)
         for tensor in tensors_in(result):
             key = storage_key(tensor)
             if key not in given_keys and key not in self._made and self.is_on_device(tensor):
@@ -234,6 +236,12 @@ class Tape:
         if self._segment is not None:
             self.refuse(name, "it runs functions, perhaps others with other values, that no tape sees")
         return function(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _inside(self, function: Any) -> Iterator[None]:
+        """Refuse host reads in the body of an operation that may be written in Python, below the dispatcher."""
+        with _BodyOfOperation(self, function), self._function_mode:
+            yield
 
     def _note_reads(self, segment: SegmentTape, given: list[Tensor], operation: Operation) -> set[int]:
         keys = set()
@@ -249,17 +257,14 @@ class Tape:
         keys = map(storage_key, written_by(function, args, kwargs))
         segment.written_externals.update(key for key in keys if key in segment.externals)
 
-    def _refuse_host_read(
-        self,
-        function: Any,
-        traits: Traits,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        given: list[Tensor],
-    ) -> None:
+    def refuse_host_read(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuse an operation that reads the device from the host, or needs data of the host."""
+        traits = traits_of(function)
+        if traits.reads_host is None and not traits.may_read_host:
+            return
         if self.device_type != "cpu" and copies_from_host(function, args, kwargs, self.device_type):
             self.refuse(str(function), "it copies from pageable host memory to the device")
-        if not any(self.is_on_device(tensor) for tensor in given):
+        if not any(self.is_on_device(tensor) for tensor in tensors_in((args, kwargs))):
             return
         reason = traits.reads_host
         if reason is None and indexes_by_mask(args):
@@ -310,6 +315,23 @@ class _DispatchTape(DispatchMode):
 
     def run_higher_order(self, function: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._tape.run_higher_order(function, name, args, kwargs)
+
+
+class _BodyOfOperation(DispatchMode):
+    """Looks for host reads alone: what an operation is made of is no operation of the segment."""
+
+    def __init__(self, tape: Tape, operation: Any) -> None:
+        super().__init__()
+        self._tape = tape
+        self._operation = operation
+        self._keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, tape.device_type.upper()))
+
+    def run(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if function is self._operation:
+            with self:  # past the dispatcher's modes, or it would come here again
+                return function.redispatch(self._keys, *args, **kwargs)
+        self._tape.refuse_host_read(function, args, kwargs)
+        return function(*args, **kwargs)
 
 
 class _FunctionTape(TorchFunctionMode):

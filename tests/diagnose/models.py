@@ -56,6 +56,22 @@ def chooses_by_value(inner: Inner, x: Tensor) -> Tensor:
     return chosen
 
 
+@torch.library.custom_op("bcg_tests::scaled_by_sum", mutates_args=())
+def scaled_by_sum(x: Tensor) -> Tensor:
+    """Reads a value below the dispatcher."""
+    return x * x.sum().item()
+
+
+@scaled_by_sum.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def reads_in_an_operation(inner: Inner, x: Tensor) -> Tensor:
+    scaled: Tensor = scaled_by_sum(x)
+    return scaled
+
+
 class ReadsInTheRoot(Model):
     def forward(self, input_ids: Tensor) -> Tensor:
         return super().forward(input_ids) * (1 if input_ids[0, 0].item() % 2 else 2)

@@ -34,6 +34,7 @@ def captured(module: torch.nn.Module, device: str) -> tuple[Diagnosis, GraphRunn
     [
         (models.reads_a_value, "module", "Inner", "layers.1.inner", "Tensor.item"),
         (models.takes_a_branch, "module", "Inner", "layers.1.inner", "Tensor.__bool__"),
+        (models.reads_in_an_operation, "module", "Inner", "layers.1.inner", "aten.item.default"),
         (models.fills_by_mask, "operation", "aten.index_put_.default", "layers.1.inner", "aten.index_put_.default"),
         (models.calls_a_function, "function", "scaled_by_nonzero", "layers.1.inner", "aten.nonzero.default"),
         (models.makes_a_constant, "pin", "torch.tensor", "layers.1.inner", "torch.tensor"),

@@ -118,3 +118,9 @@ def test_a_seed_that_is_set_in_the_forward_gets_a_break(device: str) -> None:
     assert (found.module, found.card.hazard, found.card.operation) == ("inner", "L9", "Generator.manual_seed")
     assert found.card.source_line.startswith(inspect.getfile(Seeds))
     assert break_where_needed(own_target(Around(Seeds(False)), device, make_inputs), (4, 8)).automatic_breaks == []
+
+
+def test_what_the_compiler_does_with_generators_is_no_seed() -> None:
+    inner = nn.Linear(4, 4)
+    inner.compile(backend="eager")
+    assert break_where_needed(own_target(Around(inner), "cpu", make_inputs), (4, 8)).automatic_breaks == []

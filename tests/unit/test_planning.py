@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bcg.diagnose import UncapturableError
-from bcg.errors import UsageError
+from bcg.errors import ModelError, UsageError
 from bcg.gpus import find_gpu
 from bcg.guesses import Guesses
 from bcg.models import load_target
@@ -85,6 +85,62 @@ def test_a_value_that_shapes_cannot_give_is_named(tmp_path: Path) -> None:
         plan(load_shapes(f"{path}:Model", mode), mode, [8], {}, auto_break=False)
     (card,) = caught.value.cards
     assert (card.module, card.operation, card.break_option) == ("reads", "Tensor.item", "--break 'reads'")
+
+
+GUESSED = """
+import torch
+class Halves(torch.nn.Module):
+    def forward(self, x):
+        while x.abs().max() > 0.1:
+            x = x * 0.5
+        return x
+class Guards(torch.nn.Module):
+    def forward(self, x):
+        if torch.isnan(x).any():
+            raise ValueError("not a number")
+        return x * 2
+class Fails(torch.nn.Module):
+    def forward(self, x):
+        raise ValueError("planted")
+class Model(torch.nn.Module):
+    def __init__(self, reads):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(1000, 64)
+        self.reads = reads
+    def forward(self, input_ids):
+        return self.reads(self.embedding(input_ids))
+def halves():
+    return Model(Halves())
+def guards():
+    return Model(Guards())
+def fails():
+    return Model(Fails())
+def plain():
+    return Model(torch.nn.ReLU())
+def on_meta():
+    with torch.device("meta"):
+        return plain()
+"""
+
+
+def test_conditions_that_are_guessed_end_loops_and_raise_no_errors(tmp_path: Path) -> None:
+    path = tmp_path / "model.py"
+    path.write_text(GUESSED)
+    for name in ("halves", "guards"):
+        (row,) = plan_of(f"{path}:{name}", 8).automatic_breaks
+        assert (row.module, row.card.hazard) == ("reads", "L1")
+    with pytest.raises(ModelError, match=r"fails on shapes alone at .*model.py:15: ValueError: planted$"):
+        plan_of(f"{path}:fails", 8)
+
+
+def test_a_model_without_values_is_planned_as_one_with_them(tmp_path: Path) -> None:
+    path = tmp_path / "model.py"
+    path.write_text(GUESSED)
+    with_values, without = (plan_of(f"{path}:{name}", 8, 4096) for name in ("plain", "on_meta"))
+    assert with_values.totals == without.totals
+    assert with_values.totals.pool_bytes > 2**20
+    with pytest.raises(ModelError, match="returned 1 parameters and buffers on the meta device"):
+        load_target(f"{path}:on_meta")
 
 
 def test_a_break_that_the_forward_never_calls_is_refused() -> None:

@@ -14,39 +14,42 @@ from bcg.breaks import is_in_break
 from bcg.tape import Operation
 from bcg.whereabouts import ModulePath, users_frame
 
-_SETTERS = frozenset({"manual_seed", "seed", "set_state", "setstate"})
+_SEEDERS = frozenset({"manual_seed", "seed"})
+_RESTORERS = frozenset({"set_state", "setstate"})
 
 
 def find_seeding(forward: Callable[[], Any]) -> Operation | None:
     """Run `forward` and return the first call outside its breaks that sets the state of a generator, or None.
 
-    Calls into C are the ones looked at: whatever a generator is set through ends in one.
+    Calls into C are the ones looked at: whatever a generator is set through ends in one. Putting back the state that
+    a generator has anyway, as torch's compiler does after its work, sets nothing.
     """
     found: list[Operation] = []
+    before: dict[int, Any] = {}
     modules = ModulePath()
 
     def look(frame: FrameType, event: str, called: Any) -> None:
-        if event != "c_call" or found or called.__name__ not in _SETTERS or is_in_break() or not modules.path:
+        if event not in ("c_call", "c_return") or found or is_in_break() or not modules.path:
             return
-        users = users_frame(frame) or frame
-        if isinstance(called.__self__, (torch.Generator, random.Random)) and not _is_compiling(frame, users):
-            name = f"{type(called.__self__).__name__}.{called.__name__}"
-            found.append(Operation(name, modules.path, users.f_code.co_filename, users.f_lineno))
+        name, generator = called.__name__, called.__self__
+        if name not in _SEEDERS | _RESTORERS or not isinstance(generator, (torch.Generator, random.Random)):
+            return
+        if event == "c_call" and name in _RESTORERS:
+            before[id(generator)] = _state_of(generator)
+        elif name in _SEEDERS or before.pop(id(generator), None) != _state_of(generator):
+            users = users_frame(frame) or frame
+            called_name = f"{type(generator).__name__}.{name}"
+            found.append(Operation(called_name, modules.path, users.f_code.co_filename, users.f_lineno))
 
-    before = sys.getprofile()
+    profiler = sys.getprofile()
     with modules.followed():
         sys.setprofile(look)
         try:
             forward()
         finally:
-            sys.setprofile(before)
+            sys.setprofile(profiler)
     return found[0] if found else None
 
 
-def _is_compiling(frame: FrameType | None, users: FrameType) -> bool:
-    """Tell whether torch's compiler was called in between: it puts back the state that was there before it worked."""
-    while frame is not None and frame is not users:
-        if str(frame.f_globals.get("__name__")).startswith("torch._dynamo"):
-            return True
-        frame = frame.f_back
-    return False
+def _state_of(generator: torch.Generator | random.Random) -> Any:
+    return generator.getstate() if isinstance(generator, random.Random) else generator.get_state().tolist()

@@ -51,9 +51,15 @@ def load_factory(
 
     Raises:
         UsageError: If there is no such file, module or factory.
-        ModelError: If importing or calling it raises (its error is the cause), or it returns something else.
+        ModelError: If importing or calling it raises (its error is the cause), or it returns something else,
+            or a module without values.
     """
     module, make_inputs = call_factory(name, source, factory, device, seed)
+    if num_empty := num_on_meta(module):
+        raise ModelError(
+            f"factory {name} returned {num_empty} parameters and buffers on the meta device: they have no values",
+            hint="make them on a real device (`to_empty`, and initialise them); a dry run takes them as they are",
+        )
     try:
         module = module.to(device=device, dtype=dtype)
     except torch.OutOfMemoryError as error:
@@ -70,6 +76,11 @@ def load_factory(
         make_inputs=make_inputs,
         sharding=sharding,
     )
+
+
+def num_on_meta(module: nn.Module) -> int:
+    """Count the parameters and buffers on the ``meta`` device: they have a shape and no values."""
+    return sum(tensor.device.type == "meta" for tensor in (*module.parameters(), *module.buffers()))
 
 
 def call_factory(

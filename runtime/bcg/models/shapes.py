@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from bcg.errors import ModelError, UsageError
 from bcg.models.build import describe_target, quiet
-from bcg.models.factory import call_factory
+from bcg.models.factory import call_factory, num_on_meta
 from bcg.models.huggingface import attention_options, preset_config
 from bcg.models.presets import find_preset
 from bcg.models.sharding import Sharding, apply_plan, like_shard, plan_of
@@ -111,9 +111,12 @@ def _from_factory(
     try:
         with mode:
             module, make_inputs = call_factory(name, source, factory, torch.device("cpu"), 0)
-            return module.to(dtype=dtype) if dtype else module, make_inputs
     except ModelError as error:
         raise ModelError(f"{error.message}, in a dry run, without data", hint=error.hint) from error
+    if num_on_meta(module):
+        _make_fake(module, mode)
+    with mode:
+        return module.to(dtype=dtype) if dtype else module, make_inputs
 
 
 def _make_fake(module: nn.Module, mode: FakeTensorMode) -> None:
