@@ -1,26 +1,56 @@
-"""Everything that a GPU has to show, in one call: recorded reports for `docs/measurements/`, and the GPU tests.
+"""Everything that a GPU has to show, in a few calls: the GPU tests, and recorded reports for `docs/measurements/`.
 
-    PYTHONPATH=runtime:. python benchmarks/measure.py OUT [--only captures checks …] [--minutes 9]
+    PYTHONPATH=runtime:. python benchmarks/measure.py OUT [--only tests captures …] [--minutes 9]
 
-Each step is a command of its own with a time limit; what one step breaks does not stop the next. The last lines are
-a short table. Reports that came out whole are copied by hand to `docs/measurements/`; then `python
-benchmarks/tables.py` makes the README's tables from them.
+Each step is a command of its own with a time limit; what one step breaks does not stop the next. Tests that measure
+no time and read no memory but their own run side by side. At its limit a step is interrupted as by Ctrl-C, so that a
+profile keeps what it has measured. A line is printed as each step ends. Reports that came out whole are copied by hand
+to `docs/measurements/`; then `python benchmarks/tables.py` makes the README's tables from them.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-MODELS = ("qwen3-0.6b", "qwen3-8b", "qwen3-30b-a3b", "nemotron-h-8b")
-PROFILED = ("qwen3-0.6b", "qwen3-8b")
+GRACE_S = 30
+MEMORY_TEST = "tests/behaviours/test_streams_and_pool.py"
 MODES = "eager,full,breakable,compiled,piecewise,fused"
-TESTS = ("behaviours", "gpu", "recovery", "checking", "diagnose", "hazards", "fuzz")
+SIDE_BY_SIDE = {
+    "hazards": ["tests/hazards", "-k", "not healthy"],
+    "healthy-twins": ["tests/hazards", "-k", "healthy"],
+    "checking": ["tests/checking"],
+    "diagnose": ["tests/diagnose", "tests/unit"],
+    "behaviours": ["tests/behaviours", "tests/gpu/test_feed.py", "--ignore", MEMORY_TEST],
+    "fuzz": ["tests/fuzz", "--fuzz-examples", "2000"],
+    "recovery": ["tests/recovery"],
+    "driver-log": ["tests/gpu/test_driver_log.py", "tests/gpu/test_plan.py"],
+    "profile": ["tests/gpu/test_profile.py"],
+}
+ALONE = {
+    "streams-and-pool": [MEMORY_TEST],
+    "loading": ["tests/gpu/test_loading.py"],
+    "models": ["tests/gpu/test_models.py"],
+    "ranks": ["tests/gpu/test_ranks.py"],
+}
+"""Tests that read the memory of the whole GPU, or fill it."""
+CAPTURED = ("qwen3-0.6b", "qwen3-8b", "qwen3-30b-a3b", "nemotron-h-8b")
+PROFILED = {
+    "qwen3-8b": ["--tokens", "16,1024"],
+    "qwen3-0.6b": ["--tokens", "16,256,1024,4096"],
+    "qwen3-30b-a3b": ["--tokens", "16,1024", "--rounds", "5"],
+    "nemotron-h-8b": ["--tokens", "16,1024", "--rounds", "5"],
+    "qwen3-32b": ["--tokens", "16,1024", "--rounds", "5"],
+}
+"""The compiler's two modes take 26 s for each token count of the 0.6B and 44 s for each of the 8B (H100)."""
 
 
 @dataclass(frozen=True)
@@ -34,72 +64,85 @@ class Step:
 
 
 def steps(out: Path) -> Iterator[Step]:
-    """All steps, the most telling first."""
+    """All steps, the most telling first; those of one group follow each other."""
+    pytest = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--tb=short", "--show-capture=no"]
     bcg = [sys.executable, "-m", "bcg_cli"]
-    for tests in TESTS:
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-m",
-            "gpu",
-            "-q",
-            "--tb=short",
-            "--show-capture=no",
-            f"tests/{tests}",
-        ]
-        yield Step("tests", f"tests/{tests}", command, 150)
-    benchmark = [
-        sys.executable,
-        "benchmarks/capture.py",
-        "--rounds",
-        "3",
-        "--json",
-        str(out / "benchmark-capture.json"),
-    ]
-    yield Step("benchmark", "benchmark-capture", benchmark, 300)
-    for model in MODELS:
+    for name, words in SIDE_BY_SIDE.items():
+        yield Step("tests", name, [*pytest, *words], 150)
+    for name, words in ALONE.items():
+        yield Step("alone", name, [*pytest, *words], 150)
+    for model in CAPTURED:
+        path = str(out / f"capture-{model}.json")
+        yield Step("captures", f"capture-{model}", [*bcg, "capture", model, "--json", path], 60)
+    path = str(out / "check-qwen3-0.6b.json")
+    yield Step("captures", "check-qwen3-0.6b", [*bcg, "replay-check", "qwen3-0.6b", "--json", path], 60)
+    for name, limit_s in {"capture": 200, "curve": 60}.items():
+        path = str(out / f"benchmark-{name}.json")
         yield Step(
-            "captures", f"capture-{model}", [*bcg, "capture", model, "--json", f"{out}/capture-{model}.json"], 90
+            "benchmarks", f"benchmark-{name}", [sys.executable, f"benchmarks/{name}.py", "--json", path], limit_s
         )
-    for model in MODELS:
+    yield Step("benchmarks", "ranges", [sys.executable, "benchmarks/ranges.py"], 60)
+    path = str(out / "startup-qwen3-8b-fused.json")
+    yield Step("benchmarks", "startup", [sys.executable, "benchmarks/startup.py", "--json", path], 70)
+    yield Step("benchmarks", "plan", [sys.executable, "-m", "benchmarks.plan", "--measure"], 90)
+    path = str(out / "sweep.json")
+    sweep = [sys.executable, "-m", "benchmarks.sweep", "--device", "cuda", "--jobs", "8", "--json", path]
+    yield Step("sweep", "sweep", sweep, 300)
+    for model, words in PROFILED.items():
+        path = str(out / f"profile-{model}.json")
         yield Step(
-            "checks", f"check-{model}", [*bcg, "replay-check", model, "--json", f"{out}/check-{model}.json"], 120
+            "profiles", f"profile-{model}", [*bcg, "profile", model, "--modes", MODES, *words, "--json", path], 400
         )
-    for model in PROFILED:
-        options = ["--tokens", "16,256,1024,4096", "--modes", MODES, "--json", f"{out}/profile-{model}.json"]
-        yield Step("profiles", f"profile-{model}", [*bcg, "profile", model, *options], 300)
 
 
-def run(step: Step, out: Path) -> str:
-    """Run a step with its output in a file of its own; return how it ended."""
-    with (out / f"{step.name.replace('/', '-')}.txt").open("w") as log:
+def run(together: Sequence[Step], out: Path, environment: dict[str, str]) -> None:
+    """Run steps side by side, each with its output in a file of its own, and say how each ended."""
+    begun = time.monotonic()
+    running = []
+    for step in together:
+        with (out / f"{step.name}.txt").open("w") as log:
+            running.append(
+                (step, subprocess.Popen(step.command, stdout=log, stderr=subprocess.STDOUT, env=environment))
+            )
+    for step, process in running:
+        ending = _ending(process, step.limit_s - (time.monotonic() - begun))
+        last = (out / f"{step.name}.txt").read_text(errors="replace").strip().rpartition("\n")[2]
+        print(f"{step.name:24} {time.monotonic() - begun:6.1f} s  {ending:20} {last[:100]}", flush=True)
+
+
+def _ending(process: subprocess.Popen[bytes], limit_s: float) -> str:
+    try:
+        code = process.wait(max(limit_s, 0))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
         try:
-            done = subprocess.run(step.command, stdout=log, stderr=subprocess.STDOUT, timeout=step.limit_s, check=False)
+            process.wait(GRACE_S)
         except subprocess.TimeoutExpired:
-            return f"stopped after {step.limit_s} s"
-    return "ok" if done.returncode == 0 else f"exit {done.returncode}"
+            process.kill()
+        return "interrupted"
+    return "ok" if code == 0 else f"exit {code}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    groups = list(dict.fromkeys(step.group for step in steps(Path())))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--only", nargs="+", choices=("tests", "benchmark", "captures", "checks", "profiles"))
+    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"steps or groups ({', '.join(groups)})")
     parser.add_argument("--minutes", type=float, default=9.0, help="begin no step after this time")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    rows = []
-    for step in steps(options.out):
-        if options.only and step.group not in options.only:
-            continue
-        begun = time.monotonic()
-        late = begun - started > options.minutes * 60
-        rows.append(
-            (step.name, "not begun: no time left" if late else run(step, options.out), time.monotonic() - begun)
-        )
-    for name, ending, seconds in rows:
-        print(f"{name:28} {seconds:6.1f} s  {ending}")
+    chosen = [step for step in steps(options.out) if not options.only or {step.group, step.name} & set(options.only)]
+    with tempfile.TemporaryDirectory() as bytecode:
+        # Where bytecode can't be kept beside its source, every process would compile all of torch anew.
+        environment = {**os.environ, "PYTHONPYCACHEPREFIX": os.environ.get("PYTHONPYCACHEPREFIX", bytecode)}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        side_by_side = [step for step in chosen if step.group == "tests"]
+        for together in ([side_by_side] if side_by_side else []) + [[step] for step in chosen if step.group != "tests"]:
+            if time.monotonic() - started > options.minutes * 60:
+                print(f"not begun, no time left: {', '.join(step.name for step in together)}", flush=True)
+            else:
+                run(together, options.out, environment)
 
 
 if __name__ == "__main__":
