@@ -42,6 +42,7 @@ from bcg.structure import (
     attributes_of,
     has_attributes,
     is_sparse,
+    rebuild_dict,
     rebuild_sequence,
     storage_bytes,
     storage_key,
@@ -215,9 +216,7 @@ class Holder:
                 hazard="S9",
             )
         pairs = {key: self._hold(item, f"{where}[{key!r}]") for key, item in value.items()}
-        handed = copy.copy(value)
-        for key, (item, _) in pairs.items():
-            handed[key] = item
+        handed = rebuild_dict(value, {key: item for key, (item, _) in pairs.items()})
         return handed, DictOutlet({key: outlet for key, (_, outlet) in pairs.items()}, where)
 
     def _hold_object(self, value: Any, where: str) -> tuple[Any, Outlet]:

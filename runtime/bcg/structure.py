@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -52,22 +53,33 @@ def is_sparse(tensor: Tensor) -> bool:
 def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
     """Return `value` with every tensor in its tuples, lists and dicts replaced by `function(tensor)`.
 
-    Containers are rebuilt with their own type (named tuples included); anything else is passed through.
+    Containers are rebuilt with their own type (named tuples included), lists and dicts with their attributes;
+    anything else is passed through.
     """
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, (tuple, list)):
         return rebuild_sequence(value, [map_tensors(function, item) for item in value])
     if isinstance(value, dict):
-        return {key: map_tensors(function, item) for key, item in value.items()}
+        return rebuild_dict(value, {key: map_tensors(function, item) for key, item in value.items()})
     return value
 
 
 def rebuild_sequence(like: tuple[Any, ...] | list[Any], items: list[Any]) -> Any:
     """Make a tuple, named tuple or list of the same type as `like` from `items`."""
-    if isinstance(like, tuple) and hasattr(like, "_fields"):
-        return type(like)(*items)
-    return type(like)(items)
+    if isinstance(like, list):
+        rebuilt = copy.copy(like)
+        rebuilt[:] = items
+        return rebuilt
+    return type(like)(*items) if hasattr(like, "_fields") else type(like)(items)
+
+
+def rebuild_dict(like: dict[Any, Any], items: dict[Any, Any]) -> dict[Any, Any]:
+    """Make a dict of the same type as `like` from `items`, which has the same keys."""
+    rebuilt = copy.copy(like)
+    for key, item in items.items():
+        rebuilt[key] = item
+    return rebuilt
 
 
 def same_contents(left: Any, right: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -142,6 +143,27 @@ def test_breaks_can_be_captured_like_everything_else(device: str) -> None:
     x.fill_(10)
     graph.replay()
     assert y.tolist() == [25.0] * 4
+
+
+class Configured(OrderedDict[str, torch.Tensor]):
+    factor: float
+
+
+class Listed(list[torch.Tensor]):
+    factor: float
+
+
+def test_containers_of_arguments_keep_their_type_and_attributes(device: str) -> None:
+    """Found by hand: a break was given a plain dict in place of a subclass with attributes."""
+    x = torch.ones(4, device=device)
+    graph = BreakableCUDAGraph(device)
+    with BreakableCUDAGraphCapture(graph):
+        named, listed = Configured(x=x + 1), Listed([x + 2])
+        named.factor, listed.factor = 10.0, 100.0
+        y = eager_on_graph(lambda n, m: n["x"] * n.factor + m[0] * m.factor)(named, listed) + 0
+    x.fill_(3)
+    graph.replay()
+    assert y.tolist() == [540.0] * 4
 
 
 class Inline:
