@@ -87,16 +87,27 @@ def _layout(tensor: Tensor) -> tuple[torch.Size, tuple[int, ...], int | torch.Sy
 
 
 class SameTensorOutlet:
-    """Expects the very memory that was handed on at capture."""
+    """Expects the very memory that was handed on at capture, looked at in the same way."""
 
     def __init__(self, tensor: Tensor, where: str) -> None:
         self._address = tensor.data_ptr()
         self._shape = tensor.shape
+        self._stride = tensor.stride()
+        self._dtype = tensor.dtype
+        self._is_complex = tensor.is_complex()
+        self._is_conj = tensor.is_conj()
         self._where = where
 
     def pour(self, value: Any) -> None:
-        if not isinstance(value, Tensor) or value.shape != self._shape or value.data_ptr() != self._address:
-            raise _refuse(self._where, "a view of a tensor it was given", f"{_describe(value)}, another tensor")
+        if (
+            not isinstance(value, Tensor)
+            or value.data_ptr() != self._address
+            or value.shape != self._shape
+            or value.stride() != self._stride
+            or value.dtype != self._dtype
+            or (self._is_complex and value.is_conj() != self._is_conj)
+        ):
+            raise _refuse(self._where, "a view of a tensor it was given", f"{_describe(value)}, another view or tensor")
 
 
 class ConstantOutlet:
@@ -107,8 +118,8 @@ class ConstantOutlet:
         self._where = where
 
     def pour(self, value: Any) -> None:
-        if value is not self._value and value != self._value and not _both_nan(value, self._value):
-            got = reprlib.repr(value) if isinstance(value, type(self._value)) else _describe(value)
+        if value is not self._value and not _are_equal(value, self._value):
+            got = _describe(value) if isinstance(value, Tensor) else reprlib.repr(value)
             raise ReplayError(
                 f"break {self._where} returned {got} at replay; at capture it was {reprlib.repr(self._value)}",
                 hint="segments have what a break returns beside tensors frozen in them: return it as a tensor",
@@ -116,8 +127,9 @@ class ConstantOutlet:
             )
 
 
-def _both_nan(left: Any, right: Any) -> bool:
-    return isinstance(left, float) and isinstance(right, float) and left != left and right != right
+def _are_equal(one: Any, other: Any) -> bool:
+    """Tell whether two constants are of one type and equal, or both not a number."""
+    return type(one) is type(other) and bool(one == other or (one != one and other != other))
 
 
 class SameObjectOutlet:

@@ -111,6 +111,30 @@ def test_18_a_number_that_changes_is_an_error(device: str) -> None:
         graph.replay()
 
 
+@pytest.mark.parametrize(
+    ("first", "later"),
+    [
+        (1, True),
+        (1, 1.0),
+        (1, torch.tensor(1)),
+        (1, torch.ones(2)),
+        (None, torch.ones(2)),
+    ],
+)
+def test_18_a_value_of_another_type_is_an_error(device: str, first: object, later: object) -> None:
+    """Found by hand: what was equal passed, whatever its type, and a tensor of several values was an error of torch."""
+    values = iter([first, later])
+    graph, _, _, _ = capture(device, lambda t: next(values), lambda r: torch.zeros(4, device=device))
+    with pytest.raises(ReplayError, match=rf"^break <lambda> returned .* at replay; at capture it was {first}"):
+        graph.replay()
+
+
+@pytest.mark.parametrize("number", [float("nan"), complex("nan")])
+def test_18_not_a_number_stays_the_same(device: str, number: complex) -> None:
+    graph, _, _, _ = capture(device, lambda t: number * 1, lambda r: torch.zeros(4, device=device))
+    graph.replay()
+
+
 def test_19_fields_keep_their_own_row_counts(device: str) -> None:
     graph, x, handed, y = capture(
         device, lambda t: (t[:1] * 2, t[:3] * 3, t.sum()), lambda r: r[0].sum() + r[1].sum() + r[2]
@@ -149,6 +173,26 @@ def test_results_that_share_memory_keep_sharing_it(device: str) -> None:
     graph.replay()
     assert y.tolist() == [106.0] * 2
     assert handed[0].data_ptr() == handed[1].data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("first", "later"),
+    [
+        (lambda t: t.view(2, 2), lambda t: t.view(2, 2).t()),
+        (lambda t: t, lambda t: t.view(torch.int32)),
+        (lambda t: t.view(torch.complex64), lambda t: t.view(torch.complex64).conj()),
+    ],
+    ids=["strides", "dtype", "conj"],
+)
+def test_another_view_of_an_argument_at_replay_is_an_error(
+    device: str, first: Callable[[Tensor], Tensor], later: Callable[[Tensor], Tensor]
+) -> None:
+    """Found by hand: the address and the shape of a square matrix are those of its transpose."""
+    views = iter([first, first, later])
+    graph, _, _, _ = capture(device, lambda t: next(views)(t), lambda r: r * 1)
+    graph.replay()
+    with pytest.raises(ReplayError, match=r"^break <lambda> returned .* at replay; at capture it was a view of"):
+        graph.replay()
 
 
 def test_an_argument_that_is_returned_stays_the_argument(device: str) -> None:
