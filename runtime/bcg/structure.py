@@ -171,10 +171,16 @@ def unowned_alias(tensor: Tensor) -> Tensor:
     The caller must know another owner of the memory: here always the graph pool. Reading the alias is
     valid for as long as that pool lives.
     """
-    if tensor.is_conj() or tensor.is_neg():
-        return tensor
     storage = tensor.untyped_storage()
     unowned = torch._C._construct_storage_from_data_pointer(storage.data_ptr(), tensor.device, storage.nbytes())
-    return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(
-        unowned, tensor.storage_offset(), tensor.size(), tensor.stride()
+    return view_as_in(unowned, tensor)
+
+
+def view_as_in(storage: Any, tensor: Tensor) -> Tensor:
+    """Return a tensor over `storage` that looks at it as `tensor` looks at its own, conjugated or negated as well."""
+    view = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(
+        storage, tensor.storage_offset(), tensor.size(), tensor.stride()
     )
+    if tensor.is_conj():
+        view = view.conj()
+    return torch._neg_view(view) if tensor.is_neg() else view
