@@ -7,20 +7,26 @@ At capture `hold` builds, from the result of the break's first run, what is hand
   it is for a tensor that the break merely holds: what segments write to the copy does not reach the original);
 - a tensor that shares memory with an argument, or with a tensor of the same capture: handed on as it is, and
   expected at the same address at every replay;
-- tuples, lists, dicts and objects of these; an object is copied once, and its attributes are replaced at replay;
-- a number, string or `None`: handed on, and expected to stay the same, since segments have it frozen in them;
+- tuples, lists, dicts and objects of these, the attributes of a dict subclass among them; an object is copied once,
+  and a string among its attributes is replaced at replay;
+- any other number, string or `None`: handed on, and expected to stay the same, since segments have it frozen in them;
 - a module, function or generator: handed on, and expected to be the same object at every replay.
+
+What is one object, or one memory, at capture must be one at replay: a segment that writes to the one writes to the
+other, whatever the break returns later. What is two at capture has two boundaries, and both are filled from what may
+be one at replay; a break whose results share memory only now and then returns copies of them.
 
 Anything else is an error that names the break: a structure that nobody looks into would go stale silently.
 """
 
 from __future__ import annotations
 
+import collections
 import copy
 import enum
 import functools
 import types
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -28,7 +34,9 @@ from torch import Tensor, nn
 
 from bcg.errors import CaptureError
 from bcg.outlets import (
+    AgainOutlet,
     ConstantOutlet,
+    ContainerOutlet,
     CopyOutlet,
     DictOutlet,
     ObjectOutlet,
@@ -36,16 +44,20 @@ from bcg.outlets import (
     SameObjectOutlet,
     SameTensorOutlet,
     SequenceOutlet,
+    SharedOutlet,
     StorageOutlet,
+    TextOutlet,
 )
 from bcg.structure import (
     attributes_of,
     has_attributes,
     is_sparse,
+    rebuild_dict,
     rebuild_sequence,
     storage_bytes,
     storage_key,
     unowned_alias,
+    view_as_in,
 )
 
 
@@ -111,8 +123,10 @@ class Holder:
         self._memory = memory
         self._is_known = _remembering(is_known)
         self._is_on_device = is_on_device
-        self._held: dict[int, tuple[Any, Outlet]] = {}
-        self._shared: dict[int, Tensor] = {}
+        self._repeated: set[int] = set()
+        self._divided: set[int] = set()
+        self._held: dict[int, tuple[Any, SharedOutlet]] = {}
+        self._memories: dict[int, tuple[Tensor, StorageOutlet]] = {}
         self.boundaries: list[Tensor] = []
         self.unowned: list[Tensor] = []
 
@@ -122,12 +136,27 @@ class Holder:
         Raises:
             CaptureError: The result has a structure that can't be looked into (hazard S9).
         """
-        self._shared = self._storages_of_several(result)
+        self._look_for_sharing(result)
         return self._hold(result, self._break_name)
+
+    def _look_for_sharing(self, result: Any) -> None:
+        """Find what `result` holds in several places, and the storages that several of its tensors are views of."""
+        places = collections.Counter[int]()
+        views: dict[int, set[int]] = {}
+        for part in _parts(result, set()):
+            if isinstance(part, Tensor):
+                if self._is_known(part):
+                    continue
+                if not is_sparse(part) and self._is_on_device(part):
+                    views.setdefault(storage_key(part), set()).add(id(part))
+            places[id(part)] += 1
+        self._repeated = {key for key, count in places.items() if count > 1}
+        self._divided = {key for key, tensors in views.items() if len(tensors) > 1}
 
     def _hold(self, value: Any, where: str) -> tuple[Any, Outlet]:
         if id(value) in self._held:
-            return self._held[id(value)]
+            handed, first = self._held[id(value)]
+            return handed, AgainOutlet(first, where)
         held: tuple[Any, Outlet]
         if isinstance(value, Tensor):
             held = self._hold_tensor(value, where)
@@ -135,10 +164,8 @@ class Holder:
             return value, ConstantOutlet(value, where)
         elif isinstance(value, _OPAQUE):
             return value, SameObjectOutlet(value, where)
-        elif isinstance(value, (tuple, list)):
-            held = self._hold_sequence(value, where)
-        elif isinstance(value, dict):
-            held = self._hold_dict(value, where)
+        elif isinstance(value, (tuple, list, dict)):
+            held = self._hold_container(value, where)
         elif has_attributes(value) and not hasattr(value, "__iter__"):
             held = self._hold_object(value, where)
         else:
@@ -148,7 +175,8 @@ class Holder:
                 hint="return the tensors themselves, or a dataclass of them",
                 hazard="S9",
             )
-        self._held[id(value)] = held
+        if id(value) in self._repeated:
+            held = self._held[id(value)] = held[0], SharedOutlet(held[1], where)
         return held
 
     def _hold_tensor(self, tensor: Tensor, where: str) -> tuple[Tensor, Outlet]:
@@ -164,28 +192,26 @@ class Holder:
         if not self._is_on_device(tensor):
             boundary = tensor.clone()
             return boundary, CopyOutlet(boundary, boundary.copy_, where)
-        key = storage_key(tensor)
-        if key in self._shared or _overlaps_itself(tensor):
-            return self._hold_view(tensor, key, where)
+        if storage_key(tensor) in self._divided or _overlaps_itself(tensor):
+            return self._hold_view(tensor, where)
         size, stride = tuple(tensor.size()), tuple(tensor.stride())
         boundary = self._memory.allocate(size, stride, tensor.dtype)
         boundary.copy_(tensor)
         unowned = self._add(boundary)
         return boundary, CopyOutlet(unowned, self._memory.feed(unowned, tensor), where)
 
-    def _hold_view(self, tensor: Tensor, key: int, where: str) -> tuple[Tensor, Outlet]:
+    def _hold_view(self, tensor: Tensor, where: str) -> tuple[Tensor, Outlet]:
         """Several results over one storage keep sharing it: the whole storage is the boundary."""
-        memory = self._shared.get(key)
+        key = storage_key(tensor)
+        memory, first = self._memories.get(key, (None, None))
         if memory is None:
-            num_bytes = tensor.untyped_storage().nbytes()
-            memory = self._memory.allocate((num_bytes,), (1,), torch.uint8)
+            memory = self._memory.allocate((tensor.untyped_storage().nbytes(),), (1,), torch.uint8)
             memory.copy_(storage_bytes(tensor))
-            self._shared[key] = memory
             self._add(memory)
-        boundary = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(
-            memory.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride()
-        )
-        return boundary, StorageOutlet(unowned_alias(boundary), unowned_alias(memory), where)
+        boundary = view_as_in(memory.untyped_storage(), tensor)
+        outlet = StorageOutlet(boundary, unowned_alias(memory), where, first)
+        self._memories.setdefault(key, (memory, outlet))
+        return boundary, outlet
 
     def _add(self, boundary: Tensor) -> Tensor:
         unowned = unowned_alias(boundary)
@@ -193,13 +219,11 @@ class Holder:
         self.unowned.append(unowned)
         return unowned
 
-    def _storages_of_several(self, result: Any) -> dict[int, Tensor]:
-        seen: dict[int, set[int]] = {}
-        for tensor in _device_tensors(result, set()):
-            if not is_sparse(tensor) and self._is_on_device(tensor) and not self._is_known(tensor):
-                seen.setdefault(storage_key(tensor), set()).add(id(tensor))
-        several = [key for key, tensors in seen.items() if len(tensors) > 1]
-        return _LazyStorages(several)
+    def _hold_container(self, value: Any, where: str) -> tuple[Any, Outlet]:
+        handed, outlet = self._hold_dict(value, where) if isinstance(value, dict) else self._hold_sequence(value, where)
+        if attributes_of(value):
+            outlet = ContainerOutlet(outlet, self._hold_attributes(value, handed, where))
+        return handed, outlet
 
     def _hold_sequence(self, value: tuple[Any, ...] | list[Any], where: str) -> tuple[Any, Outlet]:
         pairs = [self._hold(item, f"{where}[{index}]") for index, item in enumerate(value)]
@@ -207,28 +231,24 @@ class Holder:
         return handed, SequenceOutlet(type(value), [pair[1] for pair in pairs], where)
 
     def _hold_dict(self, value: dict[Any, Any], where: str) -> tuple[Any, Outlet]:
-        entries = {id(tensor) for tensor in _device_tensors(list(value.values()), set())}
-        if any(id(tensor) not in entries for tensor in _device_tensors(getattr(value, "__dict__", {}), set())):
-            raise CaptureError(
-                f"break {where} returned a {type(value).__qualname__} with tensors beside its entries",
-                hint="return the tensors themselves, or a dataclass of them",
-                hazard="S9",
-            )
         pairs = {key: self._hold(item, f"{where}[{key!r}]") for key, item in value.items()}
-        handed = copy.copy(value)
-        for key, (item, _) in pairs.items():
-            handed[key] = item
-        return handed, DictOutlet({key: outlet for key, (_, outlet) in pairs.items()}, where)
+        handed = rebuild_dict(value, {key: item for key, (item, _) in pairs.items()})
+        return handed, DictOutlet(type(value), {key: outlet for key, (_, outlet) in pairs.items()}, where)
 
     def _hold_object(self, value: Any, where: str) -> tuple[Any, Outlet]:
         handed = copy.copy(value)
+        return handed, self._hold_attributes(value, handed, where)
+
+    def _hold_attributes(self, value: Any, handed: Any, where: str) -> Outlet:
         outlets: dict[str, Outlet] = {}
         for name, item in attributes_of(value).items():
-            if isinstance(item, _CONSTANTS):
+            place = f"{where}.{name}"
+            if type(item) is str:
+                outlets[name] = TextOutlet(handed, name, place)
                 continue
-            part, outlets[name] = self._hold(item, f"{where}.{name}")
+            part, outlets[name] = self._hold(item, place)
             object.__setattr__(handed, name, part)
-        return handed, ObjectOutlet(handed, outlets, where)
+        return ObjectOutlet(type(value), outlets, where)
 
 
 def _remembering(is_known: Callable[[Tensor], bool]) -> Callable[[Tensor], bool]:
@@ -244,33 +264,22 @@ def _remembering(is_known: Callable[[Tensor], bool]) -> Callable[[Tensor], bool]
     return remembered
 
 
-class _LazyStorages(dict[int, Tensor]):
-    """Storages that several results share: known from the start, allocated when the first is held."""
-
-    def __init__(self, keys: Iterable[int]) -> None:
-        super().__init__()
-        self._keys = frozenset(keys)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._keys
-
-
-def _device_tensors(value: Any, seen: set[int]) -> Iterable[Tensor]:
-    if id(value) in seen or isinstance(value, (*_CONSTANTS, *_OPAQUE)):
+def _parts(value: Any, seen: set[int]) -> Iterator[Any]:
+    """Yield tensors, and what they are in: everything that can be written to, as often as there is a place of it."""
+    if isinstance(value, (*_CONSTANTS, *_OPAQUE)):
         return
-    seen.add(id(value))
-    if isinstance(value, Tensor):
+    if not isinstance(value, tuple):
         yield value
-        return
-    items: Iterable[Any] = ()
+        if id(value) in seen or isinstance(value, Tensor):
+            return
+        seen.add(id(value))
+    items = [*attributes_of(value).values()]
     if isinstance(value, (tuple, list)):
-        items = value
+        items += value
     elif isinstance(value, dict):
-        items = value.values()
-    elif has_attributes(value):
-        items = attributes_of(value).values()
+        items += value.values()
     for item in items:
-        yield from _device_tensors(item, seen)
+        yield from _parts(item, seen)
 
 
 def _overlaps_itself(tensor: Tensor) -> bool:

@@ -64,13 +64,12 @@ def current_capture() -> BreakRunner | None:
 @contextlib.contextmanager
 def running_breaks(runner: BreakRunner) -> Iterator[None]:
     """Give the breaks of this thread to `runner` inside the `with` block, even where an eager break calls it."""
-    in_break, _state.in_break = _state.in_break, False
-    _state.runner = runner
+    before = _state.runner, _state.in_break
+    _state.runner, _state.in_break = runner, False
     try:
         yield
     finally:
-        _state.runner = None
-        _state.in_break = in_break
+        _state.runner, _state.in_break = before
 
 
 @contextlib.contextmanager

@@ -10,11 +10,10 @@ import types
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from bcg.errors import ReplayError
-from bcg.structure import attributes_of, storage_bytes
+from bcg.structure import attributes_of, storage_bytes, storage_key
 
 
 class Outlet(Protocol):
@@ -34,12 +33,12 @@ def _describe(value: Any) -> str:
     return type(value).__qualname__
 
 
-def _refuse(where: str, expected: str, got: str) -> ReplayError:
-    return ReplayError(
-        f"break {where} returned {got} at replay; at capture it was {expected}",
-        hint="a break must return the same structure, shapes and dtypes at every replay of a bucket",
-        hazard="S9",
-    )
+_SAME_STRUCTURE = "a break must return the same structure, shapes and dtypes at every replay of a bucket"
+_SAME_SHARING = "segments have it frozen which results of a break share memory: return copies where they don't always"
+
+
+def _refuse(where: str, expected: str, got: str, hint: str = _SAME_STRUCTURE) -> ReplayError:
+    return ReplayError(f"break {where} returned {got} at replay; at capture it was {expected}", hint=hint, hazard="S9")
 
 
 class CopyOutlet:
@@ -65,38 +64,94 @@ class CopyOutlet:
 
 
 class StorageOutlet:
-    """Copies the whole storage that several results are views of."""
+    """Copies the whole storage that several results are views of, once for all of them.
 
-    def __init__(self, boundary: Tensor, memory: Tensor, where: str) -> None:
-        self._boundary = boundary
+    Args:
+        boundary: How the segments see it.
+        memory: Where the bytes of the storage go.
+        where: For errors.
+        first: The outlet of the first view of the same storage; `None` for that one itself.
+    """
+
+    def __init__(self, boundary: Tensor, memory: Tensor, where: str, first: StorageOutlet | None) -> None:
+        self.where = where
+        self.poured = 0
+        self._expected = _describe(boundary)
+        self._view = _view_of(boundary)
         self._memory = memory
-        self._where = where
+        self._first = first
 
     def pour(self, value: Any) -> None:
-        expected = self._boundary
-        if not isinstance(value, Tensor) or value.dtype != expected.dtype or _layout(value) != _layout(expected):
-            raise _refuse(self._where, f"a view {_describe(expected)}", _describe(value))
+        if not isinstance(value, Tensor) or _view_of(value) != self._view:
+            raise _refuse(self.where, f"a view {self._expected}", _describe(value))
+        storage = storage_key(value)
+        if self._first is None:
+            self._copy(value)
+            self.poured = storage
+        elif storage != self._first.poured:
+            shared = f"one of the memory of {self._first.where}"
+            raise _refuse(self.where, shared, "a view of other memory", _SAME_SHARING)
+
+    def _copy(self, value: Tensor) -> None:
         source = storage_bytes(value)
         if source.shape != self._memory.shape:
-            raise _refuse(self._where, f"a view of {len(self._memory)} bytes", f"one of {len(source)} bytes")
+            raise _refuse(self.where, f"a view of {len(self._memory)} bytes", f"one of {len(source)} bytes")
         self._memory.copy_(source)
 
 
-def _layout(tensor: Tensor) -> tuple[torch.Size, tuple[int, ...], int | torch.SymInt]:
-    return tensor.size(), tensor.stride(), tensor.storage_offset()
+def _view_of(tensor: Tensor) -> tuple[Any, ...]:
+    """Return how a tensor looks at its storage."""
+    layout = tensor.size(), tensor.stride(), tensor.storage_offset()
+    return *layout, tensor.dtype, tensor.is_conj(), tensor.is_neg()
 
 
 class SameTensorOutlet:
-    """Expects the very memory that was handed on at capture."""
+    """Expects the very memory that was handed on at capture, looked at in the same way."""
 
     def __init__(self, tensor: Tensor, where: str) -> None:
         self._address = tensor.data_ptr()
         self._shape = tensor.shape
+        self._stride = tensor.stride()
+        self._dtype = tensor.dtype
+        self._is_complex = tensor.is_complex()
+        self._is_conj = tensor.is_conj()
         self._where = where
 
     def pour(self, value: Any) -> None:
-        if not isinstance(value, Tensor) or value.shape != self._shape or value.data_ptr() != self._address:
-            raise _refuse(self._where, "a view of a tensor it was given", f"{_describe(value)}, another tensor")
+        if (
+            not isinstance(value, Tensor)
+            or value.data_ptr() != self._address
+            or value.shape != self._shape
+            or value.stride() != self._stride
+            or value.dtype != self._dtype
+            or (self._is_complex and value.is_conj() != self._is_conj)
+        ):
+            raise _refuse(self._where, "a view of a tensor it was given", f"{_describe(value)}, another view or tensor")
+
+
+class SharedOutlet:
+    """Pours what a result holds in several places, in the first of them."""
+
+    def __init__(self, outlet: Outlet, where: str) -> None:
+        self.where = where
+        self.poured = 0
+        self._pour = outlet.pour
+
+    def pour(self, value: Any) -> None:
+        self._pour(value)
+        self.poured = id(value)
+
+
+class AgainOutlet:
+    """Expects what was poured in the first place: one object at capture must be one at replay."""
+
+    def __init__(self, first: SharedOutlet, where: str) -> None:
+        self._first = first
+        self._where = where
+
+    def pour(self, value: Any) -> None:
+        if id(value) != self._first.poured:
+            raise _refuse(self._where, f"the same as {self._first.where}", f"another {_describe(value)}", _SAME_SHARING)
 
 
 class ConstantOutlet:
@@ -107,8 +162,8 @@ class ConstantOutlet:
         self._where = where
 
     def pour(self, value: Any) -> None:
-        if value is not self._value and value != self._value and not _both_nan(value, self._value):
-            got = reprlib.repr(value) if isinstance(value, type(self._value)) else _describe(value)
+        if value is not self._value and not _are_equal(value, self._value):
+            got = _describe(value) if isinstance(value, Tensor) else reprlib.repr(value)
             raise ReplayError(
                 f"break {self._where} returned {got} at replay; at capture it was {reprlib.repr(self._value)}",
                 hint="segments have what a break returns beside tensors frozen in them: return it as a tensor",
@@ -116,8 +171,9 @@ class ConstantOutlet:
             )
 
 
-def _both_nan(left: Any, right: Any) -> bool:
-    return isinstance(left, float) and isinstance(right, float) and left != left and right != right
+def _are_equal(one: Any, other: Any) -> bool:
+    """Tell whether two constants are of one type and equal, or both not a number."""
+    return type(one) is type(other) and bool(one == other or (one != one and other != other))
 
 
 class SameObjectOutlet:
@@ -151,34 +207,62 @@ class SequenceOutlet:
 class DictOutlet:
     """Pours each entry of a dict."""
 
-    def __init__(self, outlets: dict[Any, Outlet], where: str) -> None:
+    def __init__(self, kind: type, outlets: dict[Any, Outlet], where: str) -> None:
+        self._kind: Any = kind
         self._outlets = outlets
         self._where = where
 
     def pour(self, value: Any) -> None:
-        if not isinstance(value, dict) or value.keys() != self._outlets.keys():
-            got = f"keys {list(value)}" if isinstance(value, dict) else _describe(value)
-            raise _refuse(self._where, f"keys {list(self._outlets)}", got)
+        if type(value) is not self._kind or value.keys() != self._outlets.keys():
+            keys = f" with keys {list(value)}" if isinstance(value, dict) else ""
+            expected = f"{self._kind.__qualname__} with keys {list(self._outlets)}"
+            raise _refuse(self._where, expected, _describe(value) + keys)
         for key, outlet in self._outlets.items():
             outlet.pour(value[key])
 
 
 class ObjectOutlet:
-    """Pours the tensors of an object's attributes and replaces its other attributes."""
+    """Pours each attribute of an object."""
 
-    def __init__(self, handed: Any, outlets: dict[str, Outlet], where: str) -> None:
-        self._handed = handed
+    def __init__(self, kind: type, outlets: dict[str, Outlet], where: str) -> None:
+        self._kind = kind
         self._outlets = outlets
         self._where = where
 
     def pour(self, value: Any) -> None:
-        if type(value) is not type(self._handed):
-            raise _refuse(self._where, _describe(self._handed), _describe(value))
-        for name, item in attributes_of(value).items():
-            outlet = self._outlets.get(name)
-            if outlet is not None:
-                outlet.pour(item)
-            elif isinstance(item, Tensor):
-                raise _refuse(f"{self._where}.{name}", "no tensor", _describe(item))
-            else:
-                object.__setattr__(self._handed, name, item)
+        if type(value) is not self._kind:
+            raise _refuse(self._where, self._kind.__qualname__, _describe(value))
+        attributes = attributes_of(value)
+        if attributes.keys() != self._outlets.keys():
+            raise _refuse(self._where, f"attributes {', '.join(self._outlets)}", f"attributes {', '.join(attributes)}")
+        for name, outlet in self._outlets.items():
+            outlet.pour(attributes[name])
+
+
+class ContainerOutlet:
+    """Pours the items of a tuple, list or dict that has attributes too, and these."""
+
+    def __init__(self, items: Outlet, attributes: Outlet) -> None:
+        self._items = items
+        self._attributes = attributes
+
+    def pour(self, value: Any) -> None:
+        self._items.pour(value)
+        self._attributes.pour(value)
+
+
+class TextOutlet:
+    """Replaces a string among the attributes of what the body of the capture was handed.
+
+    Text tells something about a result, such as which kernel made it: unlike a number it goes into no computation.
+    """
+
+    def __init__(self, handed: Any, name: str, where: str) -> None:
+        self._handed = handed
+        self._name = name
+        self._where = where
+
+    def pour(self, value: Any) -> None:
+        if type(value) is not str:
+            raise _refuse(self._where, "a str", _describe(value))
+        object.__setattr__(self._handed, self._name, value)

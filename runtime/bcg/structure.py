@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -52,22 +53,33 @@ def is_sparse(tensor: Tensor) -> bool:
 def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
     """Return `value` with every tensor in its tuples, lists and dicts replaced by `function(tensor)`.
 
-    Containers are rebuilt with their own type (named tuples included); anything else is passed through.
+    Containers are rebuilt with their own type (named tuples included), lists and dicts with their attributes;
+    anything else is passed through.
     """
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, (tuple, list)):
         return rebuild_sequence(value, [map_tensors(function, item) for item in value])
     if isinstance(value, dict):
-        return {key: map_tensors(function, item) for key, item in value.items()}
+        return rebuild_dict(value, {key: map_tensors(function, item) for key, item in value.items()})
     return value
 
 
 def rebuild_sequence(like: tuple[Any, ...] | list[Any], items: list[Any]) -> Any:
     """Make a tuple, named tuple or list of the same type as `like` from `items`."""
-    if isinstance(like, tuple) and hasattr(like, "_fields"):
-        return type(like)(*items)
-    return type(like)(items)
+    if isinstance(like, list):
+        rebuilt = copy.copy(like)
+        rebuilt[:] = items
+        return rebuilt
+    return type(like)(*items) if hasattr(like, "_fields") else type(like)(items)
+
+
+def rebuild_dict(like: dict[Any, Any], items: dict[Any, Any]) -> dict[Any, Any]:
+    """Make a dict of the same type as `like` from `items`, which has the same keys."""
+    rebuilt = copy.copy(like)
+    for key, item in items.items():
+        rebuilt[key] = item
+    return rebuilt
 
 
 def same_contents(left: Any, right: Any) -> bool:
@@ -159,10 +171,16 @@ def unowned_alias(tensor: Tensor) -> Tensor:
     The caller must know another owner of the memory: here always the graph pool. Reading the alias is
     valid for as long as that pool lives.
     """
-    if tensor.is_conj() or tensor.is_neg():
-        return tensor
     storage = tensor.untyped_storage()
     unowned = torch._C._construct_storage_from_data_pointer(storage.data_ptr(), tensor.device, storage.nbytes())
-    return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(
-        unowned, tensor.storage_offset(), tensor.size(), tensor.stride()
+    return view_as_in(unowned, tensor)
+
+
+def view_as_in(storage: Any, tensor: Tensor) -> Tensor:
+    """Return a tensor over `storage` that looks at it as `tensor` looks at its own, conjugated or negated as well."""
+    view = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(
+        storage, tensor.storage_offset(), tensor.size(), tensor.stride()
     )
+    if tensor.is_conj():
+        view = view.conj()
+    return torch._neg_view(view) if tensor.is_neg() else view

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
 
-from bcg import BreakableCUDAGraph, BreakableCUDAGraphCapture, eager_on_graph
-from bcg.breaks import inline_breaks
+from bcg import BreakableCUDAGraph, BreakableCUDAGraphCapture, current_capture, eager_on_graph
+from bcg.breaks import BreakLabel, inline_breaks, running_breaks
 
 
 def plain(t: torch.Tensor) -> torch.Tensor:
@@ -140,3 +143,42 @@ def test_breaks_can_be_captured_like_everything_else(device: str) -> None:
     x.fill_(10)
     graph.replay()
     assert y.tolist() == [25.0] * 4
+
+
+class Configured(OrderedDict[str, torch.Tensor]):
+    factor: float
+
+
+class Listed(list[torch.Tensor]):
+    factor: float
+
+
+def test_containers_of_arguments_keep_their_type_and_attributes(device: str) -> None:
+    """Found by hand: a break was given a plain dict in place of a subclass with attributes."""
+    x = torch.ones(4, device=device)
+    graph = BreakableCUDAGraph(device)
+    with BreakableCUDAGraphCapture(graph):
+        named, listed = Configured(x=x + 1), Listed([x + 2])
+        named.factor, listed.factor = 10.0, 100.0
+        y = eager_on_graph(lambda n, m: n["x"] * n.factor + m[0] * m.factor)(named, listed) + 0
+    x.fill_(3)
+    graph.replay()
+    assert y.tolist() == [540.0] * 4
+
+
+class Inline:
+    """Runs breaks where they stand."""
+
+    def run_break(
+        self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], label: BreakLabel
+    ) -> Any:
+        return function(*args, **kwargs)
+
+
+def test_whoever_ran_the_breaks_before_runs_them_again_afterwards() -> None:
+    outer = Inline()
+    with running_breaks(outer):
+        with running_breaks(Inline()):
+            pass
+        assert current_capture() is outer
+    assert current_capture() is None

@@ -24,7 +24,7 @@ from bcg.device.asking import pretend_capturing
 from bcg.device.base import CHURN_SIZES, POISON_BYTE, MemoryReading, Pool, SegmentContents
 from bcg.dispatch import DispatchMode
 from bcg.errors import CaptureError, UsageError
-from bcg.structure import is_wrapped, map_tensors, storage_bytes, storage_key, tensors_in, unowned_alias
+from bcg.structure import is_wrapped, map_tensors, storage_bytes, storage_key, tensors_in, unowned_alias, view_as_in
 
 ALIGNMENT = 64
 """Bytes to which a block's size is rounded up."""
@@ -210,7 +210,7 @@ def _is_mutable(function: Callable[..., Any]) -> bool:
 def _rehome(tensor: Tensor, storage: torch.UntypedStorage | None) -> Tensor:
     if storage is None:
         return tensor
-    return torch.empty(0, dtype=tensor.dtype).set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())
+    return view_as_in(storage, tensor)
 
 
 class HostDevice:
