@@ -104,5 +104,10 @@ def _differing(one: _Run, other: _Run) -> set[str]:
 
 
 def _differs_where_written(path: str, one: _Run, other: _Run) -> bool:
-    written = (one.ends[path] != one.starts[path]) | (other.ends[path] != other.starts[path])
-    return bool(((one.ends[path] != other.ends[path]) & written).any())
+    written = _differs(one.ends[path], one.starts[path]) | _differs(other.ends[path], other.starts[path])
+    return bool((_differs(one.ends[path], other.ends[path]) & written).any())
+
+
+def _differs(one: Tensor, other: Tensor) -> Tensor:
+    """Tell where two tensors differ; NaN is like NaN, for it fills caches that nothing was written to."""
+    return (one != other) & ~(one.isnan() & other.isnan())
