@@ -21,6 +21,7 @@ from bcg import (
     eager_on_graph,
     load_target,
 )
+from bcg.checking.outcome import failure_of
 from bcg.report import decode_report, encode_report
 from tests.targets import own_target
 
@@ -101,6 +102,11 @@ def test_a_module_is_checked_and_left_as_it_was(device: str) -> None:
     assert report.findings[0].title.startswith("step has moved on")
     assert report.verdict == "mismatch"
     assert int(module.step) == before
+    failure = failure_of(report)
+    assert failure is not None
+    assert failure.message.startswith(
+        "all 2 buckets match, but only from a state that the captures had changed: S13: step has moved on"
+    )
 
 
 class NeedsTwoRows(nn.Module):

@@ -253,12 +253,7 @@ class _Check:
                 *findings.padding_warnings(verification),
                 *self._what_to_know(results),
             ],
-            timing=msgspec.structs.replace(
-                timing,
-                eager_ms=verification.eager_ms,
-                replay_ms=verification.replay_ms,
-                eager_pass_ms=verification.eager_pass_ms,
-            ),
+            timing=msgspec.structs.replace(timing, eager_ms=verification.eager_ms, replay_ms=verification.replay_ms),
         )
 
     def _check_prompts(self, encoded: Sequence[Sequence[int]], base: Snapshot) -> PromptCheck:
