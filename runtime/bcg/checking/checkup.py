@@ -17,7 +17,13 @@ from bcg.checking import findings
 from bcg.checking.compare import Tolerance
 from bcg.checking.explain import Explanation, explain
 from bcg.checking.outcome import bucket_row, failure_of, overall_verdict
-from bcg.checking.prompts import check_prompts, language_model_head, tokenize
+from bcg.checking.prompts import (
+    check_prompts,
+    headless_warning,
+    is_language_model,
+    language_model_head,
+    tokenize,
+)
 from bcg.checking.verdicts import LostDeviceError, Verification
 from bcg.checking.verification import CHECK_SEED, verify
 from bcg.checking.writes import written_parameters
@@ -259,6 +265,8 @@ class _Check:
     def _check_prompts(self, encoded: Sequence[Sequence[int]], base: Snapshot) -> PromptCheck:
         self._on_step("replaying prompts")
         head = language_model_head(self._target)
+        if head is None and is_language_model(self._target):
+            self._warnings.append(headless_warning(self._target))
         found = check_prompts(self._runner, encoded, head, self._state, base, self._tolerance)
         if found.num_eager:
             largest = max(self._runner.graphs)
