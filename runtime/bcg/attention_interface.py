@@ -5,6 +5,7 @@ The name is registered in that interface and set on the model's configuration, s
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import weakref
 from collections.abc import Iterator
@@ -71,6 +72,17 @@ def install_attention_break(root: nn.Module) -> bool:
         model.config._attn_implementation = _register(implementation, model_masks=not supports_flash)
         found = True
     return found
+
+
+@contextlib.contextmanager
+def attention_kept(root: nn.Module) -> Iterator[None]:
+    """Bring back, after the block, the attention that the models inside `root` are configured with."""
+    before = [(model.config, model.config._attn_implementation) for model in _interface_models(root)]
+    try:
+        yield
+    finally:
+        for config, implementation in before:
+            config._attn_implementation = implementation
 
 
 def attention_modules(root: nn.Module) -> tuple[str, ...]:
