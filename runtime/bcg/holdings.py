@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from bcg.structure import attributes_of, has_attributes
 
 _TORCHS_OWN = frozenset(vars(nn.Module())) - {"_buffers", "training"}
+PLACED = ("forward", "_bcg_path")
+"""Attributes that breaks and modes put on a module: code, not state."""
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device, torch.Size, numpy.generic)
 _CODE = (type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType, functools.partial)
 _MAX_DEPTH = 6
@@ -34,8 +36,8 @@ class Holdings:
     Attributes:
         values: Numbers, strings, arrays and lengths by path, such as ``layers.0.cache.length``.
         tensors: Tensors by path.
-        holders: Every container, array, attribute dict and object with slots that was met, with a shallow copy of what
-            it held; of an object the values of its slots by name.
+        holders: Every module, container, array, attribute dict and object with slots that was met, with a shallow copy
+            of what it held; of a module its attributes by name, of an object the values of its slots.
         own_generators: Random generators that attributes hold, and globals of the files that define the modules.
     """
 
@@ -50,14 +52,14 @@ def collect(root: nn.Module, into: Holdings) -> None:
     seen: set[int] = set()
     for path, module in root.named_modules():
         owned = vars(module)
-        into.holders.append((owned, dict(owned)))
+        into.holders.append((module, {name: value for name, value in owned.items() if name not in PLACED}))
         for name, value in owned.items():
             if name == "_buffers":
                 if isinstance(value, dict):  # a scripted module's can't be refilled
                     into.holders.append((value, dict(value)))
                 for key, buffer in value.items():
                     _visit(into, _join(path, key), buffer, seen, 0)
-            elif name not in _TORCHS_OWN:
+            elif name not in _TORCHS_OWN and name not in PLACED:
                 _visit(into, _join(path, name), value, seen, 0)
     into.own_generators.extend(_global_generators(root))
 

@@ -6,9 +6,10 @@ random generators.
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from bcg.holdings import Holdings, changed_values, collect
+from bcg.holdings import PLACED, Holdings, changed_values, collect
 from bcg.structure import attributes_of, is_freed, is_sparse, same_bits
 
 
@@ -111,6 +112,15 @@ class ModelState:
         if generators:
             restore_generators(snapshot)
 
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Bring back, after the block, what forwards changed in place, and the random generators."""
+        before = self.save()
+        try:
+            yield
+        finally:
+            self.restore(before)
+
 
 def put_contents(tensor: Tensor, contents: Tensor) -> None:
     """Copy `contents` into a tensor of the same shape; of an expanded one each element is written once."""
@@ -135,7 +145,10 @@ def _same_tensor(one: Tensor, other: Tensor) -> bool:
 
 
 def _refill(holder: Any, held: Any) -> None:
-    if isinstance(holder, (dict, set)):
+    if isinstance(holder, nn.Module):
+        placed = {name: value for name, value in vars(holder).items() if name in PLACED}
+        _refill(vars(holder), held | placed)
+    elif isinstance(holder, (dict, set)):
         if holder != held if isinstance(holder, set) else _differs(holder, held):
             holder.clear()
             holder.update(held)
