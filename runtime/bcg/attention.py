@@ -8,8 +8,8 @@ packed prefill needs no mask.
 The name is not in transformers' *mask* registry, as for flash attention: the model then builds no mask, which
 keeps the mask builders' host reads and their "am I being captured?" branches out of the segments. The break
 builds, per request, the mask that the original function expects, with transformers' own mask functions.
-Architectures that can't do without their own masks (no flash attention support) keep their mask builders,
-and take one request at a time.
+Architectures that can't do without their own masks (no flash attention support), and models that are given masks or
+make some of their own, keep their mask builders, and take one request at a time.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ The name is registered in that interface and set on the model's configuration, s
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import weakref
 from collections.abc import Iterator
@@ -51,26 +52,53 @@ def _register(implementation: str, *, model_masks: bool) -> str:
     return name
 
 
-def install_attention_break(root: nn.Module) -> bool:
+def install_attention_break(root: nn.Module, *, model_masks: bool = False) -> bool:
     """Make attention a break in every transformers model inside `root`.
 
     Which modules it reached is known after the first forward: see `attention_modules`.
 
+    Args:
+        root: Where one is installed already, it is replaced.
+        model_masks: Let every model build its masks itself, which then serve one request; else only those do that can't
+            do without.
+
     Returns:
         Whether there is an architecture that uses the attention interface.
     """
-    found = False
     for path, module in root.named_modules():
         _paths[module] = path
-    for model in _interface_models(root):
-        implementation = model.config._attn_implementation or "eager"
-        if implementation.startswith(_PREFIX):
-            found = True
-            continue
-        supports_flash = getattr(model, "_supports_flash_attn", False)
-        model.config._attn_implementation = _register(implementation, model_masks=not supports_flash)
-        found = True
-    return found
+        _breaks.pop(module, None)
+    models = list(_interface_models(root))
+    for model in models:
+        needs_masks = model_masks or not getattr(model, "_supports_flash_attn", False)
+        model.config._attn_implementation = _register(_own_implementation(model), model_masks=needs_masks)
+    return bool(models)
+
+
+def _own_implementation(model: PreTrainedModel) -> str:
+    """Return what a model is configured with, or was before the break was installed."""
+    implementation: str = model.config._attn_implementation or "eager"
+    return implementation.removesuffix(_MASKED_SUFFIX).removeprefix(_PREFIX)
+
+
+@contextlib.contextmanager
+def attention_kept(root: nn.Module) -> Iterator[None]:
+    """Bring back, after the block, the attention that the models inside `root` are configured with."""
+    before = [(model.config, model.config._attn_implementation) for model in _interface_models(root)]
+    try:
+        yield
+    finally:
+        for config, implementation in before:
+            config._attn_implementation = implementation
+
+
+@contextlib.contextmanager
+def without_attention_break(root: nn.Module) -> Iterator[None]:
+    """Inside the block, attention is captured as any other operation, with the models' own masks."""
+    with attention_kept(root):
+        for model in _interface_models(root):
+            model.config._attn_implementation = _own_implementation(model)
+        yield
 
 
 def attention_modules(root: nn.Module) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """What a module tree holds besides its parameters: tensors, numbers, and what they are kept in.
 
-Buffers, and attributes of any depth: tensors, numbers, strings, and containers and plain objects of these.
+Buffers, and attributes of any depth: tensors, numbers, strings, numpy's arrays, and containers and plain objects of
+these, with slots or without.
 """
 
 from __future__ import annotations
@@ -14,23 +15,29 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 
+from bcg.structure import attributes_of, has_attributes
+
 _TORCHS_OWN = frozenset(vars(nn.Module())) - {"_buffers", "training"}
-_PLAIN = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device, torch.Size)
+PLACED = ("forward", "_bcg_path")
+"""Attributes that breaks and modes put on a module: code, not state."""
+_PLAIN = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device, torch.Size, numpy.generic)
 _CODE = (type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType, functools.partial)
 _MAX_DEPTH = 6
 
 
 @dataclass(frozen=True)
 class Holdings:
-    """What a module tree held at one moment; nothing is copied but containers, shallowly.
+    """What a module tree held at one moment; nothing is copied but containers, shallowly, and numpy's arrays.
 
     Attributes:
-        values: Numbers, strings and lengths by path, such as ``layers.0.cache.length``.
+        values: Numbers, strings, arrays and lengths by path, such as ``layers.0.cache.length``.
         tensors: Tensors by path.
-        holders: Every container and attribute dict that was met, with a shallow copy of what it held.
+        holders: Every module, container, array, attribute dict and object with slots that was met, with a shallow copy
+            of what it held; of a module its attributes by name, of an object the values of its slots.
         own_generators: Random generators that attributes hold, and globals of the files that define the modules.
     """
 
@@ -45,14 +52,14 @@ def collect(root: nn.Module, into: Holdings) -> None:
     seen: set[int] = set()
     for path, module in root.named_modules():
         owned = vars(module)
-        into.holders.append((owned, dict(owned)))
+        into.holders.append((module, {name: value for name, value in owned.items() if name not in PLACED}))
         for name, value in owned.items():
             if name == "_buffers":
                 if isinstance(value, dict):  # a scripted module's can't be refilled
                     into.holders.append((value, dict(value)))
                 for key, buffer in value.items():
                     _visit(into, _join(path, key), buffer, seen, 0)
-            elif name not in _TORCHS_OWN:
+            elif name not in _TORCHS_OWN and name not in PLACED:
                 _visit(into, _join(path, name), value, seen, 0)
     into.own_generators.extend(_global_generators(root))
 
@@ -79,6 +86,8 @@ def changed_values(before: Holdings, after: Holdings) -> list[str]:
 
 def _same_value(one: Any, other: Any) -> bool:
     """Tell whether two plain values are the same, two NaN included."""
+    if isinstance(one, numpy.ndarray) and isinstance(other, numpy.ndarray):
+        return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
     return type(one) is type(other) and bool(one == other or (one != one and other != other))
 
 
@@ -114,9 +123,15 @@ def _visit(into: Holdings, path: str, value: Any, seen: set[int], depth: int) ->
             into.holders.append((value, value.copy()))
         for key, item in _items(value):
             _visit(into, f"{path}[{key!r}]", item, seen, depth + 1)
+    elif isinstance(value, numpy.ndarray):
+        if not value.dtype.hasobject:
+            into.values[path] = value.copy()
+            into.holders.append((value, into.values[path]))
     elif _is_plain_object(value):
-        into.holders.append((vars(value), dict(vars(value))))
-        for name, item in vars(value).items():
+        attributes, owned = attributes_of(value), getattr(value, "__dict__", {})
+        into.holders.append((owned, dict(owned)))
+        into.holders.append((value, {name: item for name, item in attributes.items() if name not in owned}))
+        for name, item in attributes.items():
             _visit(into, f"{path}.{name}", item, seen, depth + 1)
 
 
@@ -131,6 +146,6 @@ def _items(value: Any) -> Iterator[tuple[Any, Any]]:
 
 def _is_plain_object(value: Any) -> bool:
     """Tell whether an object may hold state: no function, type or module, none of torch's, no configuration."""
-    if isinstance(value, _CODE) or not hasattr(value, "__dict__"):
+    if isinstance(value, _CODE) or not has_attributes(value):
         return False
     return not type(value).__module__.startswith(("torch.", "builtins")) and not hasattr(value, "model_type")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from bcg.context import ForwardContext, forward_context
 from bcg.errors import BcgError, ModelError, ReplayError
 from bcg.inputs import PROBE_SIZES, Batch, find_token_dim
 from bcg.state import ModelState
-from bcg.structure import tensors_in
+from bcg.structure import same_bits, tensors_in
 from bcg.target import Target, first_line, make_batch
 
 _SAME_SHAPE_TOLERANCE = {True: 1e-3, False: 0.02}
@@ -79,6 +80,17 @@ def describe_outputs(target: Target) -> OutputFacts:
         alone, *packed = _from_one_state(target, [request, *behind], written)
         separates = _are_separate(alone, packed, dims)
     return OutputFacts(dims, separates)
+
+
+def is_same_within(target: Target, surroundings: AbstractContextManager[None]) -> bool:
+    """Tell whether one request gives the same inside `surroundings` as outside, from the same state."""
+    request = make_batch(target, PROBE_SIZES[1:], torch.Generator(target.device).manual_seed(0))
+    state = ModelState(target.module)
+    with state.kept():
+        outside = [tensor.clone() for tensor in _probe(target, request)]
+    with state.kept(), surroundings:
+        inside = [tensor.clone() for tensor in _probe(target, request)]
+    return all(map(same_bits, outside, inside)) or _are_close(inside, outside, _SAME_SHAPE_TOLERANCE)
 
 
 def _versions(module: nn.Module) -> set[tuple[str, int]]:

@@ -135,6 +135,20 @@ def break_module(root: nn.Module, path: str, source: str) -> None:
         _wrap(module, _own_forward(module), BreakLabel(type(module).__name__, path, source))
 
 
+@contextlib.contextmanager
+def forwards_kept(root: nn.Module) -> Iterator[None]:
+    """Bring back, after the block, the modules' own forwards, which breaks take the place of."""
+    before = [(vars(module), vars(module).get("forward")) for module in root.modules()]
+    try:
+        yield
+    finally:
+        for attributes, forward in before:
+            if forward is not None:
+                attributes["forward"] = forward
+            else:
+                attributes.pop("forward", None)
+
+
 def _near_names(glob: str, named: list[tuple[str, nn.Module]]) -> str:
     classes = list(dict.fromkeys(type(module).__name__ for _, module in named))
     leaves = dict.fromkeys("*." + path.rsplit(".", 1)[-1] for path, _ in named)

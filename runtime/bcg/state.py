@@ -6,8 +6,10 @@ random generators.
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +17,8 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from bcg.holdings import Holdings, changed_values, collect
-from bcg.structure import is_freed, same_bits
+from bcg.holdings import PLACED, Holdings, changed_values, collect
+from bcg.structure import attributes_of, is_freed, is_sparse, same_bits
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,13 @@ class Snapshot(Holdings):
 
     Attributes:
         contents: Copies of the tensors.
+        views: The tensors as they lay in memory.
         generators: States of the process's random generators.
         own_states: States of `own_generators`.
     """
 
     contents: dict[str, Tensor] = field(default_factory=dict)
+    views: dict[str, Tensor] = field(default_factory=dict)
     generators: tuple[Any, ...] = ()
     own_states: list[Tensor] = field(default_factory=list)
 
@@ -73,6 +77,7 @@ class ModelState:
         with torch.inference_mode():
             for path, tensor in snapshot.tensors.items():
                 snapshot.contents[path] = tensor.new_empty(0) if is_freed(tensor) else tensor.clone()
+                snapshot.views[path] = tensor.detach()
         return snapshot
 
     def look(self) -> Holdings:
@@ -96,14 +101,33 @@ class ModelState:
             _refill(holder, held)
         with torch.inference_mode():
             for path, tensor in snapshot.tensors.items():
-                contents = snapshot.contents[path]
-                if tensor.shape != contents.shape:
+                contents, view = snapshot.contents[path], snapshot.views[path]
+                if contents.shape != view.shape:  # it was freed before
                     continue
+                if tensor.shape != view.shape:
+                    tensor.set_(view.untyped_storage(), view.storage_offset(), view.size(), view.stride())
                 if is_freed(tensor):
                     tensor.untyped_storage().resize_(contents.untyped_storage().nbytes())
-                tensor.copy_(contents)
+                put_contents(tensor, contents)
         if generators:
             restore_generators(snapshot)
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Bring back, after the block, what forwards changed in place, and the random generators."""
+        before = self.save()
+        try:
+            yield
+        finally:
+            self.restore(before)
+
+
+def put_contents(tensor: Tensor, contents: Tensor) -> None:
+    """Copy `contents` into a tensor of the same shape; of an expanded one each element is written once."""
+    if not is_sparse(tensor):
+        once = tuple(slice(1) if stride == 0 else slice(None) for stride in tensor.stride())
+        tensor, contents = tensor[once], contents[once]
+    tensor.copy_(contents)
 
 
 def changes(before: Snapshot, after: Snapshot) -> list[Change]:
@@ -121,13 +145,30 @@ def _same_tensor(one: Tensor, other: Tensor) -> bool:
 
 
 def _refill(holder: Any, held: Any) -> None:
-    if isinstance(holder, (dict, set)):
+    if isinstance(holder, nn.Module):
+        placed = {name: value for name, value in vars(holder).items() if name in PLACED}
+        _refill(vars(holder), held | placed)
+    elif isinstance(holder, (dict, set)):
         if holder != held if isinstance(holder, set) else _differs(holder, held):
             holder.clear()
             holder.update(held)
+    elif isinstance(holder, numpy.ndarray):
+        if holder.tobytes() != held.tobytes():  # it may be read-only
+            holder[...] = held
+    elif not isinstance(holder, (list, deque)):
+        _refill_slots(holder, held)
     elif len(holder) != len(held) or any(one is not other for one, other in zip(holder, held, strict=True)):
         holder.clear()
         holder.extend(held)
+
+
+def _refill_slots(holder: Any, held: dict[str, Any]) -> None:
+    now = attributes_of(holder)
+    for name in now.keys() - held.keys() - getattr(holder, "__dict__", {}).keys():
+        delattr(holder, name)
+    for name, value in held.items():
+        if name not in now or now[name] is not value:
+            setattr(holder, name, value)
 
 
 def _differs(one: dict[Any, Any], other: dict[Any, Any]) -> bool:

@@ -288,3 +288,22 @@ def test_memory_that_is_exchanged_is_not_said_to_be_freed() -> None:
 def test_a_cache_of_every_size_is_healthy(device: str) -> None:
     report = checked(KeepsEverySize(), device)
     assert (report.verdict, report.findings) == ("match", [])
+
+
+class FillsBeforeItReads(nn.Module):
+    """Two caches that hold NaN where nothing was written to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("keys", torch.full((64, 4), torch.nan))
+        self.register_buffer("values", torch.full((64, 4), torch.nan))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.keys[: len(x)] = x
+        self.values[: len(x)] = x * 2
+        return self.keys[: len(x)] + self.values[: len(x)]
+
+
+def test_caches_that_hold_nan_where_nothing_was_written_are_healthy(device: str) -> None:
+    report = checked(FillsBeforeItReads(), device)
+    assert (report.verdict, report.findings) == ("match", [])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bcg import (
+    BcgError,
     CheckFailure,
     ModelError,
     Target,
@@ -21,6 +22,7 @@ from bcg import (
     eager_on_graph,
     load_target,
 )
+from bcg.checking.outcome import failure_of
 from bcg.report import decode_report, encode_report
 from tests.targets import own_target
 
@@ -101,6 +103,11 @@ def test_a_module_is_checked_and_left_as_it_was(device: str) -> None:
     assert report.findings[0].title.startswith("step has moved on")
     assert report.verdict == "mismatch"
     assert int(module.step) == before
+    failure = failure_of(report)
+    assert failure is not None
+    assert failure.message.startswith(
+        "all 2 buckets match, but only from a state that the captures had changed: S13: step has moved on"
+    )
 
 
 class NeedsTwoRows(nn.Module):
@@ -203,6 +210,38 @@ def test_a_module_keeps_the_state_it_had_before_its_first_forward(device: str) -
     module.step += 7
     check(module, buckets=(4,), make_inputs=make_inputs, device=device)
     assert int(module.step) == 7
+
+
+class FailsAfterAWhile(Steps):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.step > 3:
+            raise ValueError("four")
+        return super().forward(x)
+
+
+def test_a_module_is_left_as_it_was_by_a_check_that_fails(device: str) -> None:
+    module: Any = FailsAfterAWhile()
+    with pytest.raises(BcgError):
+        check(module, buckets=(4,), make_inputs=make_inputs, device=device)
+    assert (int(module.step), module.step.device.type, module.training) == (0, "cpu", True)
+
+
+def test_a_module_is_on_its_own_device_again(device: str) -> None:
+    module = nn.Linear(4, 4)
+    module.register_buffer("scale", torch.ones(1))
+    module(torch.ones(1, 4)).sum().backward()
+    check(module, buckets=(4,), make_inputs=make_input, device=device)
+    tensors = [*module.parameters(), *module.buffers(), *(one.grad for one in module.parameters())]
+    assert [tensor.device.type for tensor in tensors if tensor is not None] == ["cpu"] * 5
+
+
+@pytest.mark.parametrize("preset", ["qwen3-tiny", "nemotron-h-tiny"])
+def test_a_model_attends_and_mixes_as_it_did(preset: str) -> None:
+    module: Any = load_target(preset, attention_break=False).module
+    forwards = [vars(part).get("forward") for part in module.modules()]
+    check(module, buckets=(4,))
+    assert module.config._attn_implementation == "sdpa"
+    assert [vars(part).get("forward") for part in module.modules()] == forwards
 
 
 def make_input(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor, nn
@@ -66,6 +67,42 @@ def test_the_head_is_the_models_own(language_model: Path) -> None:
     whole = Qwen3ForCausalLM.from_pretrained(language_model)
     hidden = torch.randn(3, 32)
     assert torch.allclose(head(hidden), whole.lm_head(hidden), atol=1e-5)
+
+
+def test_the_head_of_a_hub_id_is_in_the_cache(
+    language_model: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path_factory.mktemp("hub")
+    stored = cache / "models--someone--small"
+    for folder in ("refs", "snapshots"):
+        (stored / folder).mkdir(parents=True)
+    (stored / "refs" / "main").write_text("0" * 40)
+    (stored / "snapshots" / ("0" * 40)).symlink_to(language_model)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    target = load_target(str(language_model))
+    target.name, target.info = "someone/small", msgspec.structs.replace(target.info, source="hub")
+    head = language_model_head(target)
+    assert head is not None
+    assert torch.equal(head(torch.ones(1, 32)), _head_of(language_model)(torch.ones(1, 32)))
+
+
+def _head_of(path: Path) -> Any:
+    return language_model_head(load_target(str(path)))
+
+
+@pytest.mark.parametrize("language_model", [False], indirect=True, ids=["untied"])
+def test_a_path_from_the_home_folder(language_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(language_model.parent))
+    report = check(f"~/{language_model.name}", buckets=(8, 64), prompts=PROMPTS[:1], num_rounds=1)
+    assert report.prompts is not None and report.prompts.num_next_tokens == 1
+
+
+@pytest.mark.parametrize("language_model", [False], indirect=True, ids=["untied"])
+def test_a_head_that_is_not_found_is_warned_of(language_model: Path) -> None:
+    (language_model / "model.safetensors").unlink()
+    report = check(str(language_model), buckets=(8, 64), prompts=PROMPTS[:1], num_rounds=1)
+    assert report.prompts is not None and report.prompts.num_next_tokens == 0
+    assert [warning.code for warning in report.warnings] == ["next-tokens-not-compared"]
 
 
 def test_only_prompts_that_are_too_long_prove_nothing(minilm: Path) -> None:

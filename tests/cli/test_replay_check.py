@@ -86,7 +86,7 @@ def test_a_preset_matches(bcg: Any, tmp_path: Path) -> None:
     assert report.verdict == "match"
     assert [bucket.tokens for bucket in report.buckets] == [4, 8]
     assert all(bucket.bitwise and bucket.num_replays == 6 for bucket in report.buckets)
-    assert report.timing.model_ms > 0 and report.timing.eager_ms >= report.timing.eager_pass_ms > 0
+    assert report.timing.model_ms > 0 and report.timing.eager_ms > 0
 
 
 def test_a_mismatch_is_named_and_exits_with_3(bcg: Any, models: Path, tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass
 from types import SimpleNamespace
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,11 @@ from bcg.diagnose import break_where_needed
 from tests.targets import Around, Seeds, own_target
 
 
+@dataclass(slots=True)
+class Slotted:
+    seen: int = 0
+
+
 class Planted(nn.Module):
     """Holds what the models below change."""
 
@@ -21,6 +28,7 @@ class Planted(nn.Module):
         super().__init__()
         self._count = 0
         self.inner = SimpleNamespace(seen=[0])
+        self.slotted, self.array = Slotted(), numpy.zeros(2)
         self.cache = {"rows": torch.zeros(0, 4)}
         self.register_buffer("steps", torch.zeros(()))
 
@@ -34,6 +42,18 @@ class PrivateNumber(Planted):
 class NestedNumber(Planted):
     def forward(self, x: Tensor) -> Tensor:
         self.inner.seen[0] += 1
+        return x + 1
+
+
+class NumberInSlot(Planted):
+    def forward(self, x: Tensor) -> Tensor:
+        self.slotted.seen += 1
+        return x + 1
+
+
+class NumberInArray(Planted):
+    def forward(self, x: Tensor) -> Tensor:
+        self.array += 1
         return x + 1
 
 
@@ -70,6 +90,8 @@ def make_inputs(num_tokens: int, device: torch.device, generator: torch.Generato
     [
         (PrivateNumber(), "_count"),
         (NestedNumber(), "inner.seen[0]"),
+        (NumberInSlot(), "slotted.seen"),
+        (NumberInArray(), "array"),
         (ReboundTensor(), "cache['rows']"),
     ],
 )

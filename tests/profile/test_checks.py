@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from bcg import Target, load_target
+from bcg import Target, eager_on_graph, load_target
 from bcg.inputs import Batch
+from bcg.modes import make_mode
 from bcg.modes.base import Counts, Preparation
 from bcg.modes.eager import Eager
 from bcg.profile.agreement import agreement
@@ -20,6 +22,7 @@ from bcg.profile.run import ModeRun, Plan
 from bcg.profile.summary import profile_report
 from bcg.profile.worker import Worker
 from bcg.report import ModeName
+from tests.targets import own_target
 
 BUCKETS = (4, 16)
 OLD_LIMIT = 0.1
@@ -87,9 +90,45 @@ def test_modes_with_eagers_kernels_need_no_exact_result(target: Target) -> None:
     assert check_notes("breakable", [found], checks) == []
 
 
+class Stateful(nn.Module):
+    """Counts its forwards, makes a table for each size, draws random numbers, and changes its input in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("num_calls", torch.full((), 3.0))
+        self.tables: dict[int, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.num_calls += 1
+        if len(x) not in self.tables:
+            self.tables[len(x)] = torch.ones(4)
+        return self.look_up(x.add_(1) + self.num_calls + torch.rand_like(x))
+
+    @eager_on_graph
+    def look_up(self, x: Tensor) -> Tensor:
+        return x * self.tables[len(x)]
+
+
+def make_rows(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, Tensor]:
+    return {"x": torch.rand(num_tokens, 4, device=device, generator=generator)}
+
+
+@pytest.mark.parametrize("mode", ["eager", "breakable"])
+def test_state_and_random_numbers_are_the_same_in_every_run(mode: ModeName) -> None:
+    module: Any = Stateful()
+    target = own_target(module, "cpu", make_rows)
+    before, generator = int(module.num_calls), torch.get_rng_state()
+    checks = make_checks(target, mode, BUCKETS)
+    assert int(module.num_calls) == before
+    assert torch.equal(torch.get_rng_state(), generator)
+    made = make_mode(mode, target)
+    found = [checked(one, made.run, checks) for one in made.prepare(BUCKETS)]
+    assert [(one.status, one.bitwise) for one in found] == [("measured", True)] * len(BUCKETS), found
+
+
 def test_without_an_exact_result_the_fixed_limits_count_and_a_note_says_so(target: Target, checks: Checks) -> None:
     sharded = make_checks(target, "eager", BUCKETS)
-    sharded = Checks(sharded.batches, sharded.eager, _lacking(target))
+    sharded = replace(sharded, exact=_lacking(target))
     run = Off(checks, 3.0)
     found = [checked(Preparation(tokens), run, sharded) for tokens in BUCKETS]
     assert [one.status for one in found] == ["measured", "measured"]

@@ -8,13 +8,13 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoConfig
 
-from bcg import attention, attention_interface
+from bcg import Batch, GraphRunner, attention, attention_interface
 from bcg.breaks import BreakLabel
 from bcg.context import ForwardContext, forward_context
 from bcg.errors import ReplayError
 from bcg.models.build import build_target
 from bcg.models.huggingface import quiet, random_model
-from bcg.target import Target, make_batch
+from bcg.target import Target, make_batch, plain_output
 from benchmarks.tiny import tiny_config
 
 CPU = torch.device("cpu")
@@ -229,6 +229,67 @@ def test_chunked_attention_keeps_the_models_masks_and_takes_one_request() -> Non
     assert not broken.packs_requests
     with pytest.raises(ReplayError, match="^packed prefill needs attention that works without the model's own mask"):
         run(broken, batch_for(broken, LENGTHS), LENGTHS)
+
+
+def padded_inputs(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Make a request of which the first half is padding."""
+    ids = torch.randint(128, (1, num_tokens), device=device, generator=generator)
+    return {"input_ids": ids, "attention_mask": (torch.arange(num_tokens) >= num_tokens // 2).long()[None]}
+
+
+class Masking(torch.nn.Module):
+    """Masks the first half of its tokens, as nothing in its inputs tells."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        length = tokens.shape[1]
+        mask = (torch.arange(length, device=tokens.device) >= length // 2).long()[None]
+        output: torch.Tensor = self.model(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
+        return output
+
+
+def tokens_only(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    return {"tokens": padded_inputs(num_tokens, device, generator)["input_ids"]}
+
+
+@pytest.mark.parametrize("is_input", [True, False], ids=["an input", "made by the model"])
+@pytest.mark.parametrize("name", ["qwen3", "mistral", "gemma2"])
+def test_a_mask_of_the_users_is_respected(name: str, is_input: bool) -> None:
+    module = load(name, attention_break=False).module
+    module, make = (module, padded_inputs) if is_input else (Masking(module), tokens_only)
+    inputs = make(16, CPU, torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected = plain_output(module(**inputs), name).clone()
+    target = build_target(
+        name,
+        module,
+        source="factory",
+        weights="user",
+        seed=None,
+        device=CPU,
+        attention_break=True,
+        break_globs=(),
+        make_inputs=make,
+    )
+    assert target.break_rules.attention
+    (warning,) = [warning for warning in target.warnings if warning.code == "model-masks"]
+    assert ("attention_mask" in warning.cause) == is_input
+    assert not target.packs_requests
+    runner = GraphRunner(target)
+    runner.capture((16,))
+    torch.testing.assert_close(runner.replay(Batch(inputs, (16,))), expected, rtol=0, atol=5e-6)
+
+
+def test_masks_of_one_target_are_not_those_of_the_next() -> None:
+    module = load("qwen3", attention_break=False).module
+    options: dict[str, Any] = {"source": "factory", "weights": "user", "seed": None, "device": CPU, "break_globs": ()}
+    with attention_interface.attention_kept(module):
+        build_target("masked", module, attention_break=True, make_inputs=padded_inputs, **options)
+    target = build_target("plain", module, attention_break=True, **options)
+    assert (target.packs_requests, target.warnings) == (True, [])
 
 
 def test_an_architecture_outside_the_interface_is_warned_about() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bcg.checking.plan import Trial, batch_of
 from bcg.runner import GraphRunner
-from bcg.state import ModelState, Snapshot
+from bcg.state import ModelState, Snapshot, put_contents
 from bcg.structure import same_bits, tensors_in
 
 MAX_TENSORS = 32
@@ -89,7 +89,7 @@ def _run_from(
     state.restore(start)
     with torch.inference_mode():
         for path, contents in instead.items():
-            start.tensors[path].copy_(contents)
+            put_contents(start.tensors[path], contents)
         outputs = [tensor.clone() for tensor in tensors_in(runner.eager_padded(batch_of(trial, runner.target)))]
         ends = {path: start.tensors[path].clone() for path in moved}
     return _Run({path: instead.get(path, start.contents[path]) for path in moved}, ends, outputs)
@@ -104,5 +104,10 @@ def _differing(one: _Run, other: _Run) -> set[str]:
 
 
 def _differs_where_written(path: str, one: _Run, other: _Run) -> bool:
-    written = (one.ends[path] != one.starts[path]) | (other.ends[path] != other.starts[path])
-    return bool(((one.ends[path] != other.ends[path]) & written).any())
+    written = _differs(one.ends[path], one.starts[path]) | _differs(other.ends[path], other.starts[path])
+    return bool((_differs(one.ends[path], other.ends[path]) & written).any())
+
+
+def _differs(one: Tensor, other: Tensor) -> Tensor:
+    """Tell where two tensors differ; NaN is like NaN, for it fills caches that nothing was written to."""
+    return (one != other) & ~(one.isnan() & other.isnan())

@@ -12,14 +12,21 @@ import msgspec
 import torch
 from torch import nn
 
+from bcg.attention_interface import attention_kept
 from bcg.buckets import check_buckets, default_buckets
 from bcg.checking import findings
 from bcg.checking.compare import Tolerance
 from bcg.checking.explain import Explanation, explain
 from bcg.checking.outcome import bucket_row, failure_of, overall_verdict
-from bcg.checking.prompts import check_prompts, language_model_head, tokenize
+from bcg.checking.prompts import (
+    check_prompts,
+    headless_warning,
+    is_language_model,
+    language_model_head,
+    tokenize,
+)
 from bcg.checking.verdicts import LostDeviceError, Verification
-from bcg.checking.verification import CHECK_SEED, verify
+from bcg.checking.verification import CHECK_SEED, is_sticky, verify
 from bcg.checking.writes import written_parameters
 from bcg.compilations import late_compilation_warnings
 from bcg.environment import environment
@@ -32,6 +39,7 @@ from bcg.report import (
     PromptCheck,
     ReportWarning,
 )
+from bcg.rules import forwards_kept
 from bcg.runner import GraphRunner
 from bcg.state import ModelState, Snapshot
 from bcg.sweep import BucketCapture
@@ -58,7 +66,8 @@ def check(
         model: A target, a module, or what the command line takes as MODEL.
         buckets: Token counts; by default those of the device.
         make_inputs: Makes a module's inputs; by default token ids.
-        device: Where a module, or the model that is named, runs; a target has its own.
+        device: Where a module, which is back on its own afterwards, or the model that is named, runs; a target has its
+            own.
         num_rounds: How often every batch is replayed.
         locates: After a mismatch, capture again to find the first module that differs, and why.
         prompts: Texts for a model with a tokenizer: packed into batches, replayed and compared with eager, and for a
@@ -78,9 +87,9 @@ def check(
     tolerance = _tolerance(rtol, atol)
     if num_rounds < 1:
         raise UsageError(f"a check needs at least one round, got {num_rounds}")
-    if isinstance(model, nn.Module):
-        model = model.to(_place(device))
     with _left_as_it_was(model):
+        if isinstance(model, nn.Module):
+            model.to(_place(device))
         target = _target(model, make_inputs, device)
         wanted = check_buckets(list(buckets or default_buckets(target.device.type, target.max_tokens)))
         encoded = None if prompts is None else tokenize(target, prompts)
@@ -113,21 +122,32 @@ def _tolerance(rtol: float | None, atol: float) -> Tolerance:
 
 @contextlib.contextmanager
 def _left_as_it_was(model: Target | nn.Module | str) -> Iterator[None]:
-    """Leave a module's state, training flags, and what of its parameters needs gradients, as they were."""
+    """Leave a module as it was: state, training flags, what needs gradients, forwards, attention, and its device."""
     if not isinstance(model, nn.Module):
         yield
         return
     state = ModelState(model)
     base = state.save()
-    modules = list(model.modules())
-    training = [module for module in modules if module.training]
-    trained = [parameter for module in modules for parameter in module.parameters(False) if parameter.requires_grad]
+    training = [module for module in model.modules() if module.training]
+    parameters = list(model.parameters())
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    places = [(tensor, tensor.data) for tensor in (*parameters, *gradients)]
     try:
-        yield
-        state.restore(base)  # not after an error, which may have cost the device
+        with attention_kept(model), forwards_kept(model):
+            yield
+    except Exception as error:
+        if not is_sticky(error):  # else the device is lost
+            state.restore(base)
+        raise
+    else:
+        state.restore(base)
     finally:
         for module in training:
             module.training = True
+        for tensor, data in places:
+            if tensor.device != data.device:
+                tensor.data = data
         for parameter in trained:
             parameter.requires_grad_(True)
 
@@ -253,17 +273,14 @@ class _Check:
                 *findings.padding_warnings(verification),
                 *self._what_to_know(results),
             ],
-            timing=msgspec.structs.replace(
-                timing,
-                eager_ms=verification.eager_ms,
-                replay_ms=verification.replay_ms,
-                eager_pass_ms=verification.eager_pass_ms,
-            ),
+            timing=msgspec.structs.replace(timing, eager_ms=verification.eager_ms, replay_ms=verification.replay_ms),
         )
 
     def _check_prompts(self, encoded: Sequence[Sequence[int]], base: Snapshot) -> PromptCheck:
         self._on_step("replaying prompts")
         head = language_model_head(self._target)
+        if head is None and is_language_model(self._target):
+            self._warnings.append(headless_warning(self._target))
         found = check_prompts(self._runner, encoded, head, self._state, base, self._tolerance)
         if found.num_eager:
             largest = max(self._runner.graphs)

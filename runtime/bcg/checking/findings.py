@@ -278,5 +278,5 @@ def _buckets(tokens: list[int]) -> str:
 
 
 def _show(value: object) -> str:
-    text = repr(value)
+    text = " ".join(repr(value).split())
     return text if len(text) <= 40 else f"{text[:39]}…"

@@ -55,9 +55,8 @@ def failure_of(report: CheckReport) -> CheckFailure | None:
     if (of_ranks := rank_failure(report)) is not None:
         return of_ranks
     wrong = [bucket for bucket in report.buckets if bucket.verdict != "match"]
-    what = f"in {len(wrong)} of {len(report.buckets)} buckets"
-    if not wrong and report.prompts is not None and report.prompts.verdict != "match":
-        what = "on the prompts"
+    all_match = not wrong and (report.prompts is None or report.prompts.verdict == "match")
+    what = f"in {len(wrong)} of {len(report.buckets)} buckets" if wrong else "on the prompts"
     reason = next((reason for bucket in wrong for reason in bucket.reasons), "see the report")
     card = next(iter(report.findings), None)
     cause, hint = "", None
@@ -71,4 +70,7 @@ def failure_of(report: CheckReport) -> CheckFailure | None:
         )
     if card is not None:
         reason = f"{card.hazard or 'unknown cause'}: {cause}"
+    if all_match:
+        what = f"all {len(report.buckets)} buckets match, but only from a state that the captures had changed"
+        return CheckFailure(f"{what}: {reason}", hint=hint)
     return CheckFailure(f"replay is not eager {what}: {reason}", hint=hint)

@@ -46,7 +46,7 @@ class Event:
 def keeping_outputs(root: nn.Module) -> Iterator[list[Event]]:
     """Keep copies of what every module of `root` takes and gives in the last forward, in execution order.
 
-    What runs inside breaks is left out.
+    What runs inside breaks is left out. A module that raises gives nothing.
     """
     events: list[Event] = []
     counts: dict[str, int] = {}
@@ -84,7 +84,7 @@ def keeping_outputs(root: nn.Module) -> Iterator[list[Event]]:
     handles = []
     for path, module in root.named_modules():
         handles.append(module.register_forward_pre_hook(entering(path), with_kwargs=True, prepend=True))
-        handles.append(module.register_forward_hook(leaving(path)))
+        handles.append(module.register_forward_hook(leaving(path), always_call=True))
     try:
         yield events
     finally:

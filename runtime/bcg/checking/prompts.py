@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoTokenizer
@@ -18,12 +19,13 @@ from bcg.device import find_device
 from bcg.errors import ModelError, UsageError
 from bcg.inputs import Batch
 from bcg.models.build import quiet
-from bcg.report import PromptCheck, Verdict
+from bcg.report import PromptCheck, ReportWarning, Verdict
 from bcg.runner import GraphRunner
 from bcg.state import ModelState, Snapshot
 from bcg.structure import map_tensors, tensors_in
 from bcg.target import Target, first_line, make_batch
 
+_HEAD = "lm_head.weight"
 LanguageModelHead = Callable[[Tensor], Tensor]
 """From hidden states ``[rows, hidden]`` to logits ``[rows, vocabulary]``."""
 
@@ -46,13 +48,14 @@ def tokenize(target: Target, prompts: Sequence[str]) -> list[list[int]]:
     if "input_ids" not in {spec.name for spec in target.input_specs}:
         raise UsageError(f"prompts need a model that takes input_ids, and {target.name} doesn't")
     is_directory = target.info.source == "directory"
-    if is_directory and not any((Path(target.name) / name).is_file() for name in _TOKENIZER_FILES):
+    location = Path(target.name).expanduser() if is_directory else target.name
+    if is_directory and not any(Path(location, name).is_file() for name in _TOKENIZER_FILES):
         raise UsageError(
             f"prompts need a model with a tokenizer, and there is none in {target.name}",
             hint="put tokenizer.json beside config.json",
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(target.name, local_files_only=is_directory)
+        tokenizer = AutoTokenizer.from_pretrained(location, local_files_only=is_directory)
     except Exception as error:
         raise ModelError(
             f"the tokenizer of {target.name} can't be loaded: {first_line(error)}", hint="--traceback shows where"
@@ -65,32 +68,53 @@ def tokenize(target: Target, prompts: Sequence[str]) -> list[list[int]]:
     return encoded
 
 
-def language_model_head(target: Target) -> LanguageModelHead | None:
-    """Return the head of a causal language model, which is outside the capture; None if the model has none.
+def is_language_model(target: Target) -> bool:
+    """Tell whether the whole model is a causal language model, of which the target leaves out the head."""
+    architectures = getattr(getattr(target.module, "config", None), "architectures", None) or ()
+    return any(name.endswith("ForCausalLM") for name in architectures)
 
-    A head that is tied to the embeddings is these; another is read from the directory's weights.
+
+def language_model_head(target: Target) -> LanguageModelHead | None:
+    """Return the head of a causal language model, which is outside the capture; None if there is none to be found.
+
+    A head that is tied to the embeddings is these; another is read from the directory's weights, or from those in the
+    hub's cache.
     """
-    config: Any = getattr(target.module, "config", None)
-    architectures = getattr(config, "architectures", None) or ()
-    if not any(name.endswith("ForCausalLM") for name in architectures):
+    if not is_language_model(target):
         return None
-    if getattr(config, "tie_word_embeddings", False):
-        embeddings: Any = target.module.get_input_embeddings
-        weight = embeddings().weight
+    module: Any = target.module
+    if getattr(module.config, "tie_word_embeddings", False):
+        weight = module.get_input_embeddings().weight
     else:
-        weight = _stored_head(Path(target.name), target.device)
+        weight = _stored_head(_weights_folder(target), target.device)
     if weight is None:
         return None
     return lambda hidden: hidden @ weight.to(hidden.dtype).T
 
 
-def _stored_head(directory: Path, device: torch.device) -> Tensor | None:
-    for path in sorted(directory.glob("*.safetensors")):
+def _weights_folder(target: Target) -> Path:
+    if target.info.source == "hub":
+        return Path(snapshot_download(target.name, local_files_only=True))
+    return Path(target.name).expanduser()
+
+
+def _stored_head(folder: Path, device: torch.device) -> Tensor | None:
+    for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt", device=str(device)) as file:
-            if "lm_head.weight" in file.keys():  # noqa: SIM118 - not a dict
-                weight: Tensor = file.get_tensor("lm_head.weight")
+            if _HEAD in file.keys():  # noqa: SIM118 - not a dict
+                weight: Tensor = file.get_tensor(_HEAD)
                 return weight
     return None
+
+
+def headless_warning(target: Target) -> ReportWarning:
+    """Warn of a language model whose head was not found, so that next tokens are not compared."""
+    return ReportWarning(
+        code="next-tokens-not-compared",
+        message=f"the next tokens of {target.name} were not compared, only its hidden states",
+        cause=f"its head is not tied to the embeddings, and no {_HEAD} lies beside its weights",
+        remedy=f"give a model whose *.safetensors hold {_HEAD}",
+    )
 
 
 def check_prompts(

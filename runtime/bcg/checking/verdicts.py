@@ -70,7 +70,6 @@ class Verification:
 
     Attributes:
         buckets: Verdicts, ascending.
-        eager_pass_ms: That part of `eager_ms` which one pass over each checked size took.
         fails_alone: By batch sizes at which eager fails without padding, what it raises: there nothing tells whether
             padding reaches real rows.
         spread: Largest relative difference between two eager runs of the same batch; 0 where they agree bitwise.
@@ -83,7 +82,6 @@ class Verification:
     spread: float = 0.0
     eager_ms: float = 0.0
     replay_ms: float = 0.0
-    eager_pass_ms: float = 0.0
 
     @property
     def verdict(self) -> Verdict:

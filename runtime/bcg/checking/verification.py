@@ -142,10 +142,7 @@ class _Verifier:
         runner, verdict = self._runner, self._verdicts[trial.tokens]
         batch, padding = batch_of(trial, runner.target), poisoned_padding(trial, runner.target)
         self._put_back()
-        started = time.perf_counter()
         output = self._eager(trial, batch, padding)
-        self._device.synchronize()
-        self._found.eager_pass_ms += (time.perf_counter() - started) * 1e3
         after = self._state.save() if self._changes_state else None
         self._references[trial] = Reference(batch, padding, output, after)
         if not has_numbers(output):

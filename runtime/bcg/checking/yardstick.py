@@ -131,7 +131,7 @@ def exact_results(
     results: dict[int, list[Any]] = {}
     lack = None
     try:
-        with _state_kept(target.module), full_precision(), widened(target.module, dtype):
+        with ModelState(target.module).kept(), full_precision(), widened(target.module, dtype):
             for tokens, expected in eager.items():
                 try:
                     found = [_kept(run(_widened_batch(batch, dtype))) for batch in batches[tokens]]
@@ -180,17 +180,6 @@ def _serves(eager: Tensor, exact: Tensor, dtype: torch.dtype) -> bool:
 def _widened_batch(batch: Batch, dtype: torch.dtype) -> Batch:
     inputs = {name: value.to(dtype) if _is_narrow(value, dtype) else value for name, value in batch.inputs.items()}
     return Batch(inputs, batch.request_lengths)
-
-
-@contextlib.contextmanager
-def _state_kept(module: nn.Module) -> Iterator[None]:
-    """Bring back, after the block, what forwards changed in place."""
-    state = ModelState(module)
-    before = state.save()
-    try:
-        yield
-    finally:
-        state.restore(before)
 
 
 @contextlib.contextmanager

@@ -13,11 +13,16 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from bcg.attention_interface import attention_modules, install_attention_break
+from bcg.attention_interface import (
+    attention_breaks,
+    attention_modules,
+    install_attention_break,
+    without_attention_break,
+)
 from bcg.errors import ModelError
 from bcg.inputs import MakeInputs, describe_inputs
 from bcg.models.sharding import Sharding, sharding_warnings, whole_weights_warnings
-from bcg.probe import describe_outputs
+from bcg.probe import describe_outputs, is_same_within
 from bcg.report import ModelInfo, ModelSource, ReportWarning, Weights
 from bcg.rules import BreakRules, NamedBreaks, break_mixers, break_modules, is_named
 from bcg.target import Target
@@ -36,7 +41,9 @@ def build_target(
     make_inputs: MakeInputs | None = None,
     sharding: Sharding | None = None,
 ) -> Target:
-    """Make a target of a module that is on its device already, and run it once at two small sizes.
+    """Make a target of a module that is on its device already, and run it at two small sizes.
+
+    A model that gives other results where its attention is a break that builds the masks keeps its own masks.
 
     Raises:
         UsageError: If a glob matches no module.
@@ -58,12 +65,32 @@ def build_target(
     target.alignment = None if sharding is None else sharding.ranks
     with quiet():
         facts = describe_outputs(target)
+        if attention_break and target.alignment is None and not _is_as_without_break(target):
+            install_attention_break(module, model_masks=True)
+            target.warnings.append(_masks_warning(target, "with those that the break builds it gives other results"))
+            facts = describe_outputs(target)
     target.output_token_dims = facts.token_dims
     target.packs_requests = facts.separates_requests is True
     if attention_break:
         target.break_rules = replace(target.break_rules, attention=attention_modules(module))
         target.warnings.extend(_warnings(target, facts.separates_requests))
     return target
+
+
+def _is_as_without_break(target: Target) -> bool:
+    """Tell whether a request gives what it gave before attention was a break, where that builds the masks."""
+    if all(found.takes_model_masks for found in attention_breaks(target.module).values()):
+        return True
+    return is_same_within(target, without_attention_break(target.module))
+
+
+def _masks_warning(target: Target, cause: str) -> ReportWarning:
+    return ReportWarning(
+        code="model-masks",
+        message=f"{target.info.architecture} builds its attention masks itself, and takes one request per batch",
+        cause=cause,
+        remedy="leave out masks that only mark padding: the break keeps padding rows and requests apart by itself",
+    )
 
 
 def describe_target(
@@ -87,16 +114,17 @@ def describe_target(
     """
     module.eval().requires_grad_(False)
     make = make_inputs or default_inputs(name, module)
-    if attention_break:
-        install_attention_break(module)
+    specs = describe_inputs(make, device)
+    masks = [spec.name for spec in specs if "mask" in spec.name]
+    attends = attention_break and install_attention_break(module, model_masks=bool(masks))
     mixers = break_mixers(module) if attention_break else ()
     globs = break_modules(module, [glob for glob in break_globs if not is_named(glob)])
     named = NamedBreaks.find(break_globs)
-    return Target(
+    target = Target(
         name=name,
         module=module,
         make_inputs=make,
-        input_specs=describe_inputs(make, device),
+        input_specs=specs,
         device=device,
         info=model_info(name, module, source=source, weights=weights, seed=seed),
         forward_options={"use_cache": False} if "use_cache" in _parameters(module) else {},
@@ -105,6 +133,9 @@ def describe_target(
         warnings=[] if sharding is None else _sharding_warnings(name, module, sharding, weights),
         surroundings=named.in_effect,
     )
+    if masks and attends:
+        target.warnings.append(_masks_warning(target, f"its inputs have {', '.join(masks)}"))
+    return target
 
 
 def _sharding_warnings(name: str, module: nn.Module, sharding: Sharding, weights: Weights) -> list[ReportWarning]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 
+from bcg.checking.writes import written_parameters
 from bcg.checking.yardstick import Exact, exact_results
 from bcg.inputs import Batch
 from bcg.modes import has_own_kernels
@@ -17,6 +20,7 @@ from bcg.profile.agreement import Agreement, agreement
 from bcg.profile.messages import Prepared
 from bcg.profile.notes import held_to_limits
 from bcg.report import ModeName, ReportWarning
+from bcg.state import ModelState
 from bcg.structure import map_tensors
 from bcg.target import Target
 
@@ -31,11 +35,13 @@ class Checks:
     Attributes:
         batches: By bucket, one a seed.
         eager: What eager gives for them; nothing for a bucket in which it does not fit.
+        put_back: Brings state and random generators to where they were before each of these runs.
         exact: What eager gives in a wider dtype; empty for modes that run eager's own kernels.
     """
 
     batches: dict[int, list[Batch]]
     eager: dict[int, list[Any]]
+    put_back: Callable[[], None]
     exact: Exact = field(default_factory=Exact)
 
 
@@ -48,15 +54,28 @@ def make_checks(target: Target, mode: ModeName, buckets: Sequence[int]) -> Check
         buckets: Token counts.
     """
     batches = {tokens: [bucket_batch(target, tokens, seed * 1_000_003) for seed in CHECK_SEEDS] for tokens in buckets}
-    run, expected = Eager(target).run, {}
-    for tokens, given in batches.items():
-        try:
-            expected[tokens] = [map_tensors(torch.clone, run(batch)) for batch in given]
-        except torch.OutOfMemoryError:
-            continue
-    if not has_own_kernels(mode):
-        return Checks(batches, expected)
-    return Checks(batches, expected, exact_results(target, run, batches, expected))
+    eager, expected = Eager(target), {}
+    state = ModelState(target.module, written_parameters(target))
+    with state.kept():
+        for given in batches.values():  # what the first forward of a size makes for later ones is there in every run
+            with suppress(torch.OutOfMemoryError):
+                eager.run(_copy(given[0]))
+        put_back = partial(state.restore, state.save())
+
+        def run(batch: Batch) -> Any:
+            put_back()
+            return eager.run(_copy(batch))
+
+        for tokens, given in batches.items():
+            with suppress(torch.OutOfMemoryError):
+                expected[tokens] = [map_tensors(torch.clone, run(batch)) for batch in given]
+        exact = exact_results(target, run, batches, expected) if has_own_kernels(mode) else Exact()
+    return Checks(batches, expected, put_back, exact)
+
+
+def _copy(batch: Batch) -> Batch:
+    """Copy the inputs, which a forward may change in place."""
+    return Batch(map_tensors(torch.clone, batch.inputs), batch.request_lengths)
 
 
 def checked(one: Preparation, run: Callable[[Batch], Any], checks: Checks) -> Prepared:
@@ -77,7 +96,9 @@ def checked(one: Preparation, run: Callable[[Batch], Any], checks: Checks) -> Pr
     found = Agreement()
     try:
         for batch, result, exactly in zip(batches, eager, exact, strict=True):
-            found = found.joined(agreement(result, run(batch), exactly))
+            checks.put_back()
+            found = found.joined(agreement(result, run(_copy(batch)), exactly))
+        checks.put_back()
     except Exception as error:  # noqa: BLE001 - a mode that can't replay is a row of the report
         reason = f"the first replay failed: {type(error).__name__}: {error}".splitlines()[0][:300]
         return Prepared(**facts | {"status": "failed", "reason": reason})

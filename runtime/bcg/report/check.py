@@ -95,7 +95,6 @@ class CheckTiming(msgspec.Struct, frozen=True, kw_only=True):
         replay_ms: Replays and comparisons.
         prompts_ms: Prompts, eager and replayed.
         locate_ms: Finding the first divergence and its cause.
-        eager_pass_ms: One eager pass over each checked size: part of `eager_ms`, for comparison.
     """
 
     model_ms: float = 0.0
@@ -104,7 +103,6 @@ class CheckTiming(msgspec.Struct, frozen=True, kw_only=True):
     replay_ms: float = 0.0
     prompts_ms: float = 0.0
     locate_ms: float = 0.0
-    eager_pass_ms: float = 0.0
 
 
 class CheckReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="replay-check"):
