@@ -169,9 +169,9 @@ def _from_shapes(target: Target, mode: FakeTensorMode, tokens: int) -> Iterator[
     """
     try:
         with mode, Guesses(), quiet(), forward_context(ForwardContext((tokens,))):
-            inputs = make_batch(target, (tokens,), torch.Generator("cpu")).inputs
-            _warm_up(target, inputs)
-            yield inputs
+            batch = make_batch(target, (tokens,), torch.Generator("cpu"))
+            _warm_up(target, batch.copied_inputs())
+            yield batch.inputs
     except RuntimeError as error:
         raise ModelError(
             f"the forward of {target.name} fails on shapes alone: {first_line(error)}",
