@@ -92,7 +92,7 @@ class Traits(NamedTuple):
     Attributes:
         reads_host: Why it needs the host; `None` if it doesn't always.
         may_read_host: Whether that depends on its arguments.
-        writes: Whether it writes to an argument.
+        writes: Whether it writes to the memory of an argument.
         is_sparse: Whether its result is a sparse tensor.
         is_collective: Whether processes take part in it together.
         only_wraps: Whether it only wraps a tensor for a collective.
@@ -153,7 +153,7 @@ def traits_of(function: Any) -> Traits:
     return Traits(
         reads_host=reason,
         may_read_host=name in _INDEXING or name in _COPYING or name == _ONE_HOT,
-        writes=bool(function._schema.is_mutable),
+        writes=function._schema.is_mutable and torch.Tag.inplace_view not in function.tags,
         is_sparse=_MAKES_SPARSE.fullmatch(name) is not None,
         is_collective=is_collective(str(function)),
         only_wraps=only_wraps(str(function)),

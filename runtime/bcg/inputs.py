@@ -50,6 +50,10 @@ class Batch:
         """Real tokens of all requests."""
         return sum(self.request_lengths)
 
+    def copied_inputs(self) -> dict[str, torch.Tensor]:
+        """Return copies of the inputs for one forward, which may change them in place."""
+        return {name: tensor.clone() for name, tensor in self.inputs.items()}
+
 
 def find_token_dim(
     what: str, small: tuple[int, ...], large: tuple[int, ...], sizes: tuple[int, int] = PROBE_SIZES
@@ -182,7 +186,7 @@ class StaticInputs:
         self._flat = {
             spec.name: torch.zeros(prod(spec.shape_for(max_tokens)), dtype=spec.dtype, device=device) for spec in specs
         }
-        self._views: dict[int, dict[str, torch.Tensor]] = {}
+        self._own_views: dict[int, dict[str, torch.Tensor]] = {}
 
     @property
     def num_bytes(self) -> int:
@@ -195,19 +199,24 @@ class StaticInputs:
         return tuple(self._flat.values())
 
     def views(self, bucket: int) -> dict[str, torch.Tensor]:
-        """Return the contiguous inputs of one bucket: the same tensors at every call.
+        """Return the contiguous inputs of one bucket: new tensors over the same memory at each call.
+
+        A forward may reshape in place what it is given, so each one is given tensors of its own.
 
         Raises:
             ReplayError: If the bucket is larger than the buffers.
         """
-        if bucket not in self._views:
+        return {name: view.view_as(view) for name, view in self._loaded(bucket).items()}
+
+    def _loaded(self, bucket: int) -> dict[str, torch.Tensor]:
+        if bucket not in self._own_views:
             if not 0 < bucket <= self.max_tokens:
                 raise ReplayError(f"no static inputs for {bucket} tokens: the buffers hold at most {self.max_tokens}")
-            self._views[bucket] = {
+            self._own_views[bucket] = {
                 spec.name: self._flat[spec.name][: prod(spec.shape_for(bucket))].view(spec.shape_for(bucket))
                 for spec in self.specs
             }
-        return self._views[bucket]
+        return self._own_views[bucket]
 
     def load(
         self,
@@ -229,7 +238,7 @@ class StaticInputs:
         Raises:
             ReplayError: If a name, dtype or shape is not what was captured.
         """
-        views = self.views(bucket)
+        views = self._loaded(bucket)
         if num_tokens > bucket:
             raise ReplayError(f"{num_tokens} tokens don't fit into the bucket of {bucket}")
         if inputs.keys() != views.keys():

@@ -178,9 +178,9 @@ def _from_shapes(
     while True:
         try:
             with mode, guesses, quiet(), forward_context(ForwardContext((tokens,))):
-                inputs = make_batch(target, (tokens,), torch.Generator("cpu")).inputs
-                _warm_up(target, inputs)
-                return run(inputs)
+                batch = make_batch(target, (tokens,), torch.Generator("cpu"))
+                _warm_up(target, batch.copied_inputs())
+                return run(batch.inputs)
         except BcgError:
             raise
         except Exception as error:

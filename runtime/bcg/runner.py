@@ -173,7 +173,7 @@ class GraphRunner:
         """
         self._check_requests(batch)
         with forward_context(ForwardContext(batch.request_lengths)):
-            return self.target({name: tensor.clone() for name, tensor in batch.inputs.items()})
+            return self.target(batch.copied_inputs())
 
     def eager_padded(
         self,

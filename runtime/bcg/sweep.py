@@ -170,14 +170,13 @@ class Sweep:
         generator = torch.Generator(self.target.device).manual_seed(INPUT_SEED)
         batch = make_batch(self.target, (tokens,), generator)
         self.inputs.load(batch.inputs, tokens, tokens)
-        views = self.inputs.views(tokens)
         started = time.perf_counter()
         with forward_context(ForwardContext((tokens,))), device.capture_stream():
             with in_step(self.target.alignment if self._tape else None, "warming up"):
                 with stretch("warm-up", tokens):
-                    peak_bytes = self._warm_up(device, views)
+                    peak_bytes = self._warm_up(device, tokens)
                 if self.pool is None:
-                    self.pool = device.new_pool(self._plan_pool(device, views))
+                    self.pool = device.new_pool(self._plan_pool(device, self.inputs.views(tokens)))
             if not self.graphs:
                 device.empty_cache()  # what the largest warm-up used is what the pool will need
             before = device.memory(self.pool)
@@ -193,6 +192,7 @@ class Sweep:
                 known_externals=known,
                 alignment=ranks,
             )
+            views = self.inputs.views(tokens)
             with stretch("capture", tokens), torch.inference_mode(), noted_compilations() as compiled_at, capture:
                 output = self._forward(views)
             captured = time.perf_counter()
@@ -224,19 +224,19 @@ class Sweep:
         uncompiled.reset()
         return result
 
-    def _warm_up(self, device: Device, views: Mapping[str, torch.Tensor]) -> int | None:
+    def _warm_up(self, device: Device, tokens: int) -> int | None:
         """Run the target eagerly; return the most bytes that it allocated at once."""
         if self.graphs and self._prefixes:
             try:
                 with cut_to(self._prefixes):
-                    return device.peak_bytes(lambda: self.target(views))[0]
+                    return device.peak_bytes(lambda: self.target(self.inputs.views(tokens)))[0]
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
                 self._prefixes = {}  # a model that does not run on fewer layers is warmed up whole
         peak_bytes = None
         for _ in range(self._num_warmups):
-            peak_bytes, _ = device.peak_bytes(lambda: self.target(views))
+            peak_bytes, _ = device.peak_bytes(lambda: self.target(self.inputs.views(tokens)))
         return peak_bytes
 
     def _plan_pool(self, device: Device, views: Mapping[str, torch.Tensor]) -> tuple[int, ...]:

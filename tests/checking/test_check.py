@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,22 @@ def test_a_make_inputs_that_fails_at_one_size_is_told_in_one_line() -> None:
 
     with pytest.raises(ModelError, match="^make_inputs raised RuntimeError for 3 tokens: no three$"):
         check(own_target(Doubles(), "cpu", make), buckets=(4,))
+
+
+class Reshapes(nn.Module):
+    def __init__(self, reshape: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.reshape = reshape
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.reshape(x).reshape(-1, 4) * 2
+
+
+@pytest.mark.parametrize("reshape", [lambda x: x.unsqueeze_(0), lambda x: x.t_().t()], ids=["unsqueeze_", "t_"])
+def test_a_forward_may_reshape_its_inputs_in_place(device: str, reshape: Callable[[Tensor], Tensor]) -> None:
+    """Found by hand: the next batch was loaded into what the forward had made of the input."""
+    report = check(target_of(Reshapes(reshape), device), buckets=(4, 8))
+    assert (report.verdict, report.findings) == ("match", [])
 
 
 class NeedsSmallNumbers(nn.Module):

@@ -146,3 +146,24 @@ def test_what_the_compiler_does_with_generators_is_no_seed() -> None:
     inner = nn.Linear(4, 4)
     inner.compile(backend="eager")
     assert break_where_needed(own_target(Around(inner), "cpu", make_inputs), (4, 8)).automatic_breaks == []
+
+
+class Counts(nn.Module):
+    """Leaves a number to the next forward, and takes its input only in the shape that it was made in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+        self.num_calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, rows, width = x.unsqueeze_(0).shape
+        self.num_calls += 1
+        self.count.add_(1)
+        return x.mul_(2).view(rows, width) + self.count
+
+
+def test_each_look_at_a_forward_has_inputs_of_its_own(device: str) -> None:
+    """Found by hand: the second one met the input as the first had left it."""
+    (card,) = break_where_needed(own_target(Counts(), device, make_inputs), (4, 8)).cards
+    assert (card.hazard, card.title) == ("S12", "the forward changes num_calls, a replay does not")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import torch
 from torch import Tensor
 
@@ -65,3 +68,32 @@ def test_one_operation_may_take_several_parts_of_one_tensor(device: str) -> None
     x.add_(1)
     graph.replay()
     assert y.tolist() == [3.0, 4.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("reshape", "restore"),
+    [
+        (lambda t: t.t_(), lambda t: t.t()),
+        (lambda t: t.unsqueeze_(0), lambda t: t[0]),
+        (lambda t: t.unsqueeze_(2).squeeze_(2), lambda t: t),
+    ],
+    ids=["t_", "unsqueeze_", "squeeze_"],
+)
+@pytest.mark.parametrize("is_external", [True, False])
+def test_a_tensor_is_reshaped_in_place_once(
+    device: str, reshape: Callable[[Tensor], Tensor], restore: Callable[[Tensor], Tensor], is_external: bool
+) -> None:
+    """Found by hand: the host device turned a tensor again at every replay, and read it as the body had left it."""
+    base = torch.arange(6.0, device=device).view(2, 3)
+    x = base.view(2, 3)
+    graph = BreakableCUDAGraph(device)
+    with torch.inference_mode(), BreakableCUDAGraphCapture(graph):
+        turned = x if is_external else x + 0
+        before = turned.sum(0)
+        after = restore(reshape(turned)).sum(0)
+    shape = turned.shape
+    for _ in range(3):
+        base.add_(1)
+        graph.replay()
+    assert before.tolist() == after.tolist() == base.sum(0).tolist()
+    assert turned.shape == shape

@@ -177,7 +177,7 @@ class HostRecorder:
             memory = torch.empty(0, dtype=torch.uint8).set_(homes[key])
             memory.copy_(storage_bytes(tensor))
             writes.append((index, unowned_alias(memory)))
-        only_views = bool(outputs) and not writes and not _is_mutable(function)
+        only_views = bool(outputs) and not writes and not _may_write(function)
         if not only_views:
             self._calls.append(HostCall(function, frozen_args, frozen_kwargs, tuple(writes)))
         if not homes:
@@ -185,10 +185,11 @@ class HostRecorder:
         return map_tensors(lambda tensor: _rehome(tensor, homes.get(storage_key(tensor))), result)
 
     def _freeze(self, tensor: Tensor) -> Tensor:
-        """Pool memory is held by the pool, so its tensors are not; everything else is held by the call."""
-        if self._pool.owns(tensor):
-            return unowned_alias(tensor)
-        return tensor
+        """Keep how `tensor` looks at its memory now: the body may reshape it in place.
+
+        Pool memory is held by the pool, so its tensors are not; everything else is held by the call.
+        """
+        return unowned_alias(tensor) if self._pool.owns(tensor) else tensor.detach()
 
     @staticmethod
     def _refuse_moved_storage(
@@ -202,9 +203,9 @@ class HostRecorder:
                 )
 
 
-def _is_mutable(function: Callable[..., Any]) -> bool:
+def _may_write(function: Any) -> bool:
     schema = getattr(function, "_schema", None)
-    return schema is None or bool(schema.is_mutable)
+    return schema is None or (schema.is_mutable and torch.Tag.inplace_view not in function.tags)
 
 
 def _rehome(tensor: Tensor, storage: torch.UntypedStorage | None) -> Tensor:

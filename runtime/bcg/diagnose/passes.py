@@ -116,13 +116,11 @@ def _survey_once(target: Target, batch: Batch) -> tuple[Survey, list[str]]:
         ranks.begin(f"the survey of {batch.num_tokens} tokens")
     with forward_context(ForwardContext(batch.request_lengths)):
         with in_step(ranks, "running eagerly"):
-            plain = target(batch.inputs)
-        state = ModelState(target.module)
+            plain = target(batch.copied_inputs())
+        state, inputs = ModelState(target.module), batch.copied_inputs()
         before = state.look()
         with in_step(ranks, "being surveyed"):
-            found = survey(
-                lambda: given.append(target(batch.inputs)), target.device, notes_numbers=True, passes_on=passes_on
-            )
+            found = survey(lambda: given.append(target(inputs)), target.device, notes_numbers=True, passes_on=passes_on)
             if ranks is not None and not given:
                 ranks.meet(found.findings[-1].reason)  # what fails on every rank may get a break
         changed = changed_paths(before, state.look()) if given else []
@@ -132,7 +130,7 @@ def _survey_once(target: Target, batch: Batch) -> tuple[Survey, list[str]]:
         is_other = bool(found.questions and given) and not are_near(plain, given[0])
         if _on_any_rank(target, is_other):
             with in_step(ranks, "running eagerly again"):
-                again = target(batch.inputs)
+                again = target(batch.copied_inputs())
             if is_other and are_near(plain, again):
                 found.findings += found.questions  # whoever asked computed something else
                 is_other = False
@@ -145,8 +143,8 @@ def _changed_outside_breaks(
     target: Target, batch: Batch, state: ModelState, passes_on: tuple[type[Exception], ...]
 ) -> list[str]:
     """Run another forward; return the state that it changes and that a replay of its segments would not."""
-    before = state.look()
-    found = survey(lambda: target(batch.inputs), target.device, state=state, passes_on=passes_on)
+    before, inputs = state.look(), batch.copied_inputs()
+    found = survey(lambda: target(inputs), target.device, state=state, passes_on=passes_on)
     return [path for path in changed_paths(before, state.look()) if path not in found.changed_in_breaks]
 
 
