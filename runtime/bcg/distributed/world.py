@@ -183,7 +183,7 @@ class World:
         while not self._store.check(keys):
             time.sleep(pause)
             pause = min(pause * 1.5, _POLL_S[1])
-            self._raise_for_others(is_meeting=is_meeting)
+            self._raise_for_others(keys if is_meeting else None)
             now = time.monotonic()
             if now - looked < _LOOK_S:
                 continue
@@ -198,9 +198,10 @@ class World:
                     hint="a larger --rank-timeout waits longer",
                 )
 
-    def _raise_for_others(self, *, is_meeting: bool) -> None:
+    def _raise_for_others(self, meeting: list[str] | None) -> None:
         dropped = f"dropped/{self._attempt}"
-        if is_meeting and self._store.check([dropped]):
+        # Whoever drops was in this meeting first if all were: then it is over, and the next one is left.
+        if meeting is not None and self._store.check([dropped]) and not self._store.check(meeting):
             raise Dropped(self._store.get(dropped).decode())
         failure = self.failure()
         if failure is not None:
