@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bcg.structure import is_wrapped
+from bcg.structure import is_wrapped, tensors_in
 
 HIGHER_ORDER = "higher_order."
 """What the names of operators that take functions begin with."""
@@ -37,3 +39,10 @@ class DispatchMode(TorchDispatchMode):
     def run_higher_order(self, function: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Execute an operator that takes functions, such as ``torch.cond``; what these do is not seen."""
         return function(*args, **kwargs)
+
+
+def written_by(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """Yield the tensors that an operation writes, by its schema."""
+    for position, argument in enumerate(function._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            yield from tensors_in(kwargs.get(argument.name, args[position] if position < len(args) else None))

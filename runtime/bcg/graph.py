@@ -17,7 +17,7 @@ from bcg.device import find_device
 from bcg.device.base import Device, Pool, Recording, SegmentContents
 from bcg.errors import Place, ReplayError
 from bcg.outlets import Outlet
-from bcg.tape import FirstRead, SegmentTape
+from bcg.segment_tape import FirstRead, SegmentTape
 from bcg.whereabouts import source_line_of
 
 

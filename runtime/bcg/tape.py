@@ -10,8 +10,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from torch.utils import _python_dispatch
 
 from bcg.collectives import run_as_break
 from bcg.device.base import Device, Recorder
-from bcg.dispatch import DispatchMode
+from bcg.dispatch import DispatchMode, written_by
 from bcg.errors import CaptureError, HostReadError, Place
 from bcg.host_reads import (
     PINS,
@@ -32,6 +31,7 @@ from bcg.host_reads import (
     indexes_by_mask,
     traits_of,
 )
+from bcg.segment_tape import FirstRead, Operation, SegmentTape
 from bcg.structure import is_sparse, storage_address, storage_key, tensors_in, whole_tensors_in
 from bcg.whereabouts import ModulePath, users_frame
 
@@ -41,71 +41,6 @@ HOST_READ_HINT = (
     "run the function that reads it as a break (@eager_on_graph, or --break with the module's path), "
     "or keep the value on the device (torch.where, scatter)"
 )
-
-
-class Operation(NamedTuple):
-    """One operation of a segment and where it came from.
-
-    Attributes:
-        name: Such as ``aten.mm.default``.
-        module: Path of the innermost module whose forward was running; empty outside any module.
-        file: File of the innermost line that is neither torch's nor bcg's.
-        line: Its line number.
-    """
-
-    name: str
-    module: str
-    file: str
-    line: int
-
-    @property
-    def place(self) -> Place:
-        return Place(self.name, self.module or None, f"{self.file}:{self.line}" if self.file else None)
-
-
-class FirstRead(NamedTuple):
-    """Who read an external first, and where its memory was then: its address, and the key of its storage."""
-
-    operation: Operation
-    address: int
-    storage: int
-
-
-def written_by(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
-    """Yield the tensors that an operation writes, by its schema."""
-    for position, argument in enumerate(function._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            yield from tensors_in(kwargs.get(argument.name, args[position] if position < len(args) else None))
-
-
-@dataclass
-class SegmentTape:
-    """What one segment reads, writes and allocates.
-
-    Attributes:
-        operations: In program order.
-        externals: Tensors that it reads and that the capture did not make, by storage; held here.
-        first_reads: Of the externals, by storage.
-        written_externals: Keys of those that it also writes.
-        allocated_bytes: Sum of the storages that its operations made.
-    """
-
-    operations: list[Operation] = field(default_factory=list)
-    externals: dict[int, Tensor] = field(default_factory=dict)
-    first_reads: dict[int, FirstRead] = field(default_factory=dict)
-    written_externals: set[int] = field(default_factory=set)
-    allocated_bytes: int = 0
-
-    @property
-    def external_bytes(self) -> int:
-        return sum(tensor.untyped_storage().nbytes() for tensor in self.externals.values())
-
-    def moved_externals(self) -> Iterator[tuple[Tensor, FirstRead]]:
-        """Yield the externals whose memory was freed or exchanged after the capture: the segment reads garbage."""
-        for key, tensor in self.externals.items():
-            first_read = self.first_reads[key]
-            if storage_address(tensor) != first_read.address:
-                yield tensor, first_read
 
 
 class Tape:

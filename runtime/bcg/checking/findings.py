@@ -16,9 +16,9 @@ from bcg.checking.verdicts import Verification
 from bcg.device.base import Pool
 from bcg.hazards import HAZARDS
 from bcg.report import Card, ReportWarning
+from bcg.segment_tape import FirstRead, Operation
 from bcg.state import Change, ModelState, Snapshot
 from bcg.structure import storage_key
-from bcg.tape import FirstRead, Operation
 from bcg.whereabouts import source_line_of
 
 _MAX_ERRORS = 3

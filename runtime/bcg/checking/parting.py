@@ -16,9 +16,10 @@ from bcg.checking.trace import numbers_in
 from bcg.device import find_device
 from bcg.device.bystander import Bystander
 from bcg.runner import GraphRunner
+from bcg.segment_tape import Operation
 from bcg.state import ModelState, Snapshot
 from bcg.structure import storage_key, tensors_in
-from bcg.tape import Operation, Tape
+from bcg.tape import Tape
 
 _NUM_RUNS = 5
 _UNINITIALIZED = re.compile(r"aten\.(new_)?empty")

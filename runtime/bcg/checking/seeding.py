@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from bcg.breaks import is_in_break
-from bcg.tape import Operation
+from bcg.segment_tape import Operation
 from bcg.whereabouts import ModulePath, users_frame
 
 _SEEDERS = frozenset({"manual_seed", "seed"})

@@ -21,10 +21,10 @@ from bcg.graph import BreakableCUDAGraph
 from bcg.inputs import Batch
 from bcg.report import Card
 from bcg.runner import GraphRunner
+from bcg.segment_tape import FirstRead, Operation
 from bcg.state import ModelState, Snapshot
 from bcg.structure import storage_key
 from bcg.sweep import INPUT_SEED
-from bcg.tape import FirstRead, Operation
 from bcg.target import make_batch
 
 

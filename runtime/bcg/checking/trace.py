@@ -17,8 +17,9 @@ from bcg.context import ForwardContext
 from bcg.device import find_device
 from bcg.device.base import Device
 from bcg.device.bystander import Bystander
+from bcg.segment_tape import Operation, SegmentTape
 from bcg.structure import tensors_in
-from bcg.tape import Operation, SegmentTape, Tape
+from bcg.tape import Tape
 from bcg.whereabouts import is_users
 
 

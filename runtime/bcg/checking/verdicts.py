@@ -11,8 +11,8 @@ from bcg.checking.compare import Comparison
 from bcg.checking.plan import Trial
 from bcg.errors import BcgError, Place
 from bcg.report import Verdict
+from bcg.segment_tape import FirstRead
 from bcg.state import Change
-from bcg.tape import FirstRead
 
 
 @dataclass

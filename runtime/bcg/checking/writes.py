@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from bcg.context import ForwardContext, forward_context
-from bcg.dispatch import DispatchMode
+from bcg.dispatch import DispatchMode, written_by
 from bcg.inputs import PROBE_SIZES
 from bcg.runner import GraphRunner
 from bcg.state import ModelState
 from bcg.structure import storage_key
-from bcg.tape import written_by
 from bcg.target import Target, make_batch
 
 

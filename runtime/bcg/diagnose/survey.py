@@ -24,9 +24,10 @@ from bcg.device.base import Device
 from bcg.device.bystander import Bystander
 from bcg.functions import FunctionReference, functions_around, is_forward
 from bcg.holdings import changed_paths
+from bcg.segment_tape import SegmentTape
 from bcg.state import ModelState
 from bcg.structure import is_sparse, storage_key, tensors_in, whole_tensors_in
-from bcg.tape import SegmentTape, Tape
+from bcg.tape import Tape
 from bcg.target import first_line
 from bcg.whereabouts import is_users, users_frame
 
