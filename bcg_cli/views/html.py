@@ -21,7 +21,7 @@ from bcg_cli.views import figures
 from bcg_cli.views.folding import Fold, fold_map, step_of
 from bcg_cli.views.page import Figure, fold, header, page, pair, plot_box, section, table, tiles
 from bcg_cli.views.ranks import ranks_section
-from bcg_cli.views.table import format_count, format_mebibytes, format_size
+from bcg_cli.views.table import OUTSIDE_THE_POOL, format_count, format_mebibytes, format_size
 
 SHOWN_KERNELS = 40
 
@@ -39,7 +39,7 @@ def capture_page(report: CaptureReport) -> str:
         plots = {"memory": figures.capture_memory(report.buckets), "time": figures.capture_time(report.buckets)}
         body.append(
             pair(
-                section("Memory", "What each token count added: one pool serves them all.", plot_box("memory")),
+                section("Memory", _about_memory(report), plot_box("memory")),
                 section("Start-up", "Warm-up and capture of each token count.", plot_box("time")),
             )
         )
@@ -135,6 +135,10 @@ def _facts(report: CaptureReport) -> list[tuple[str, str]]:
     if totals.eager_peak_bytes is not None:
         facts.append((format_size(totals.eager_peak_bytes), "eager's transient peak"))
     return facts
+
+
+def _about_memory(report: CaptureReport) -> str:
+    return "What each token count added: one pool serves them all." + (f" {OUTSIDE_THE_POOL}" if report.breaks else "")
 
 
 def _bucket_table(report: CaptureReport) -> str:

@@ -15,6 +15,8 @@ from bcg_cli.views.folding import Fold, Step, fold_map, step_of
 
 MEBIBYTE = 2**20
 
+OUTSIDE_THE_POOL = "What breaks allocate for themselves is part of eager's peak, and stays outside the pool at replay."
+
 RULED = Box("    \n    \n ── \n    \n    \n ── \n    \n    \n")
 _ORIGIN = {"random": "random", "safetensors": "from safetensors", "user": "as the factory made them"}
 _STATUS_STYLE = {"captured": "green", "out of memory": "yellow", "failed": "red"}
@@ -139,10 +141,12 @@ def _notes(report: CaptureReport) -> Iterator[Text]:
     totals = report.totals
     if totals.eager_peak_bytes is not None:
         yield Text(
-            f"One pool of {format_size(totals.pool_bytes)} serves every bucket, "
-            f"in place of eager's transient peak of {format_size(totals.eager_peak_bytes)}.",
+            f"One pool of {format_size(totals.pool_bytes)} serves every bucket; "
+            f"an eager forward takes up to {format_size(totals.eager_peak_bytes)} for a moment.",
             "dim",
         )
+        if report.breaks:
+            yield Text(OUTSIDE_THE_POOL, "dim")
     if report.on_host:
         yield Text("Captured on the host device: its times say nothing about a GPU.", "dim")
     for bucket in report.buckets:
