@@ -106,7 +106,8 @@ class ModeSummary(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         status: ``measured`` if at least one bucket was.
         startup_s: From the loaded model until every bucket could be replayed: the three parts and what is left.
-        peak_bytes: Most bytes allocated at once while it was measured, weights included; None where unknown.
+        peak_bytes: Most bytes that tensors held at once while it was measured, weights included. What a graph keeps
+            in its pool without a tensor is not in it, so it is no measure of a mode's memory; None where unknown.
         num_graph_launches: Graph launches proved during the run; 0 for eager.
         num_compilations: Graphs that the compiler made.
         num_skips: Times that the compiler gave up on a graph.
@@ -203,6 +204,11 @@ class ProfileReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind",
     def has_exact_errors(self) -> bool:
         """Whether a mode was compared with what eager gives in a wider dtype."""
         return any(row.error_vs_exact is not None for bucket in self.buckets for row in bucket.modes)
+
+    @property
+    def has_peaks(self) -> bool:
+        """Whether it is known of a mode how much its tensors held at once."""
+        return any(mode.peak_bytes is not None for mode in self.modes)
 
     @property
     def on_host(self) -> bool:
