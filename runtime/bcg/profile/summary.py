@@ -22,7 +22,6 @@ from bcg.report import (
     ProfileReport,
     ProfileTotals,
     Timeline,
-    TimelineStep,
 )
 
 REFERENCES: tuple[ModeName, ...] = ("eager", "full", "compiled", "piecewise")
@@ -109,7 +108,7 @@ def _row(run: ModeRun, tokens: int) -> ModeRow:
         busy_share=None if look.busy_ms is None else min(1.0, look.busy_ms / p50_ms),
         graph_launches=look.graph_launches if run.mode != "eager" else 0,
         kernel_launches=look.kernel_launches,
-        **_split(look.timeline),
+        **(msgspec.structs.asdict(look.split) if look.split else {}),
         **costs,
     )
 
@@ -122,21 +121,6 @@ def _costs(mode: ModeName, prepared: Prepared) -> dict[str, Any]:
     )
     facts = {name: getattr(prepared, name) for name in names}
     return facts | {"memory_bytes": (prepared.transient_bytes or 0) if mode == "eager" else kept}
-
-
-def _split(timeline: Timeline | None) -> dict[str, Any]:
-    if timeline is None:
-        return {}
-    found: dict[str, float] = {}
-    for kind in ("segment", "break"):
-        steps = [step for step in timeline.steps if step.kind == kind]
-        found[f"{kind}s_ms"] = sum(_length_us(step) for step in steps) / 1e3
-        found[f"{kind}s_host_us"] = sum(step.host_us for step in steps)
-    return found
-
-
-def _length_us(step: TimelineStep) -> float:
-    return step.host_us if step.device_us is None else step.device_us
 
 
 def _percentile_95(values: Sequence[float]) -> float:

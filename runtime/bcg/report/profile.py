@@ -37,7 +37,9 @@ class ModeRow(msgspec.Struct, frozen=True, kw_only=True):
         round_ms: The median of each round, in the order of the rounds: the measured spread.
         tokens_per_s: Tokens of the bucket over `p50_ms`.
         host_us: Median time until the call of a step returned, the device not waited for.
-        segments_ms: Device time of all segments in one replay; on the host device, clock time.
+        segments_ms: Device time of all segments in one replay; on the host device, clock time. Median of replays
+            after the rounds, in which each step is timed by itself: what a replay takes so is more than `p50_ms` where
+            the host sets the pace.
         breaks_ms: The same of all breaks.
         segments_host_us: Host time of launching the segments of one replay.
         breaks_host_us: Host time of its breaks.
