@@ -21,7 +21,14 @@ from bcg_cli.views import figures
 from bcg_cli.views.folding import Fold, fold_map, step_of
 from bcg_cli.views.page import Figure, fold, header, page, pair, plot_box, section, table, tiles
 from bcg_cli.views.ranks import ranks_section
-from bcg_cli.views.table import OUTSIDE_THE_POOL, format_count, format_mebibytes, format_size
+from bcg_cli.views.table import (
+    NOT_FOLLOWED,
+    OUTSIDE_THE_POOL,
+    format_count,
+    format_mebibytes,
+    format_size,
+    modules_in_short,
+)
 
 SHOWN_KERNELS = 40
 
@@ -181,8 +188,8 @@ def _map_cells(key: str, row: SegmentRow | BreakRow) -> list[str]:
     if isinstance(row, BreakRow):
         where = f"<code>{escape(row.module)}</code> {escape(row.name)}"
         return [f'<span class="break-name">{name}</span>', escape(row.source), where]
-    modules = row.modules if len(row.modules) < 3 else [row.modules[0], "…", row.modules[-1]]
-    return [f'<span class="segment">{name}</span>', _work(row), f"<code>{escape(', '.join(modules))}</code>"]
+    where = f"<code>{escape(modules_in_short(row.modules))}</code>" if row.is_followed else NOT_FOLLOWED
+    return [f'<span class="segment">{name}</span>', _work(row), where]
 
 
 def _work(row: SegmentRow) -> str:
@@ -205,7 +212,8 @@ def _kernel_details(row: SegmentRow) -> str:
     if len(ordered) > SHOWN_KERNELS:
         rows.append(["", f"… and {len(ordered) - SHOWN_KERNELS} more"])
     externals = f"reads {_plural(row.num_externals, 'external tensor')} ({format_size(row.external_bytes)})"
-    return fold(f"segment {row.index}: {_work(row)}, {externals}", table(["", "kernel"], rows, text_columns=(1,)))
+    what = externals if row.is_followed else NOT_FOLLOWED
+    return fold(f"segment {row.index}: {_work(row)}, {what}", table(["", "kernel"], rows, text_columns=(1,)))
 
 
 def automatic_sections(breaks: Sequence[AutomaticBreak]) -> list[str]:

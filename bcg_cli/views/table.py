@@ -17,6 +17,8 @@ MEBIBYTE = 2**20
 
 OUTSIDE_THE_POOL = "What breaks allocate for themselves is part of eager's peak, and stays outside the pool at replay."
 
+NOT_FOLLOWED = "captured without following operations: modules and what it reads are not known"
+
 RULED = Box("    \n    \n ── \n    \n    \n ── \n    \n    \n")
 _ORIGIN = {"random": "random", "safetensors": "from safetensors", "user": "as the factory made them"}
 _STATUS_STYLE = {"captured": "green", "out of memory": "yellow", "failed": "red"}
@@ -198,7 +200,9 @@ def _map_cells(step: Step, row: SegmentRow | BreakRow) -> tuple[Text, Text, Text
         place = f"{row.module} ({row.name})" if row.module else row.name
         return Text(name, "yellow"), Text(row.source, "yellow"), Text(place)
     count = _plural(row.num_operations, "operation") if row.num_kernels is None else _plural(row.num_kernels, "kernel")
-    return Text(name), Text(count), Text(_modules(row.modules))
+    if not row.is_followed:
+        return Text(name), Text(count), Text(NOT_FOLLOWED, "dim")
+    return Text(name), Text(count), Text(modules_in_short(row.modules))
 
 
 def _outside(row: SegmentRow | BreakRow) -> Text:
@@ -207,7 +211,8 @@ def _outside(row: SegmentRow | BreakRow) -> Text:
     return Text(f"{_plural(row.num_externals, 'external')}, {format_size(row.external_bytes)}", "dim")
 
 
-def _modules(modules: list[str]) -> str:
+def modules_in_short(modules: Sequence[str]) -> str:
+    """Returns the modules of a segment: two, or the first and the last."""
     if len(modules) < 3:
         return ", ".join(modules)
     return f"{modules[0]} … {modules[-1]}"

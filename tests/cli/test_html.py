@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 from html import unescape
+from pathlib import Path
 
 import msgspec
+from rich.console import Console
 
-from bcg.report import Report
-from bcg_cli.views.kinds import html_page
+from bcg.report import Report, read_report
+from bcg_cli.views.kinds import html_page, terminal_view
 from tests.cli.reports import gpu_report, profile_report
+
+MEASUREMENTS = Path(__file__).resolve().parents[2] / "docs" / "measurements"
+console = Console(width=140, highlight=False, force_terminal=False, color_system=None)
 
 
 def text_of(report: Report) -> str:
@@ -30,3 +35,16 @@ def test_a_profile_says_what_its_peak_is_and_is_not() -> None:
     assert "weights included; memory that a graph keeps in its pool without a tensor is not in it." in text
     unknown = [msgspec.structs.replace(mode, peak_bytes=None) for mode in profile_report().modes]
     assert "Peak of tensors" not in text_of(profile_report(modes=unknown))
+
+
+def test_what_an_unfollowed_segment_reads_is_not_known() -> None:
+    """A capture without the tape wrote zeros, which are no counts: NemotronH's recorded report has them."""
+    recorded = read_report(MEASUREMENTS / "capture-nemotron-h-8b-h100.json")
+    words = "captured without following operations: modules and what it reads are not known"
+    text = text_of(recorded)
+    assert f"segment 0: 9 kernels, {words}" in text
+    assert "reads 0 external tensors" not in text
+    with console.capture() as capture:
+        console.print(terminal_view(recorded))
+    assert re.search(rf"^segment 0 +9 kernels +{words}$", capture.get(), re.MULTILINE)
+    assert words not in text_of(gpu_report())
