@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bcg.report import CaptureBucket, ModeName, ModeRow, ModeSummary, ProfileBucket, Timeline
+from bcg_cli.views.axes import axis, categories, log_axis, token_axis
 from bcg_cli.views.page import Figure, plot_text
 
 MEBIBYTE = 2**20
@@ -32,7 +33,7 @@ def capture_memory(buckets: Sequence[CaptureBucket]) -> Figure:
     peaks = [_mebibytes(bucket.eager_peak_bytes) for bucket in shown]
     return {
         "data": [*bars, _marks("eager's transient peak", labels, peaks, _GRAY, "MiB")],
-        "layout": {"barmode": "stack", "xaxis": _categories("tokens"), "yaxis": _axis("MiB", rangemode="tozero")},
+        "layout": {"barmode": "stack", "xaxis": categories("tokens"), "yaxis": axis("MiB", rangemode="tozero")},
     }
 
 
@@ -45,7 +46,7 @@ def capture_time(buckets: Sequence[CaptureBucket]) -> Figure:
             _bar("warm-up", labels, [bucket.warmup_ms for bucket in shown], _GRAY, "ms"),
             _bar("capture", labels, [bucket.capture_ms for bucket in shown], _TEAL, "ms"),
         ],
-        "layout": {"barmode": "stack", "xaxis": _categories("tokens"), "yaxis": _axis("ms", rangemode="tozero")},
+        "layout": {"barmode": "stack", "xaxis": categories("tokens"), "yaxis": axis("ms", rangemode="tozero")},
     }
 
 
@@ -67,7 +68,7 @@ def latency(buckets: Sequence[ProfileBucket]) -> Figure:
             }
             for mode, points in _measured(buckets).items()
         ],
-        "layout": {"xaxis": _token_axis(buckets), "yaxis": _axis("ms a step", type="log", dtick="D2")},
+        "layout": {"xaxis": _token_axis(buckets), "yaxis": log_axis("ms a step", _times(buckets))},
     }
 
 
@@ -83,7 +84,7 @@ def speedup(buckets: Sequence[ProfileBucket]) -> Figure:
         ],
         "layout": {
             "xaxis": _token_axis(buckets),
-            "yaxis": _axis("times as fast as eager", rangemode="tozero"),
+            "yaxis": axis("times as fast as eager", rangemode="tozero"),
             "shapes": [_level(1)],
         },
     }
@@ -114,8 +115,8 @@ def startup_against_latency(modes: Sequence[ModeSummary], buckets: Sequence[Prof
         "data": traces,
         "layout": {
             "showlegend": True,
-            "xaxis": _axis("ms a step", rangemode="tozero"),
-            "yaxis": _axis("s start-up", type="log", dtick="D2"),
+            "xaxis": axis("ms a step", rangemode="tozero"),
+            "yaxis": log_axis("s start-up", [seconds for trace in traces for seconds in trace["y"]]),
         },
     }
 
@@ -144,7 +145,7 @@ def startup_parts(modes: Sequence[ModeSummary]) -> Figure:
         ],
         "layout": {
             "barmode": "stack",
-            "xaxis": _axis("seconds", rangemode="tozero"),
+            "xaxis": axis("seconds", rangemode="tozero"),
             "yaxis": {"type": "category"},
         },
     }
@@ -167,7 +168,7 @@ def mode_memory(buckets: Sequence[ProfileBucket]) -> Figure:
             traces.append({**bar, "offsetgroup": mode, "legendgroup": mode, "showlegend": part == "pool"})
     return {
         "data": traces,
-        "layout": {"barmode": "relative", "xaxis": _categories("tokens"), "yaxis": _axis("MiB", rangemode="tozero")},
+        "layout": {"barmode": "relative", "xaxis": categories("tokens"), "yaxis": axis("MiB", rangemode="tozero")},
     }
 
 
@@ -188,8 +189,8 @@ def segment_share(buckets: Sequence[ProfileBucket]) -> Figure:
         "data": traces,
         "layout": {
             "barmode": "relative",
-            "xaxis": _categories("tokens"),
-            "yaxis": _axis("% of a replay", range=[0, 100]),
+            "xaxis": categories("tokens"),
+            "yaxis": axis("% of a replay", range=[0, 100]),
         },
     }
 
@@ -225,7 +226,7 @@ def timeline(replay: Timeline) -> Figure:
         "data": traces,
         "layout": {
             "barmode": "overlay",
-            "xaxis": _axis("µs from the start of the replay", rangemode="tozero"),
+            "xaxis": axis("µs from the start of the replay", rangemode="tozero"),
             "yaxis": {"type": "category", "autorange": "reversed"},
         },
     }
@@ -286,18 +287,13 @@ def _marks(name: str, labels: list[str], values: list[float | None], color: str,
     }
 
 
-def _axis(title: str, **more: Any) -> dict[str, Any]:
-    return {"title": {"text": title, "standoff": 8}, **more}
-
-
-def _categories(title: str) -> dict[str, Any]:
-    return _axis(title, type="category")
-
-
 def _token_axis(buckets: Sequence[ProfileBucket]) -> dict[str, Any]:
-    tokens = sorted(bucket.tokens for bucket in buckets)
-    labelled = tokens if len(tokens) <= 12 else tokens[:: -(-len(tokens) // 12)]
-    return _axis("tokens", type="log", tickvals=labelled, ticktext=[f"{count:,}" for count in labelled], tickangle=0)
+    return token_axis([bucket.tokens for bucket in buckets])
+
+
+def _times(buckets: Sequence[ProfileBucket]) -> list[float]:
+    rows = [row for bucket in buckets for row in bucket.modes]
+    return [time for row in rows for time in (row.p50_ms, row.p95_ms) if time is not None]
 
 
 def _level(height: float) -> dict[str, Any]:
