@@ -122,13 +122,14 @@ def startup_against_latency(modes: Sequence[ModeSummary], buckets: Sequence[Prof
 
 
 def startup_parts(modes: Sequence[ModeSummary]) -> Figure:
-    """Returns start-up of every mode, split into its parts."""
+    """Returns start-up of every mode, split into its parts and what is left beside them."""
     shown = [mode for mode in modes if mode.status == "measured"][::-1]
     names = [mode.mode for mode in shown]
     parts = (
         ("compile", [mode.compile_s for mode in shown], _AMBER),
         ("warm-up", [mode.warmup_s for mode in shown], _GRAY),
         ("capture", [mode.capture_s for mode in shown], _TEAL),
+        ("rest", [max(0.0, mode.startup_s - _parts_s(mode)) for mode in shown], _BLUE),
     )
     return {
         "data": [
@@ -159,13 +160,14 @@ def mode_memory(buckets: Sequence[ProfileBucket]) -> Figure:
         labels = [f"{tokens:,}" for tokens, _ in points]
         if mode == "eager":
             peaks = [_mebibytes(row.transient_bytes) for _, row in points]
-            traces.append(_marks("eager's transient peak", labels, peaks, _GRAY, "MiB"))
+            traces.append(_marks("eager's peak", labels, peaks, _GRAY, "MiB"))
             continue
-        for part, opacity in (("pool", 1.0), ("driver", 0.45)):
+        for part, color in (("pool", MODE_COLORS[mode]), ("driver", _pale(MODE_COLORS[mode]))):
             values = [_mebibytes(row.pool_bytes if part == "pool" else row.driver_bytes) for _, row in points]
-            bar = _bar(f"{mode}: {part}", labels, values, MODE_COLORS[mode], "MiB")
-            bar["marker"]["opacity"] = opacity
-            traces.append({**bar, "offsetgroup": mode, "legendgroup": mode, "showlegend": part == "pool"})
+            bar = {**_bar(f"{mode}: {part}", labels, values, color, "MiB"), "offsetgroup": mode, "legendgroup": mode}
+            traces.append(bar | {"name": mode, "showlegend": part == "pool"})
+    if any(trace["type"] == "bar" for trace in traces):
+        traces.append({"type": "bar", "name": "driver", "x": [None], "y": [None], "marker": {"color": _pale(_GRAY)}})
     return {
         "data": traces,
         "layout": {"barmode": "relative", "xaxis": categories("tokens"), "yaxis": axis("MiB", rangemode="tozero")},
@@ -180,11 +182,9 @@ def segment_share(buckets: Sequence[ProfileBucket]) -> Figure:
         labels = [f"{tokens:,}" for tokens, _ in known]
         if not known or mode == "full":
             continue
-        for part, opacity in (("segments", 1.0), ("breaks", 0.45)):
+        for part, color in (("segments", MODE_COLORS[mode]), ("breaks", _pale(MODE_COLORS[mode]))):
             values = [_share(row, part) for _, row in known]
-            bar = _bar(f"{mode}: {part}", labels, values, MODE_COLORS[mode], "%")
-            bar["marker"]["opacity"] = opacity
-            traces.append({**bar, "offsetgroup": mode})
+            traces.append({**_bar(f"{mode}: {part}", labels, values, color, "%"), "offsetgroup": mode})
     return {
         "data": traces,
         "layout": {
@@ -241,6 +241,10 @@ def _measured(buckets: Sequence[ProfileBucket]) -> dict[ModeName, list[tuple[int
     return found
 
 
+def _parts_s(mode: ModeSummary) -> float:
+    return mode.compile_s + mode.warmup_s + mode.capture_s
+
+
 def _share(row: ModeRow, part: str) -> float | None:
     segments_ms, breaks_ms = row.segments_ms or 0.0, row.breaks_ms or 0.0
     total = segments_ms + breaks_ms
@@ -294,6 +298,12 @@ def _token_axis(buckets: Sequence[ProfileBucket]) -> dict[str, Any]:
 def _times(buckets: Sequence[ProfileBucket]) -> list[float]:
     rows = [row for bucket in buckets for row in bucket.modes]
     return [time for row in rows for time in (row.p50_ms, row.p95_ms) if time is not None]
+
+
+def _pale(color: str) -> str:
+    """Returns a colour that is told apart in legends too, which ignore a bar's opacity."""
+    red, green, blue = bytes.fromhex(color[1:])
+    return f"rgba({red}, {green}, {blue}, 0.45)"
 
 
 def _level(height: float) -> dict[str, Any]:

@@ -72,7 +72,11 @@ def _plot_sections(report: ProfileReport, plots: dict[str, Figure]) -> list[str]
         "latency": ("Latency", "Median step of each mode; the bar reaches to the 95th percentile."),
         "speedup": ("Speed-up", "Eager's median over each mode's."),
         "against": ("Start-up against latency", f"At {smallest:,} tokens: low and left is good."),
-        "startup": ("Start-up", "From the loaded model until every token count can be replayed."),
+        "startup": (
+            "Start-up",
+            "From the loaded model until every token count can be replayed; the rest is what lies between the other "
+            "parts, such as rehearsals and readings of memory.",
+        ),
         "memory": (
             "Memory per token count",
             "Growth of pool (solid) and driver (pale), and what eager takes for a moment.",
