@@ -54,7 +54,7 @@ def _finding(card: Card) -> str:
         ("remedy", card.remedy),
     )
     cells = [(escape(name), escape(value)) for name, value in rows if value]
-    return section(f"{card.hazard or 'Unknown cause'}: {card.title}", "", table((), cells, text_columns=(0, 1)))
+    return section(f"{card.hazard or 'Unknown cause'}: {card.title}", "", table((), cells, prose_columns=(1,)))
 
 
 def _bucket_table(report: CheckReport) -> str:
@@ -71,7 +71,7 @@ def _bucket_table(report: CheckReport) -> str:
         for bucket in report.buckets
     ]
     head = ("tokens", "replays", "launches", "max error", "relative", "verdict", "why")
-    return table(head, rows, text_columns=(5, 6))
+    return table(head, rows, text_columns=(5,), prose_columns=(6,))
 
 
 def _timing(report: CheckReport) -> str:

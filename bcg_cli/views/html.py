@@ -89,7 +89,7 @@ def map_section(tokens: int, steps: Sequence[str], segments: Sequence[SegmentRow
             lines.append(_map_cells(step.key, rows[step.key]))
     legend = '<p class="legend"><span class="segment">■ segment</span><span class="break-name">■ break</span></p>'
     content = f'<div class="strip">{strip}</div>{legend}' + table(
-        ["step", "holds", "where"], lines, text_columns=(0, 1, 2)
+        ["step", "holds", "where"], lines, text_columns=(0, 1), prose_columns=(2,)
     )
     details = "".join(_kernel_details(row) for row in _distinct(segments))
     title = f"{_plural(len(segments), 'segment')} and {_plural(len(breaks), 'break')}"
@@ -114,7 +114,7 @@ def options_section(options: dict[str, OptionValue]) -> str:
     rows = [
         [escape(name.replace("_", " ")), f"<code>{escape(_option(value))}</code>"] for name, value in options.items()
     ]
-    return section("This run", "", fold("options", table(["option", "value"], rows, text_columns=(0, 1))))
+    return section("This run", "", fold("options", table(["option", "value"], rows, prose_columns=(1,))))
 
 
 def footer(environment: Environment, *, on_host: bool) -> str:
@@ -154,7 +154,7 @@ def _bucket_table(report: CaptureReport) -> str:
         *("tokens", "segments", "breaks", work, "warm-up ms", "capture ms"),
         *("pool Δ MiB", "driver Δ MiB", "boundary MiB", "eager's peak MiB", "status"),
     ]
-    return table(head, [_bucket_cells(bucket) for bucket in report.buckets], text_columns=(10,))
+    return table(head, [_bucket_cells(bucket) for bucket in report.buckets], prose_columns=(10,))
 
 
 def _bucket_cells(bucket: CaptureBucket) -> list[str]:
@@ -213,7 +213,7 @@ def _kernel_details(row: SegmentRow) -> str:
         rows.append(["", f"… and {len(ordered) - SHOWN_KERNELS} more"])
     externals = f"reads {_plural(row.num_externals, 'external tensor')} ({format_size(row.external_bytes)})"
     what = externals if row.is_followed else NOT_FOLLOWED
-    return fold(f"segment {row.index}: {_work(row)}, {what}", table(["", "kernel"], rows, text_columns=(1,)))
+    return fold(f"segment {row.index}: {_work(row)}, {what}", table(["", "kernel"], rows, prose_columns=(1,)))
 
 
 def automatic_sections(breaks: Sequence[AutomaticBreak]) -> list[str]:
@@ -233,7 +233,7 @@ def automatic_sections(breaks: Sequence[AutomaticBreak]) -> list[str]:
         ]
         for row in breaks
     ]
-    content = table(["size", "module", "name", "why", "explicit"], rows, text_columns=(0, 1, 2, 3, 4))
+    content = table(["size", "module", "name", "why", "explicit"], rows, text_columns=(0, 1, 2), prose_columns=(3, 4))
     doubt = next((row.doubt for row in breaks if row.doubt), "")
     verified = f"not verified: {doubt}" if doubt else "replays with other inputs showed them right"
     return [section("Automatic breaks", f"Nobody asked for these; {verified}.", content)]
@@ -253,7 +253,7 @@ def card_sections(cards: Sequence[Card]) -> list[str]:
         ]
         for card in cards
     ]
-    content = table(["hazard", "what", "module", "line", "remedy"], rows, text_columns=(0, 1, 2, 3, 4))
+    content = table(["hazard", "what", "module", "line", "remedy"], rows, text_columns=(0,), prose_columns=(1, 2, 3, 4))
     return [section("Findings", "What can't be captured, or may make a replay wrong.", content)]
 
 

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 Figure: TypeAlias = dict[str, Any]
 """A plotly figure as plain data: ``data`` and ``layout``."""
 
+_NOTHING = frozenset(("", "–"))
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
 
@@ -105,18 +106,30 @@ def plot_box(identity: str, *, style: str = "") -> str:
     return f'<div class="plot {style}" id="{identity}"></div>'
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns: Sequence[int] = (0,)) -> str:
-    """Returns a table; the head is plain text, cells are HTML."""
+def table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    text_columns: Sequence[int] = (0,),
+    prose_columns: Sequence[int] = (),
+) -> str:
+    """Returns a table; a column in which no row has anything is left out.
+
+    Args:
+        head: Plain text; none for a table without a head.
+        rows: HTML of the cells.
+        text_columns: Aligned left, in one line as numbers are.
+        prose_columns: Aligned left, in as many lines as it takes.
+    """
+    used = [index for index, column in enumerate(zip(*rows, strict=True)) if set(column) - _NOTHING]
+    styles = dict.fromkeys(text_columns, " class=text") | dict.fromkeys(prose_columns, ' class="text prose"')
 
     def cells(tag: str, values: Sequence[str]) -> str:
-        return "".join(
-            f"<{tag}{' class=text' if index in text_columns else ''}>{value}</{tag}>"
-            for index, value in enumerate(values)
-        )
+        return "".join(f"<{tag}{styles.get(index, '')}>{values[index]}</{tag}>" for index in used)
 
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    heading = cells("th", [escape(text) for text in head])
-    return f'<div class="scroll"><table><thead><tr>{heading}</tr></thead><tbody>{body}</tbody></table></div>'
+    heading = f"<thead><tr>{cells('th', [escape(text) for text in head])}</tr></thead>" if head else ""
+    return f'<div class="scroll"><table>{heading}<tbody>{body}</tbody></table></div>'
 
 
 def fold(summary: str, content: str) -> str:

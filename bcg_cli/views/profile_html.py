@@ -41,7 +41,7 @@ def profile_page(report: ProfileReport) -> str:
         plots |= _plots(report)
         body += _plot_sections(report, plots)
     body.append(section("Modes", _how(report), _mode_table(report)))
-    body.append(section("Token counts", _ROWS_EXPLAINED, _row_table(report)))
+    body.append(section("Token counts", _ROWS_EXPLAINED, _row_table(report) + _reasons(report)))
     for number, replay in enumerate(report.timelines):
         plots[f"timeline-{number}"] = figures.timeline(replay)
         title = f"One replay of {replay.mode} at {replay.tokens:,} tokens"
@@ -126,7 +126,7 @@ def _mode_table(report: ProfileReport) -> str:
         "skips",
         "",
     ]
-    return table(head, [_mode_cells(mode) for mode in report.modes], text_columns=(0, 1, 11))
+    return table(head, [_mode_cells(mode) for mode in report.modes], text_columns=(0, 1), prose_columns=(11,))
 
 
 def _mode_cells(mode: ModeSummary) -> list[str]:
@@ -153,7 +153,7 @@ def _mode_cells(mode: ModeSummary) -> list[str]:
 def _row_table(report: ProfileReport) -> str:
     head = [
         *("tokens", "mode", "p50 ms", "p95 ms", "tokens/s", "host µs", "in segments ms", "in breaks ms", "busy"),
-        *("launches", "× eager", "× full", "× compiled", "× piecewise", "error", "against exact", "eager's own", ""),
+        *("launches", "× eager", "× full", "× compiled", "× piecewise", "error", "against exact", "eager's own"),
     ]
     rows = []
     for bucket in sorted(report.buckets, key=lambda bucket: bucket.tokens):
@@ -162,12 +162,24 @@ def _row_table(report: ProfileReport) -> str:
         for index, row in enumerate(shown):
             tokens = f"<b>{bucket.tokens:,}</b>" if index == 0 else ""
             rows.append([tokens, *_row_cells(row, best=row.mode == fastest)])
-    return table(head, rows, text_columns=(0, 1, len(head) - 1))
+    return table(head, rows, text_columns=(0, 1))
+
+
+def _reasons(report: ProfileReport) -> str:
+    """Returns why rows have no time, where that is not so of the whole mode."""
+    told = {mode.reason for mode in report.modes}
+    lines = [
+        f"<li>{escape(row.mode)}, {bucket.tokens:,} tokens: {escape(row.reason)}</li>"
+        for bucket in report.buckets
+        for row in bucket.modes
+        if row.reason and row.reason not in told
+    ]
+    return f"<ul>{''.join(lines)}</ul>" if lines else ""
 
 
 def _row_cells(row: ModeRow, *, best: bool) -> list[str]:
     if row.p50_ms is None or row.p95_ms is None:
-        return [_name(row.mode), _status(row.status), *["–"] * 14, escape(row.reason or "")]
+        return [_name(row.mode), _status(row.status), *["–"] * 14]
     p50 = f"{row.p50_ms:.3f}"
     speedups = (row.speedup_vs_eager, row.speedup_vs_full, row.speedup_vs_compiled, row.speedup_vs_piecewise)
     return [
@@ -184,7 +196,6 @@ def _row_cells(row: ModeRow, *, best: bool) -> list[str]:
         "bitwise" if row.bitwise else _number(row.relative_error, ".1e"),
         _number(row.error_vs_exact, ".1e"),
         _number(row.eager_error_vs_exact, ".1e"),
-        "",
     ]
 
 

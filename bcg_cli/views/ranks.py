@@ -58,7 +58,8 @@ def verdict_lines(rows: Sequence[RankVerdict], assembled: AssembledCheck | None)
 def verdicts_section(rows: Sequence[RankVerdict], assembled: AssembledCheck | None) -> str:
     """Returns the same for a page."""
     lines = [(escape(line.plain),) for line in verdict_lines(rows, assembled)]
-    return section("Ranks", "Each against its own eager, and all together against one process.", table((), lines))
+    content = table((), lines, prose_columns=(0,))
+    return section("Ranks", "Each against its own eager, and all together against one process.", content)
 
 
 def _headers() -> list[str]:

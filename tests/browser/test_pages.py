@@ -7,11 +7,17 @@ import re
 import msgspec
 import pytest
 
-from bcg.report import CaptureReport, ProfileReport, Report, ReportWarning
+from bcg.report import CaptureReport, Card, ProfileReport, Report, ReportWarning
 from bcg_cli.views.kinds import html_page
 from tests.cli.reports import gpu_report, host_report, profile_report, warning
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=http://127.0.0.1:9/x onerror=alert(1)><b>&amp;"
+MEASURE = """<script>
+const count = (selector, isWide) => [...document.querySelectorAll(selector)].filter(isWide).length;
+document.documentElement.dataset.tables = count(".scroll", (box) => box.scrollWidth > box.clientWidth + 1);
+document.documentElement.dataset.cells = count("td, th", (cell) => cell.offsetWidth > 400);
+</script>"""
+"""Counts tables that have to be scrolled, and cells that a phone can't show whole."""
 
 
 @pytest.mark.parametrize(
@@ -36,6 +42,15 @@ def test_a_page_draws_its_plots_in_silence(visit, report: Report, num_plots: int
 def test_a_page_follows_the_systems_theme(visit, scheme: str) -> None:
     seen = visit(html_page(gpu_report()), f"--blink-settings=preferredColorScheme={scheme}")
     assert f'data-theme="{"dark" if scheme == "0" else "light"}"' in seen.root
+
+
+def test_tables_fit_a_desktop_and_cells_a_phone(visit) -> None:
+    card = Card(hazard="S2", title="baked in " * 20, cause="a cause " * 40, remedy="a remedy " * 40)
+    found = gpu_report(cards=[card], warnings=[warning()])
+    for report in (profile_report(), found):
+        page = html_page(report).replace("</body>", f"{MEASURE}</body>")
+        assert 'data-tables="0"' in visit(page, "--window-size=1400,900").root
+        assert 'data-cells="0"' in visit(page, "--window-size=500,900").root
 
 
 def test_a_hostile_report_is_only_text(visit) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-from bcg.report import Report, read_report
+from bcg.report import ModeRow, Report, read_report
 from bcg_cli.views.kinds import html_page, terminal_view
 from tests.cli.reports import gpu_report, profile_report
 
@@ -48,3 +48,19 @@ def test_what_an_unfollowed_segment_reads_is_not_known() -> None:
         console.print(terminal_view(recorded))
     assert re.search(rf"^segment 0 +9 kernels +{words}$", capture.get(), re.MULTILINE)
     assert words not in text_of(gpu_report())
+
+
+def test_a_column_in_which_nothing_is_known_is_left_out() -> None:
+    text = text_of(profile_report())
+    assert "× compiled error" in text
+    assert "× piecewise" not in text, "it fell back everywhere"
+
+
+def test_a_row_without_a_time_says_why_unless_its_whole_mode_does() -> None:
+    report = profile_report()
+    first, *others = report.buckets
+    lost = ModeRow(mode="fused", status="out of memory", reason="tried to allocate 2 GiB")
+    rows = [lost if row.mode == "fused" else row for row in first.modes]
+    text = text_of(profile_report(buckets=[msgspec.structs.replace(first, modes=rows), *others]))
+    assert "fused, 16 tokens: tried to allocate 2 GiB" in text
+    assert text.count("the compiler skipped 5 of 5 graphs: mutated inputs") == 1
