@@ -18,6 +18,7 @@ from bcg.report import (
     SegmentRow,
 )
 from bcg_cli.views import figures
+from bcg_cli.views.findings import card_head, card_rows
 from bcg_cli.views.folding import Fold, fold_map, step_of
 from bcg_cli.views.page import Figure, fold, header, page, pair, plot_box, section, table, tiles
 from bcg_cli.views.ranks import ranks_section
@@ -240,21 +241,16 @@ def automatic_sections(breaks: Sequence[AutomaticBreak]) -> list[str]:
 
 
 def card_sections(cards: Sequence[Card]) -> list[str]:
-    """Returns the section of what was found beside the graphs, if anything was."""
-    if not cards:
-        return []
-    rows = [
-        [
-            f"<b>{escape(card.hazard)}</b>",
-            escape(card.title) + (f"<br><code>{escape(card.driver_text)}</code>" if card.driver_text else ""),
-            f"<code>{escape(card.module)}</code>",
-            f"<code>{escape(card.source_line)}</code>",
-            escape(card.remedy),
-        ]
+    """Returns a section for each card, with all that it says."""
+    return [
+        section(
+            "".join(card_head(card)),
+            "",
+            table((), [(name, escape(value)) for name, value in card_rows(card)], prose_columns=(1,)),
+            style="finding",
+        )
         for card in cards
     ]
-    content = table(["hazard", "what", "module", "line", "remedy"], rows, text_columns=(0,), prose_columns=(1, 2, 3, 4))
-    return [section("Findings", "What can't be captured, or may make a replay wrong.", content)]
 
 
 def _workload_section(report: CaptureReport) -> str:

@@ -15,6 +15,9 @@ from typing import Any, TypeAlias
 Figure: TypeAlias = dict[str, Any]
 """A plotly figure as plain data: ``data`` and ``layout``."""
 
+Tile: TypeAlias = tuple[str, str] | tuple[str, str, str]
+"""A figure, what it is, and the style of a verdict, if it is one."""
+
 _NOTHING = frozenset(("", "–"))
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
@@ -82,12 +85,18 @@ def header(kind: str, title: str, lines: Sequence[str]) -> str:
     )
 
 
-def tiles(values: Sequence[tuple[str, str]]) -> str:
-    """Returns a row of figures, each with what it is."""
+def tiles(values: Sequence[Tile]) -> str:
+    """Returns a row of figures."""
     cells = "".join(
-        f'<div class="tile"><b>{escape(value)}</b><span>{escape(what)}</span></div>' for value, what in values
+        f'<div class="tile"><b class="{"".join(style)}">{escape(value)}</b><span>{escape(what)}</span></div>'
+        for value, what, *style in values
     )
     return f'<div class="tiles">{cells}</div>'
+
+
+def bullets(lines: Sequence[str]) -> str:
+    """Returns a list of plain text; nothing if it is empty."""
+    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else ""
 
 
 def section(title: str, about: str, content: str, *, style: str = "") -> str:

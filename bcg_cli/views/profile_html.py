@@ -7,7 +7,7 @@ from html import escape
 from bcg.report import ModeRow, ModeSummary, ProfileReport
 from bcg_cli.views import figures
 from bcg_cli.views.html import about_lines, footer, map_section, options_section, warning_sections
-from bcg_cli.views.page import Figure, header, page, pair, plot_box, section, table, tiles
+from bcg_cli.views.page import Figure, bullets, header, page, pair, plot_box, section, table, tiles
 from bcg_cli.views.profile_table import PEAK_EXPLAINED
 from bcg_cli.views.ranks import ranks_section
 from bcg_cli.views.table import format_mebibytes, format_size
@@ -169,12 +169,12 @@ def _reasons(report: ProfileReport) -> str:
     """Returns why rows have no time, where that is not so of the whole mode."""
     told = {mode.reason for mode in report.modes}
     lines = [
-        f"<li>{escape(row.mode)}, {bucket.tokens:,} tokens: {escape(row.reason)}</li>"
+        f"{row.mode}, {bucket.tokens:,} tokens: {row.reason}"
         for bucket in report.buckets
         for row in bucket.modes
         if row.reason and row.reason not in told
     ]
-    return f"<ul>{''.join(lines)}</ul>" if lines else ""
+    return bullets(lines)
 
 
 def _row_cells(row: ModeRow, *, best: bool) -> list[str]:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from bcg.report import ModeRow, Report, read_report
 from bcg_cli.views.kinds import html_page, terminal_view
-from tests.cli.reports import gpu_report, profile_report
+from tests.cli.reports import check_report, gpu_report, profile_report
 
 MEASUREMENTS = Path(__file__).resolve().parents[2] / "docs" / "measurements"
 console = Console(width=140, highlight=False, force_terminal=False, color_system=None)
@@ -64,3 +64,28 @@ def test_a_row_without_a_time_says_why_unless_its_whole_mode_does() -> None:
     text = text_of(profile_report(buckets=[msgspec.structs.replace(first, modes=rows), *others]))
     assert "fused, 16 tokens: tried to allocate 2 GiB" in text
     assert text.count("the compiler skipped 5 of 5 graphs: mutated inputs") == 1
+
+
+def test_the_page_of_a_check_says_what_the_terminal_says() -> None:
+    text, report = text_of(check_report()), check_report()
+    with console.capture() as capture:
+        console.print(terminal_view(report))
+    for words in (
+        "1,024 tokens: 2 of 6 replays differ",
+        "1,024 tokens: the output of layers.3.mlp (model.py:13) differs first",
+        "Eager differs from itself by 1.0e-03: no bits are compared.",
+        "4 of 5 replayed, 1,500 tokens in 2 batches, 3 of 4 next tokens the same",
+        "S2 0.25 is baked in (7 places)",
+        "--break 'layers.3.mlp'",
+    ):
+        assert words in text
+        assert words in capture.get()
+    assert "inconclusive : max error 3.0e-02, relative 4.0e-02" in text
+
+
+def test_a_verdict_has_its_colour_on_the_page_of_a_check() -> None:
+    page = html_page(check_report())
+    assert '<b class="bad">mismatch</b><span>verdict</span>' in page
+    assert '<span class="good">match (bitwise)</span>' in page
+    assert '<span class="bad">mismatch</span>' in page
+    assert '<span class="warn">inconclusive</span>' in page
