@@ -29,6 +29,7 @@ from bcg_cli.views.table import (
     format_mebibytes,
     format_size,
     modules_in_short,
+    outside_words,
 )
 
 SHOWN_KERNELS = 40
@@ -73,8 +74,23 @@ def about_lines(model: ModelInfo, environment: Environment) -> list[str]:
     ]
 
 
-def map_section(tokens: int, steps: Sequence[str], segments: Sequence[SegmentRow], breaks: Sequence[BreakRow]) -> str:
-    """Returns the segment map: a strip of all steps, and a table in which equal layers are folded."""
+def map_section(
+    tokens: int,
+    steps: Sequence[str],
+    segments: Sequence[SegmentRow],
+    breaks: Sequence[BreakRow],
+    *,
+    shows_externals: bool = False,
+) -> str:
+    """Returns the segment map: a strip of all steps, and a table in which equal layers are folded.
+
+    Args:
+        tokens: The bucket.
+        steps: Their names, as in the report.
+        segments: Its segments.
+        breaks: Its breaks.
+        shows_externals: Say of each segment what it reads from outside, and of each break what its result takes.
+    """
     if not steps:
         return ""
     rows: dict[str, SegmentRow | BreakRow] = {
@@ -85,12 +101,14 @@ def map_section(tokens: int, steps: Sequence[str], segments: Sequence[SegmentRow
     lines = []
     for step in fold_map([step_of(key, rows[key]) for key in steps]):
         if isinstance(step, Fold):
-            lines.append([f'<span class="muted">… {step.num_steps} steps</span>', "", escape(str(step))])
+            lines.append([f'<span class="muted">… {step.num_steps} steps</span>', "", "", escape(str(step))])
         else:
-            lines.append(_map_cells(step.key, rows[step.key]))
+            name, holds, where = _map_cells(step.key, rows[step.key])
+            outside = outside_words(rows[step.key]) if shows_externals else ""
+            lines.append([name, holds, outside, where])
     legend = '<p class="legend"><span class="segment">■ segment</span><span class="break-name">■ break</span></p>'
     content = f'<div class="strip">{strip}</div>{legend}' + table(
-        ["step", "holds", "where"], lines, text_columns=(0, 1), prose_columns=(2,)
+        ["step", "holds", "outside", "where"], lines, text_columns=(0, 1, 2), prose_columns=(3,)
     )
     details = "".join(_kernel_details(row) for row in _distinct(segments))
     title = f"{_plural(len(segments), 'segment')} and {_plural(len(breaks), 'break')}"

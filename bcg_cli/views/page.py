@@ -88,7 +88,7 @@ def header(kind: str, title: str, lines: Sequence[str]) -> str:
 def tiles(values: Sequence[Tile]) -> str:
     """Returns a row of figures."""
     cells = "".join(
-        f'<div class="tile"><b class="{"".join(style)}">{escape(value)}</b><span>{escape(what)}</span></div>'
+        f'<div class="tile {"".join(style)}"><b>{escape(value)}</b><span>{escape(what)}</span></div>'
         for value, what, *style in values
     )
     return f'<div class="tiles">{cells}</div>'

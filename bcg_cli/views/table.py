@@ -187,7 +187,7 @@ def map_view(
             count = Text(f"{step.num_steps} steps", "dim")
         else:
             first, count, place = _map_cells(step, rows[step.key])
-            outside = _outside(rows[step.key])
+            outside = Text(outside_words(rows[step.key]), "dim")
         table.add_row(first, count, *([outside] if shows_externals else []), place)
     counts = f"{_plural(len(segments), 'segment')} and {_plural(len(breaks), 'break')}"
     yield Text(f"Map of {tokens} tokens: {counts} in order", "bold")
@@ -205,10 +205,11 @@ def _map_cells(step: Step, row: SegmentRow | BreakRow) -> tuple[Text, Text, Text
     return Text(name), Text(count), Text(modules_in_short(row.modules))
 
 
-def _outside(row: SegmentRow | BreakRow) -> Text:
+def outside_words(row: SegmentRow | BreakRow) -> str:
+    """Returns what a segment reads from outside, or what the result of a break takes."""
     if isinstance(row, BreakRow):
-        return Text(f"boundary {format_size(row.boundary_bytes)}", "dim")
-    return Text(f"{_plural(row.num_externals, 'external')}, {format_size(row.external_bytes)}", "dim")
+        return f"boundary {format_size(row.boundary_bytes)}"
+    return f"{_plural(row.num_externals, 'external')}, {format_size(row.external_bytes)}"
 
 
 def modules_in_short(modules: Sequence[str]) -> str:

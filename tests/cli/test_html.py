@@ -85,7 +85,7 @@ def test_the_page_of_a_check_says_what_the_terminal_says() -> None:
 
 def test_a_verdict_has_its_colour_on_the_page_of_a_check() -> None:
     page = html_page(check_report())
-    assert '<b class="bad">mismatch</b><span>verdict</span>' in page
+    assert '<div class="tile bad"><b>mismatch</b><span>verdict</span>' in page
     assert '<span class="good">match (bitwise)</span>' in page
     assert '<span class="bad">mismatch</span>' in page
     assert '<span class="warn">inconclusive</span>' in page
