@@ -23,8 +23,8 @@ MODE_WORDS = {
 
 _ROWS_EXPLAINED = (
     "Medians of all steps; those of segments and breaks are of replays timed step by step after the rounds, which take "
-    "a little longer. Green is the fastest. Exact is what eager gives in a wider dtype: a mode may be off from it "
-    "twice as far as eager itself."
+    "a little longer; graphs are launches in a step. Green is the fastest. Exact is what eager gives in a wider dtype: a "
+    "mode may be off from it twice as far as eager itself."
 )
 
 
@@ -122,18 +122,17 @@ def _mode_table(report: ProfileReport) -> str:
         "pool MiB",
         "driver MiB",
         "tensors, peak MiB",
-        "graphs",
         "skips",
         "",
     ]
-    return table(head, [_mode_cells(mode) for mode in report.modes], text_columns=(0, 1), prose_columns=(11,))
+    return table(head, [_mode_cells(mode) for mode in report.modes], text_columns=(0, 1), prose_columns=(10,))
 
 
 def _mode_cells(mode: ModeSummary) -> list[str]:
     reason = "; ".join(filter(None, [mode.reason, *mode.notes])) or MODE_WORDS[mode.mode]
     about = f'<span class="muted">{escape(reason)}</span>'
     if mode.status != "measured":
-        return [_name(mode.mode), _status(mode.status), *["–"] * 9, about]
+        return [_name(mode.mode), _status(mode.status), *["–"] * 8, about]
     return [
         _name(mode.mode),
         _status(mode.status),
@@ -144,7 +143,6 @@ def _mode_cells(mode: ModeSummary) -> list[str]:
         format_mebibytes(mode.pool_bytes),
         format_mebibytes(mode.driver_bytes),
         format_mebibytes(mode.peak_bytes),
-        f"{mode.num_graph_launches:,}",
         f"{mode.num_skips:,}",
         about,
     ]
@@ -153,7 +151,7 @@ def _mode_cells(mode: ModeSummary) -> list[str]:
 def _row_table(report: ProfileReport) -> str:
     head = [
         *("tokens", "mode", "p50 ms", "p95 ms", "tokens/s", "host µs", "in segments ms", "in breaks ms", "busy"),
-        *("launches", "× eager", "× full", "× compiled", "× piecewise", "error", "against exact", "eager's own"),
+        *("graphs", "× eager", "× full", "× compiled", "× piecewise", "error", "against exact", "eager's own"),
     ]
     rows = []
     for bucket in sorted(report.buckets, key=lambda bucket: bucket.tokens):

@@ -89,3 +89,9 @@ def test_a_verdict_has_its_colour_on_the_page_of_a_check() -> None:
     assert '<span class="good">match (bitwise)</span>' in page
     assert '<span class="bad">mismatch</span>' in page
     assert '<span class="warn">inconclusive</span>' in page
+
+
+def test_graphs_are_those_of_a_step_as_on_the_terminal() -> None:
+    text = text_of(profile_report())
+    assert "busy graphs × eager" in text
+    assert "37,000" not in text, "launches of the whole run"

@@ -146,7 +146,6 @@ class Traced(msgspec.Struct, tag=True, frozen=True, kw_only=True):
 class Closed(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """What the mode counted, see `bcg.modes.base.Counts`."""
 
-    num_launches: int
     num_compilations: int
     num_skips: int
     notes: list[str]

@@ -48,7 +48,7 @@ def profile_report(plan: Plan, runs: Sequence[ModeRun]) -> ProfileReport:
         model=loaded.model,
         options=_options(plan),
         buckets=buckets,
-        modes=[_mode(run, [_of(bucket, run.mode) for bucket in buckets]) for run in runs],
+        modes=[_mode(run, buckets) for run in runs],
         totals=ProfileTotals(
             num_rounds=max((len(rounds) for run in runs for rounds in run.rounds.values()), default=0),
             steps_per_round=plan.steps_per_round,
@@ -139,7 +139,8 @@ def _with_speedups(rows: list[ModeRow]) -> list[ModeRow]:
     ]
 
 
-def _mode(run: ModeRun, rows: list[ModeRow]) -> ModeSummary:
+def _mode(run: ModeRun, buckets: Sequence[ProfileBucket]) -> ModeSummary:
+    rows = [_of(bucket, run.mode) for bucket in buckets]
     measured = [row for row in rows if row.status == "measured"]
     status: ModeStatus = "measured" if measured else rows[0].status
     peaks = [one.peak_bytes for rounds in run.rounds.values() for one in rounds if one.peak_bytes is not None]
@@ -156,19 +157,17 @@ def _mode(run: ModeRun, rows: list[ModeRow]) -> ModeSummary:
         driver_bytes=driver_bytes,
         memory_bytes=pool_bytes + driver_bytes,
         peak_bytes=max(peaks, default=None),
-        num_graph_launches=_launches(run, measured),
+        num_graph_launches=_launches(run, buckets),
         num_compilations=run.closed.num_compilations if run.closed else 0,
         num_skips=run.closed.num_skips if run.closed else 0,
         notes=run.closed.notes if run.closed else [],
     )
 
 
-def _launches(run: ModeRun, measured: list[ModeRow]) -> int:
-    counted = run.closed.num_launches if run.closed else 0
-    if counted or run.mode == "eager":
-        return counted
-    num_steps = sum(len(one.step_ms) for rounds in run.rounds.values() for one in rounds) // max(1, len(run.rounds))
-    return round(sum((row.graph_launches or 0) * num_steps for row in measured))
+def _launches(run: ModeRun, buckets: Sequence[ProfileBucket]) -> int:
+    num_steps = {tokens: sum(len(one.step_ms) for one in rounds) for tokens, rounds in run.rounds.items()}
+    rows = [(bucket.tokens, _of(bucket, run.mode)) for bucket in buckets]
+    return round(sum((row.graph_launches or 0) * num_steps[tokens] for tokens, row in rows if row.status == "measured"))
 
 
 def _prepared(run: ModeRun, tokens: int) -> Prepared | None:

@@ -204,7 +204,6 @@ class Worker:
             self._world.close()
             self._watch.stop()
         return Closed(
-            num_launches=counts.num_launches,
             num_compilations=counts.num_compilations,
             num_skips=counts.num_skips,
             notes=counts.notes,

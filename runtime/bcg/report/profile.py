@@ -110,7 +110,7 @@ class ModeSummary(msgspec.Struct, frozen=True, kw_only=True):
         startup_s: From the loaded model until every bucket could be replayed: the three parts and what is left.
         peak_bytes: Most bytes that tensors held at once while it was measured, weights included. What a graph keeps
             in its pool without a tensor is not in it, so it is no measure of a mode's memory; None where unknown.
-        num_graph_launches: Graph launches proved during the run; 0 for eager.
+        num_graph_launches: Graph launches of all measured steps; 0 for eager.
         num_compilations: Graphs that the compiler made.
         num_skips: Times that the compiler gave up on a graph.
         notes: What the mode has to say for itself, such as the compiler's reasons for its skips.
