@@ -23,6 +23,7 @@ from bcg_cli.views.folding import Fold, fold_map, step_of
 from bcg_cli.views.page import Figure, fold, header, page, pair, plot_box, section, table, tiles
 from bcg_cli.views.ranks import ranks_section
 from bcg_cli.views.table import (
+    BOUNDARIES_EXPLAINED,
     NOT_FOLLOWED,
     OUTSIDE_THE_POOL,
     format_count,
@@ -52,7 +53,8 @@ def capture_page(report: CaptureReport) -> str:
                 section("Start-up", "Warm-up and capture of each token count.", plot_box("time")),
             )
         )
-    body.append(section("Token counts", "Largest first, as they were captured.", _bucket_table(report)))
+    about = "Largest first, as they were captured." + (f" {BOUNDARIES_EXPLAINED}" if report.breaks else "")
+    body.append(section("Token counts", about, _bucket_table(report)))
     body.append(map_section(report.map_tokens, report.map, report.segments, report.breaks))
     body += [ranks_section(report.ranks)] if report.ranks else []
     body += automatic_sections(report.automatic_breaks)
@@ -171,7 +173,7 @@ def _bucket_table(report: CaptureReport) -> str:
     work = "operations" if report.on_host else "kernels"
     head = [
         *("tokens", "segments", "breaks", work, "warm-up ms", "capture ms"),
-        *("pool Δ MiB", "driver Δ MiB", "boundary MiB", "eager's peak MiB", "status"),
+        *("pool Δ MiB", "driver Δ MiB", "boundaries MiB", "eager's peak MiB", "status"),
     ]
     return table(head, [_bucket_cells(bucket) for bucket in report.buckets], prose_columns=(10,))
 

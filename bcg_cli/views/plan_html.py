@@ -9,7 +9,7 @@ from bcg.report import PlanReport
 from bcg_cli.views.html import automatic_sections, footer, map_section, options_section, warning_sections
 from bcg_cli.views.page import Tile, header, page, section, table, tiles
 from bcg_cli.views.plan_table import NOTHING_NEEDED, model_words, of_ranks, shape_words
-from bcg_cli.views.table import format_mebibytes, format_size
+from bcg_cli.views.table import BOUNDARIES_EXPLAINED, format_mebibytes, format_size
 
 
 def plan_page(report: PlanReport) -> str:
@@ -39,7 +39,8 @@ def plan_page(report: PlanReport) -> str:
         tiles(facts),
         section(
             "Buckets",
-            f"An estimate from shapes alone{of_ranks(report)}, of a pool whose largest bucket is the row's.",
+            f"An estimate from shapes alone{of_ranks(report)}, of a pool whose largest bucket is the row's. "
+            + BOUNDARIES_EXPLAINED,
             table(["tokens", "pool MiB", "of it used MiB", "boundaries MiB"], rows),
         ),
         section("Static inputs", "Buffers at fixed addresses, made for the largest bucket.", _input_table(report)),

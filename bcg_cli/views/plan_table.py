@@ -10,7 +10,15 @@ from rich.text import Text
 
 from bcg.report import InputRow, PlanReport
 from bcg_cli.views.findings import automatic_breaks_view
-from bcg_cli.views.table import RULED, format_count, format_mebibytes, format_size, map_view, warning_text
+from bcg_cli.views.table import (
+    BOUNDARIES_EXPLAINED,
+    RULED,
+    format_count,
+    format_mebibytes,
+    format_size,
+    map_view,
+    warning_text,
+)
 
 NOTHING_NEEDED = "no GPU, no data"
 
@@ -26,6 +34,7 @@ def plan_view(report: PlanReport) -> RenderableType:
         Text.assemble(("dry run", "bold"), f": torch {report.environment.torch}, {NOTHING_NEEDED}"),
         Text(),
         _bucket_table(report),
+        Text(BOUNDARIES_EXPLAINED, "dim"),
         Text(),
         Text("\n").join(_memory_lines(report)),
         Text(),

@@ -23,8 +23,8 @@ MODE_WORDS = {
 
 _ROWS_EXPLAINED = (
     "Medians of all steps; those of segments and breaks are of replays timed step by step after the rounds, which take "
-    "a little longer; graphs are launches in a step. Green is the fastest. Exact is what eager gives in a wider dtype: a "
-    "mode may be off from it twice as far as eager itself."
+    "a little longer; graphs are launches in a step. Green is the fastest. Exact is what eager gives in a wider dtype: "
+    "a mode may be off from it twice as far as eager itself."
 )
 
 

@@ -17,6 +17,9 @@ MEBIBYTE = 2**20
 
 OUTSIDE_THE_POOL = "What breaks allocate for themselves is part of eager's peak, and stays outside the pool at replay."
 
+BOUNDARIES_EXPLAINED = (
+    "Boundaries, the results of breaks, lie in the pool and share its memory: not all are in use at once."
+)
 NOT_FOLLOWED = "captured without following operations: modules and what it reads are not known"
 
 RULED = Box("    \n    \n ── \n    \n    \n ── \n    \n    \n")
@@ -112,7 +115,7 @@ def _bucket_table(report: CaptureReport) -> Table:
         ("capture\nms", f"{totals.capture_ms:.1f}"),
         ("pool Δ\nMiB", format_mebibytes(totals.pool_bytes)),
         ("driver\nΔ MiB", format_mebibytes(totals.driver_bytes)),
-        ("boundary\nMiB", format_mebibytes(totals.boundary_bytes)),
+        ("boundaries\nMiB", ""),
         ("eager\npeak", format_mebibytes(totals.eager_peak_bytes)),
     ):
         table.add_column(header, footer, justify="right", overflow="fold", vertical="top")
@@ -149,6 +152,8 @@ def _notes(report: CaptureReport) -> Iterator[Text]:
         )
         if report.breaks:
             yield Text(OUTSIDE_THE_POOL, "dim")
+    if report.breaks:
+        yield Text(BOUNDARIES_EXPLAINED, "dim")
     if report.on_host:
         yield Text("Captured on the host device: its times say nothing about a GPU.", "dim")
     for bucket in report.buckets:

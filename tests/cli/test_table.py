@@ -36,7 +36,13 @@ def test_every_column_of_a_bucket() -> None:
         "status",
     ]
     assert row_of(lines, "4096") == ["4096", "29", "28", "406", "70.0", "160.0", "7.00", "112.0", "301.0", "captured"]
-    assert row_of(lines, "total") == ["total", "140.0", "320.0", "14.00", "168.0", "301.0", "2", "of", "2"]
+    assert row_of(lines, "total") == ["total", "140.0", "320.0", "14.00", "301.0", "2", "of", "2"]
+
+
+def test_boundaries_are_said_to_share_the_pool() -> None:
+    words = "Boundaries, the results of breaks, lie in the pool and share its memory: not all are in use at once."
+    assert words in " ".join(shown(gpu_report()))
+    assert words not in " ".join(shown(gpu_report(num_layers=0)))
 
 
 def test_the_header_says_model_and_machine() -> None:
