@@ -4,11 +4,33 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 _FEW = 4
 _MANY = 12
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A unit of bytes."""
+
+    name: str
+    num_bytes: int
+
+    def values(self, sizes: Sequence[int | None]) -> list[float | None]:
+        """Returns bytes in this unit."""
+        return [None if size is None else size / self.num_bytes for size in sizes]
+
+
+_UNITS = (Unit("KiB", 2**10), Unit("MiB", 2**20), Unit("GiB", 2**30))
+
+
+def unit_of(sizes: Iterable[int | None]) -> Unit:
+    """Returns the unit in which the largest of these sizes has few digits before the point: KiB, MiB or GiB."""
+    largest = max((abs(size) for size in sizes if size is not None), default=0)
+    return next((unit for unit in _UNITS if largest < 1024 * unit.num_bytes), _UNITS[-1])
 
 
 def axis(title: str, **more: Any) -> dict[str, Any]:

@@ -79,11 +79,11 @@ def _prompts_section(prompts: PromptCheck) -> str:
 def _timing(report: CheckReport) -> str:
     timing = report.timing
     rows = [
-        ("model", f"{timing.model_ms:.0f} ms"),
-        ("capture", f"{timing.capture_ms:.0f} ms"),
-        ("eager", f"{timing.eager_ms:.0f} ms"),
-        ("replays", f"{timing.replay_ms:.0f} ms"),
-        ("prompts", f"{timing.prompts_ms:.0f} ms"),
-        ("locating", f"{timing.locate_ms:.0f} ms"),
+        ("model", f"{timing.model_ms:,.0f} ms"),
+        ("capture", f"{timing.capture_ms:,.0f} ms"),
+        ("eager", f"{timing.eager_ms:,.0f} ms"),
+        ("replays", f"{timing.replay_ms:,.0f} ms"),
+        ("prompts", f"{timing.prompts_ms:,.0f} ms"),
+        ("locating", f"{timing.locate_ms:,.0f} ms"),
     ]
     return table(("part", "time"), rows)

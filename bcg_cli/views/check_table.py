@@ -115,10 +115,10 @@ def _notes(report: CheckReport) -> Iterator[Text]:
         yield Text.assemble(f"Prompts: {prompts_words(report.prompts)}: ", (words, _STYLE[report.prompts.verdict]))
     timing = report.timing
     yield Text(
-        f"Model {timing.model_ms:.0f} ms, capture {timing.capture_ms:.0f} ms, eager {timing.eager_ms:.0f} ms, "
-        f"replays {timing.replay_ms:.0f} ms"
-        + (f", prompts {timing.prompts_ms:.0f} ms" if timing.prompts_ms else "")
-        + (f", locating {timing.locate_ms:.0f} ms" if timing.locate_ms >= 1 else "")
+        f"Model {timing.model_ms:,.0f} ms, capture {timing.capture_ms:,.0f} ms, eager {timing.eager_ms:,.0f} ms, "
+        f"replays {timing.replay_ms:,.0f} ms"
+        + (f", prompts {timing.prompts_ms:,.0f} ms" if timing.prompts_ms else "")
+        + (f", locating {timing.locate_ms:,.0f} ms" if timing.locate_ms >= 1 else "")
         + ".",
         "dim",
     )

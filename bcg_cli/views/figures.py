@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from bcg.report import CaptureBucket, ModeName, ModeRow, ModeSummary, ProfileBucket, Timeline
-from bcg_cli.views.axes import axis, categories, log_axis, token_axis
+from bcg_cli.views.axes import axis, categories, log_axis, token_axis, unit_of
 from bcg_cli.views.page import Figure, plot_text
 
-MEBIBYTE = 2**20
 MODE_COLORS: dict[ModeName, str] = {
     "eager": "#8b95a1",
     "full": "#3b82f6",
@@ -26,14 +25,16 @@ def capture_memory(buckets: Sequence[CaptureBucket]) -> Figure:
     """Returns what each bucket added to the pool and the driver, and what eager takes for a moment."""
     shown = _captured(buckets)
     labels = [f"{bucket.tokens:,}" for bucket in shown]
+    pools, drivers = [bucket.pool_bytes for bucket in shown], [bucket.driver_bytes for bucket in shown]
+    peaks = [bucket.eager_peak_bytes for bucket in shown]
+    unit = unit_of([*pools, *drivers, *peaks])
     bars = [
-        _bar("pool", labels, [_mebibytes(bucket.pool_bytes) for bucket in shown], _BLUE, "MiB"),
-        _bar("driver", labels, [_mebibytes(bucket.driver_bytes) for bucket in shown], _AMBER, "MiB"),
+        _bar("pool", labels, unit.values(pools), _BLUE, unit.name),
+        _bar("driver", labels, unit.values(drivers), _AMBER, unit.name),
     ]
-    peaks = [_mebibytes(bucket.eager_peak_bytes) for bucket in shown]
     return {
-        "data": [*bars, _marks("eager's transient peak", labels, peaks, _GRAY, "MiB")],
-        "layout": {"barmode": "stack", "xaxis": categories("tokens"), "yaxis": axis("MiB", rangemode="tozero")},
+        "data": [*bars, _marks("eager's transient peak", labels, unit.values(peaks), _GRAY, unit.name)],
+        "layout": {"barmode": "stack", "xaxis": categories("tokens"), "yaxis": axis(unit.name, rangemode="tozero")},
     }
 
 
@@ -155,22 +156,31 @@ def startup_parts(modes: Sequence[ModeSummary]) -> Figure:
 def mode_memory(buckets: Sequence[ProfileBucket]) -> Figure:
     """Returns what every bucket added to pool and driver, a group of bars a mode; eager's peak as marks."""
     ordered = sorted(buckets, key=lambda bucket: bucket.tokens)
+    unit = unit_of(
+        [
+            size
+            for points in _measured(ordered).values()
+            for _, row in points
+            for size in (row.pool_bytes, row.driver_bytes, row.transient_bytes)
+        ]
+    )
     traces: list[dict[str, Any]] = []
     for mode, points in _measured(ordered).items():
         labels = [f"{tokens:,}" for tokens, _ in points]
         if mode == "eager":
-            peaks = [_mebibytes(row.transient_bytes) for _, row in points]
-            traces.append(_marks("eager's peak", labels, peaks, _GRAY, "MiB"))
+            peaks = unit.values([row.transient_bytes for _, row in points])
+            traces.append(_marks("eager's peak", labels, peaks, _GRAY, unit.name))
             continue
         for part, color in (("pool", MODE_COLORS[mode]), ("driver", _pale(MODE_COLORS[mode]))):
-            values = [_mebibytes(row.pool_bytes if part == "pool" else row.driver_bytes) for _, row in points]
-            bar = {**_bar(f"{mode}: {part}", labels, values, color, "MiB"), "offsetgroup": mode, "legendgroup": mode}
-            traces.append(bar | {"name": mode, "showlegend": part == "pool"})
+            values = unit.values([row.pool_bytes if part == "pool" else row.driver_bytes for _, row in points])
+            bar = _bar(f"{mode}: {part}", labels, values, color, unit.name)
+            legend = {"name": mode, "legendgroup": mode, "showlegend": part == "pool"}
+            traces.append({**bar, **legend, "offsetgroup": mode})
     if any(trace["type"] == "bar" for trace in traces):
         traces.append({"type": "bar", "name": "driver", "x": [None], "y": [None], "marker": {"color": _pale(_GRAY)}})
     return {
         "data": traces,
-        "layout": {"barmode": "relative", "xaxis": categories("tokens"), "yaxis": axis("MiB", rangemode="tozero")},
+        "layout": {"barmode": "relative", "xaxis": categories("tokens"), "yaxis": axis(unit.name, rangemode="tozero")},
     }
 
 
@@ -309,7 +319,3 @@ def _pale(color: str) -> str:
 def _level(height: float) -> dict[str, Any]:
     line = {"width": 1, "dash": "dot", "color": _GRAY}
     return {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": height, "y1": height, "line": line}
-
-
-def _mebibytes(num_bytes: int | None) -> float | None:
-    return None if num_bytes is None else num_bytes / MEBIBYTE

@@ -103,7 +103,7 @@ def _fit_cells(row: BucketFitRow) -> Iterator[str]:
     yield f"{row.padded_tokens:,}"
     yield f"{row.padded_tokens / row.real_tokens:.1%}" if row.real_tokens else "–"
     yield f"{row.replayed_steps / row.num_steps:.1%}"
-    yield "–" if row.memory_bytes is None else f"{row.memory_bytes / 2**20:.0f} MiB"
+    yield "–" if row.memory_bytes is None else f"{row.memory_bytes / 2**20:,.0f} MiB"
 
 
 def _chosen(rows: Sequence[BucketFitRow]) -> Iterator[Text]:

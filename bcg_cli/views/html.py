@@ -185,11 +185,11 @@ def _bucket_cells(bucket: CaptureBucket) -> list[str]:
         return [f"{bucket.tokens:,}", *["–"] * 8, peak, f'<span class="warn">{escape(bucket.status + reason)}</span>']
     return [
         f"{bucket.tokens:,}",
-        str(bucket.num_segments),
-        str(bucket.num_breaks),
+        f"{bucket.num_segments:,}",
+        f"{bucket.num_breaks:,}",
         f"{bucket.num_kernels:,}",
-        f"{bucket.warmup_ms:.1f}",
-        f"{bucket.capture_ms:.1f}",
+        f"{bucket.warmup_ms:,.1f}",
+        f"{bucket.capture_ms:,.1f}",
         *(format_mebibytes(size) for size in (bucket.pool_bytes, bucket.driver_bytes, bucket.boundary_bytes)),
         peak,
         '<span class="good">captured</span>',

@@ -30,7 +30,7 @@ def plan_page(report: PlanReport) -> str:
         where = f"on {totals.gpu}"
         facts.append(("fits", where, "good") if totals.fits else ("doesn't fit", where, "bad"))
     rows = [
-        [str(bucket.tokens), *map(format_mebibytes, (bucket.pool_bytes, bucket.used_bytes, bucket.boundary_bytes))]
+        [f"{bucket.tokens:,}", *map(format_mebibytes, (bucket.pool_bytes, bucket.used_bytes, bucket.boundary_bytes))]
         for bucket in report.buckets
     ]
     unknown = "".join(f"<li>{_with_code(line)}</li>" for line in report.unknown)

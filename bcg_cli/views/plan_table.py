@@ -68,7 +68,7 @@ def _bucket_table(report: PlanReport) -> Table:
         table.add_column(header, justify="right", vertical="top")
     for bucket in report.buckets:
         table.add_row(
-            str(bucket.tokens),
+            f"{bucket.tokens:,}",
             format_mebibytes(bucket.pool_bytes),
             format_mebibytes(bucket.used_bytes),
             format_mebibytes(bucket.boundary_bytes),

@@ -136,10 +136,10 @@ def _mode_cells(mode: ModeSummary) -> list[str]:
     return [
         _name(mode.mode),
         _status(mode.status),
-        f"{mode.startup_s:.2f}",
-        f"{mode.compile_s:.2f}",
-        f"{mode.warmup_s:.2f}",
-        f"{mode.capture_s:.2f}",
+        f"{mode.startup_s:,.2f}",
+        f"{mode.compile_s:,.2f}",
+        f"{mode.warmup_s:,.2f}",
+        f"{mode.capture_s:,.2f}",
         format_mebibytes(mode.pool_bytes),
         format_mebibytes(mode.driver_bytes),
         format_mebibytes(mode.peak_bytes),
@@ -178,16 +178,16 @@ def _reasons(report: ProfileReport) -> str:
 def _row_cells(row: ModeRow, *, best: bool) -> list[str]:
     if row.p50_ms is None or row.p95_ms is None:
         return [_name(row.mode), _status(row.status), *["–"] * 14]
-    p50 = f"{row.p50_ms:.3f}"
+    p50 = f"{row.p50_ms:,.3f}"
     speedups = (row.speedup_vs_eager, row.speedup_vs_full, row.speedup_vs_compiled, row.speedup_vs_piecewise)
     return [
         _name(row.mode),
         f'<span class="best">{p50}</span>' if best else p50,
-        f"{row.p95_ms:.3f}",
+        f"{row.p95_ms:,.3f}",
         _number(row.tokens_per_s, ",.0f"),
         _number(row.host_us, ",.0f"),
-        _number(row.segments_ms, ".3f"),
-        _number(row.breaks_ms, ".3f"),
+        _number(row.segments_ms, ",.3f"),
+        _number(row.breaks_ms, ",.3f"),
         _number(row.busy_share, ".0%"),
         _number(row.graph_launches, ",.0f"),
         *(_number(speedup, ".2f") for speedup in speedups),

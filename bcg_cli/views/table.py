@@ -53,7 +53,7 @@ def capture_view(report: CaptureReport) -> RenderableType:
 
 
 def format_mebibytes(num_bytes: int | None) -> str:
-    """Returns bytes as MiB in at most six characters, or a dash where they are not known."""
+    """Returns bytes as MiB in short, or a dash where they are not known."""
     if num_bytes is None:
         return "–"
     value = num_bytes / MEBIBYTE
@@ -61,7 +61,7 @@ def format_mebibytes(num_bytes: int | None) -> str:
         return "<0.01" if value > 0 else ">-0.01"
     if abs(value) < 99.995:
         return f"{value:.2f}" if num_bytes else "0"
-    return f"{value:.1f}" if abs(value) < 9999.95 else f"{value:.0f}"
+    return f"{value:,.1f}" if abs(value) < 9999.95 else f"{value:,.0f}"
 
 
 def format_size(num_bytes: int) -> str:
@@ -71,7 +71,7 @@ def format_size(num_bytes: int) -> str:
         if abs(value) < 1024:
             break
         value, unit = value / 1024, larger
-    return f"{value:.0f} B" if unit == "B" else f"{value:.2f} {unit}"
+    return f"{value:,.0f} B" if unit == "B" else f"{value:,.2f} {unit}"
 
 
 def format_count(count: int) -> str:
@@ -112,7 +112,7 @@ def _bucket_table(report: CaptureReport) -> Table:
         ("segments", ""),
         ("breaks", ""),
         ("operations" if report.on_host else "kernels", ""),
-        ("capture\nms", f"{totals.capture_ms:.1f}"),
+        ("capture\nms", f"{totals.capture_ms:,.1f}"),
         ("pool Δ\nMiB", format_mebibytes(totals.pool_bytes)),
         ("driver\nΔ MiB", format_mebibytes(totals.driver_bytes)),
         ("boundaries\nMiB", ""),
@@ -128,13 +128,13 @@ def _bucket_table(report: CaptureReport) -> Table:
 def _bucket_cells(bucket: CaptureBucket) -> list[str]:
     eager_peak = format_mebibytes(bucket.eager_peak_bytes)
     if bucket.status != "captured":
-        return [str(bucket.tokens), *["–"] * 7, eager_peak]
+        return [f"{bucket.tokens:,}", *["–"] * 7, eager_peak]
     return [
-        str(bucket.tokens),
-        str(bucket.num_segments),
-        str(bucket.num_breaks),
-        str(bucket.num_kernels),
-        f"{bucket.capture_ms:.1f}",
+        f"{bucket.tokens:,}",
+        f"{bucket.num_segments:,}",
+        f"{bucket.num_breaks:,}",
+        f"{bucket.num_kernels:,}",
+        f"{bucket.capture_ms:,.1f}",
         format_mebibytes(bucket.pool_bytes),
         format_mebibytes(bucket.driver_bytes),
         format_mebibytes(bucket.boundary_bytes),
@@ -158,7 +158,7 @@ def _notes(report: CaptureReport) -> Iterator[Text]:
         yield Text("Captured on the host device: its times say nothing about a GPU.", "dim")
     for bucket in report.buckets:
         if bucket.error:
-            yield Text(f"{bucket.tokens} tokens: {bucket.error}", "yellow")
+            yield Text(f"{bucket.tokens:,} tokens: {bucket.error}", "yellow")
 
 
 def map_view(
@@ -195,7 +195,7 @@ def map_view(
             outside = Text(outside_words(rows[step.key]), "dim")
         table.add_row(first, count, *([outside] if shows_externals else []), place)
     counts = f"{_plural(len(segments), 'segment')} and {_plural(len(breaks), 'break')}"
-    yield Text(f"Map of {tokens} tokens: {counts} in order", "bold")
+    yield Text(f"Map of {tokens:,} tokens: {counts} in order", "bold")
     yield table
 
 
@@ -225,7 +225,7 @@ def modules_in_short(modules: Sequence[str]) -> str:
 
 
 def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def warning_text(warning: ReportWarning) -> Text:

@@ -23,7 +23,7 @@ def test_a_plan_from_shapes_alone(bcg: Any, tmp_path: Path) -> None:
     assert [bucket.tokens for bucket in report.buckets] == [4096, 2048, 1024, 512, 256, 128, 64, 32, 16]
     assert report.totals.fits
     assert "fits h100-80gb, which has 74.51 GiB." in done.out
-    assert "Map of 4096 tokens: 29 segments and 28 breaks in order" in done.out
+    assert "Map of 4,096 tokens: 29 segments and 28 breaks in order" in done.out
     assert "input_ids     int64 [1, tokens]" in done.out
     assert re.search(r"^segment 0 +73 operations  10 externals, 304.82 MiB +embed_tokens", done.out, re.MULTILINE)
     assert re.search(r"^break 0 +attention +boundary 16.00 MiB +layers.0.self_attn", done.out, re.MULTILINE)

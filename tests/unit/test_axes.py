@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bcg_cli.views.axes import log_axis, token_axis
+from bcg_cli.views.axes import log_axis, token_axis, unit_of
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,12 @@ def test_any_number_has_labels(values: tuple[float, ...]) -> None:
 def test_token_counts_are_labelled_themselves() -> None:
     assert token_axis([2**20, 16, 1024])["ticktext"] == ["16", "1,024", "1,048,576"]
     assert len(token_axis(range(1, 100))["ticktext"]) <= 12
+
+
+@pytest.mark.parametrize(
+    ("sizes", "unit"),
+    [((), "KiB"), ((None, 0, 700), "KiB"), ((200, 2**20 - 1), "KiB"), ((2**20,), "MiB"), ((-(2**35), 1), "GiB")],
+)
+def test_sizes_are_shown_in_a_unit_of_few_digits(sizes: tuple[int | None, ...], unit: str) -> None:
+    assert unit_of(sizes).name == unit
+    assert unit_of(sizes).values([None, 0]) == [None, 0]

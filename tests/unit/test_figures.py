@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bcg_cli.views import figures
-from tests.cli.reports import profile_report
+from tests.cli.reports import bucket, profile_report
 
 
 def test_the_bar_of_a_start_up_is_as_long_as_the_start_up() -> None:
@@ -35,3 +35,10 @@ def test_every_entry_of_a_legend_has_its_own_colour(figure: figures.Figure, entr
     assert [trace["name"] for trace in shown] == entries
     assert len({trace["marker"]["color"] for trace in shown}) == len(entries)
     assert all("opacity" not in trace["marker"] for trace in shown)
+
+
+def test_memory_is_drawn_in_a_unit_of_its_size() -> None:
+    figure = figures.capture_memory([bucket(16, 4, pool_bytes=300, driver_bytes=0, eager_peak_bytes=2048)])
+    assert figure["layout"]["yaxis"]["title"]["text"] == "KiB"
+    assert [trace["y"] for trace in figure["data"]] == [[300 / 1024], [0.0], [2.0]]
+    assert all("KiB" in trace["hovertemplate"] for trace in figure["data"])

@@ -8,7 +8,8 @@
   const value = (name) => getComputedStyle(root).getPropertyValue(name).trim();
 
   const dressed = (layout) => {
-    const axis = { gridcolor: value("--grid"), linecolor: value("--line"), zerolinecolor: value("--line"), automargin: true };
+    const axis = { gridcolor: value("--grid"), linecolor: value("--line"), zerolinecolor: value("--line"), automargin: true,
+      exponentformat: "none", separatethousands: true };
     const full = {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", autosize: true,
       font: { color: value("--muted"), family: getComputedStyle(document.body).fontFamily, size: 12 },
