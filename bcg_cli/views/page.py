@@ -1,7 +1,8 @@
 """The shell of an HTML report: one self-contained page that asks for nothing outside itself.
 
 Its content security policy forbids every request; styles, scripts and plotly are inside. Text that comes from a
-report goes through `escape` in HTML, `plot_text` in plots, and `_script_safe` in data.
+report goes through `escape` in HTML, `plot_text` in plots, and `_script_safe` in data; characters that can't be
+printed, such as those that change the direction of writing, are a question mark as on the terminal.
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ def page(title: str, body: Iterable[str], figures: Mapping[str, Figure]) -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<meta name="referrer" content="no-referrer">',
             '<link rel="icon" href="data:,">',
-            f"<title>{escape(title)}</title>",
+            f"<title>{_printable(escape(title))}</title>",
             f"<style>{(assets / 'page.css').read_text()}</style>",
             "</head>",
             "<body>",
             "<main>",
-            *body,
+            _printable("\n".join(body)),
             "</main>",
             f'<script type="application/json" id="figures">{_script_safe(figures)}</script>',
             f"<script>{plotly}</script>",
@@ -73,7 +74,12 @@ def _script_safe(data: object) -> str:
 
 def plot_text(text: str) -> str:
     """Returns text for a plot, where plotly would read markup."""
-    return escape(text, quote=False)
+    return _printable(escape(text, quote=False))
+
+
+def _printable(text: str) -> str:
+    """Returns text without characters that are none, as the terminal shows it: one may turn the text around it."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
 
 
 def header(kind: str, title: str, lines: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from html import escape
 
 import msgspec
 import pytest
@@ -11,7 +12,10 @@ from bcg.report import CaptureReport, Card, ProfileReport, Report, ReportWarning
 from bcg_cli.views.kinds import html_page
 from tests.cli.reports import gpu_report, host_report, profile_report, warning
 
-HOSTILE = "</script><script>document.title='owned'</script><img src=http://127.0.0.1:9/x onerror=alert(1)><b>&amp;"
+HOSTILE = (
+    "</script><script>document.title='owned'</script><img src=http://127.0.0.1:9/x onerror=alert(1)><b>&amp;"
+    "\u202ereversed\u2066"
+)
 MEASURE = """<script>
 const count = (selector, isWide) => [...document.querySelectorAll(selector)].filter(isWide).length;
 document.documentElement.dataset.tables = count(".scroll", (box) => box.scrollWidth > box.clientWidth + 1);
@@ -59,7 +63,9 @@ def test_a_hostile_report_is_only_text(visit) -> None:
         assert seen.console == []
         assert seen.requests == []
         assert "data-drawn" in seen.root
-        assert f"<title>{report.model.name.replace('&', '&amp;').replace('<', '&lt;').replace('>', '&gt;')}" in seen.dom
+        shown = report.model.name.replace("\u202e", "?").replace("\u2066", "?")
+        assert f"<title>{escape(shown, quote=False)}" in seen.dom
+        assert not {"\u202e", "\u2066"} & {*seen.dom}
         assert "<img" not in seen.dom
         assert seen.dom.count("<script") == 3
 
