@@ -92,11 +92,12 @@ def workload_view(rows: Sequence[BucketFitRow]) -> RenderableType:
         *(Text(word, "bold") for word in ("buckets", "count", "used", "padded", "of real", "replayed", "memory"))
     )
     for row in rows:
-        table.add_row(*_fit_cells(row))
-    return Group(Text(f"Workload of {rows[0].num_steps:,} steps", "bold"), table, *_chosen(rows))
+        table.add_row(*fit_cells(row))
+    return Group(Text(f"Workload of {rows[0].num_steps:,} steps", "bold"), table, Text(chosen_words(rows), "dim"))
 
 
-def _fit_cells(row: BucketFitRow) -> Iterator[str]:
+def fit_cells(row: BucketFitRow) -> Iterator[str]:
+    """Yields what a bucket list does: its name, its length, buckets used, padding and its share, steps, memory."""
     yield row.name
     yield str(len(row.buckets))
     yield str(row.used_buckets)
@@ -106,5 +107,6 @@ def _fit_cells(row: BucketFitRow) -> Iterator[str]:
     yield "–" if row.memory_bytes is None else f"{row.memory_bytes / 2**20:,.0f} MiB"
 
 
-def _chosen(rows: Sequence[BucketFitRow]) -> Iterator[Text]:
-    yield Text(f"--tokens {','.join(str(tokens) for tokens in rows[0].buckets)}", "dim")
+def chosen_words(rows: Sequence[BucketFitRow]) -> str:
+    """Returns the first list as words of the command line."""
+    return f"--tokens {','.join(str(tokens) for tokens in rows[0].buckets)}"

@@ -18,13 +18,14 @@ from bcg.report import (
     SegmentRow,
 )
 from bcg_cli.views import figures
-from bcg_cli.views.findings import card_head, card_rows
+from bcg_cli.views.findings import card_head, card_rows, chosen_words, fit_cells
 from bcg_cli.views.folding import Fold, fold_map, step_of
 from bcg_cli.views.page import Figure, fold, header, page, pair, plot_box, section, table, tiles
 from bcg_cli.views.ranks import ranks_section
 from bcg_cli.views.table import (
     BOUNDARIES_EXPLAINED,
     NOT_FOLLOWED,
+    ORIGINS,
     OUTSIDE_THE_POOL,
     format_count,
     format_mebibytes,
@@ -45,6 +46,7 @@ def capture_page(report: CaptureReport) -> str:
     plots: dict[str, Figure] = {}
     body = [header("capture report", report.model.name, about_lines(report.model, report.environment))]
     body.append(tiles(_facts(report)))
+    body += warning_sections(report.warnings)
     if report.totals.num_captured:
         plots = {"memory": figures.capture_memory(report.buckets), "time": figures.capture_time(report.buckets)}
         body.append(
@@ -60,7 +62,6 @@ def capture_page(report: CaptureReport) -> str:
     body += automatic_sections(report.automatic_breaks)
     body += card_sections(report.cards)
     body += [_workload_section(report)] if report.workload else []
-    body += warning_sections(report.warnings)
     body.append(options_section(report.options))
     body.append(footer(report.environment, on_host=report.on_host))
     return page(f"{report.model.name}: bcg capture", body, plots)
@@ -70,8 +71,8 @@ def about_lines(model: ModelInfo, environment: Environment) -> list[str]:
     """Returns the model and the device in words."""
     seed = "" if model.seed is None else f", seed {model.seed}"
     return [
-        f"{model.architecture}, {format_count(model.num_parameters)} {model.dtype} parameters "
-        f"({format_size(model.weight_bytes)}), {model.weights} weights{seed}",
+        f"{model.architecture}, {format_count(model.num_parameters)} {model.dtype} weights "
+        f"({format_size(model.weight_bytes)}), {ORIGINS[model.weights]}{seed}",
         environment.device,
     ]
 
@@ -243,18 +244,16 @@ def automatic_sections(breaks: Sequence[AutomaticBreak]) -> list[str]:
         return []
     rows = [
         [
-            escape(row.size),
-            f"<code>{escape(row.module)}</code>",
-            escape(row.name),
+            f'<span class="break-name">{escape(row.size)}</span> <code>{escape(row.module)}</code> {escape(row.name)}',
             "<br>".join(
                 f"{card.hazard}: {escape(card.title)} <code>{escape(card.source_line)}</code>"
                 for card in (row.card, *row.other_cards)
             ),
-            f"<code>{escape(row.option)}</code>",
+            "<br>or ".join(f"<code>{escape(words)}</code>" for words in (row.option, row.decorator) if words),
         ]
         for row in breaks
     ]
-    content = table(["size", "module", "name", "why", "explicit"], rows, text_columns=(0, 1, 2), prose_columns=(3, 4))
+    content = table(["break", "why", "explicit"], rows, text_columns=(), prose_columns=(0, 1, 2))
     doubt = next((row.doubt for row in breaks if row.doubt), "")
     verified = f"not verified: {doubt}" if doubt else "replays with other inputs showed them right"
     return [section("Automatic breaks", f"Nobody asked for these; {verified}.", content)]
@@ -274,19 +273,11 @@ def card_sections(cards: Sequence[Card]) -> list[str]:
 
 
 def _workload_section(report: CaptureReport) -> str:
-    rows = [
-        [
-            escape(row.name),
-            f"{len(row.buckets)}",
-            f"{row.replayed_steps:,} of {row.num_steps:,}",
-            f"{row.real_tokens:,}",
-            f"{row.padded_tokens:,}",
-            format_mebibytes(row.memory_bytes),
-        ]
-        for row in report.workload
-    ]
-    head = ["list", "token counts", "steps replayed", "real tokens", "padding", "MiB"]
-    return section("Workload", "What a list of token counts does to the observed workload.", table(head, rows))
+    rows = [[escape(cell) for cell in fit_cells(row)] for row in report.workload]
+    head = ["buckets", "count", "used", "padded", "of real", "replayed", "memory"]
+    steps = f"What lists of token counts do to the {report.workload[0].num_steps:,} steps that were observed."
+    chosen = f'<p class="muted"><code>{escape(chosen_words(report.workload))}</code></p>'
+    return section("Workload", steps, table(head, rows) + chosen)
 
 
 def _option(value: OptionValue) -> str:

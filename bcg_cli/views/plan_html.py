@@ -37,6 +37,7 @@ def plan_page(report: PlanReport) -> str:
     body = [
         header("Dry run", report.model.name, [model_words(report), NOTHING_NEEDED]),
         tiles(facts),
+        *warning_sections(report.warnings),
         section(
             "Buckets",
             f"An estimate from shapes alone{of_ranks(report)}, of a pool whose largest bucket is the row's. "
@@ -45,7 +46,6 @@ def plan_page(report: PlanReport) -> str:
         ),
         section("Static inputs", "Buffers at fixed addresses, made for the largest bucket.", _input_table(report)),
         map_section(report.map_tokens, report.map, report.segments, report.breaks, shows_externals=True),
-        *warning_sections(report.warnings),
         *automatic_sections(report.automatic_breaks),
         section("What a dry run can't know", "", f"<ul>{unknown}</ul>"),
         options_section(report.options),

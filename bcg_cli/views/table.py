@@ -23,7 +23,7 @@ BOUNDARIES_EXPLAINED = (
 NOT_FOLLOWED = "captured without following operations: modules and what it reads are not known"
 
 RULED = Box("    \n    \n ── \n    \n    \n ── \n    \n    \n")
-_ORIGIN = {"random": "random", "safetensors": "from safetensors", "user": "as the factory made them"}
+ORIGINS = {"random": "random", "safetensors": "from safetensors", "user": "as the factory made them"}
 _STATUS_STYLE = {"captured": "green", "out of memory": "yellow", "failed": "red"}
 
 
@@ -97,7 +97,7 @@ def header_text(model: ModelInfo, environment: Environment) -> Text:
             Text.assemble(
                 (model.name, "bold"),
                 f": {model.architecture}, {format_count(model.num_parameters)} {model.dtype} weights "
-                f"({format_size(model.weight_bytes)}), {_ORIGIN[model.weights]}{seed}",
+                f"({format_size(model.weight_bytes)}), {ORIGINS[model.weights]}{seed}",
             ),
             Text.assemble((environment.device, "bold"), ": ", ", ".join(version for version in versions if version)),
         ]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from html import unescape
 from pathlib import Path
 
 import msgspec
+import pytest
 from rich.console import Console
 
-from bcg.report import ModeRow, Report, read_report
+from bcg.report import AutomaticBreak, BucketFitRow, Card, ModeRow, Report, read_report
 from bcg_cli.views.kinds import html_page, terminal_view
-from tests.cli.reports import check_report, gpu_report, profile_report
+from tests.cli.reports import check_report, gpu_report, profile_report, warning
 
 MEASUREMENTS = Path(__file__).resolve().parents[2] / "docs" / "measurements"
 console = Console(width=140, highlight=False, force_terminal=False, color_system=None)
@@ -95,3 +97,34 @@ def test_graphs_are_those_of_a_step_as_on_the_terminal() -> None:
     text = text_of(profile_report())
     assert "busy graphs × eager" in text
     assert "37,000" not in text, "launches of the whole run"
+
+
+def test_a_workload_is_told_as_on_the_terminal() -> None:
+    def row(name: str, buckets: list[int], padded: int) -> BucketFitRow:
+        counts = {"padded_tokens": padded, "real_tokens": 400, "replayed_steps": 9, "num_steps": 12}
+        return BucketFitRow(name=name, buckets=buckets, used_buckets=2, **counts)
+
+    text = text_of(gpu_report(workload=[row("chosen", [6, 17], 10), row("engines' ladder", [4, 8, 16], 50)]))
+    assert "observed. buckets count used padded of real replayed chosen 2 2 10 2.5% 75.0%" in text
+    assert "--tokens 6,17" in text
+
+
+def test_an_automatic_break_has_its_decorator_on_the_page() -> None:
+    card = Card(hazard="L1", title="it reads", cause="so")
+    decorator = "@bcg.eager_on_graph  # above forward at model.py:8"
+    row = AutomaticBreak(
+        size="module", name="Inner", module="layers.1", option="--break 'layers.1'", decorator=decorator, card=card
+    )
+    assert f"--break 'layers.1' or {' '.join(decorator.split())}" in text_of(gpu_report(automatic_breaks=[row]))
+
+
+@pytest.mark.parametrize("make", [gpu_report, profile_report, check_report])
+def test_warnings_come_before_everything_else(make: Callable[..., Report]) -> None:
+    text = text_of(make(warnings=[warning()]))
+    assert text.index("the message cause the cause") < text.index("Token counts")
+
+
+def test_weights_are_called_as_on_the_terminal() -> None:
+    report = gpu_report()
+    users = msgspec.structs.replace(report.model, weights="user", seed=None)
+    assert "596.05 million bfloat16 weights (1.11 GiB), as the factory made them" in text_of(gpu_report(model=users))
