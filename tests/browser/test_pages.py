@@ -42,6 +42,15 @@ def test_a_page_draws_its_plots_in_silence(visit, report: Report, num_plots: int
         assert 'class="point' in drawn, f"{box} is empty"
 
 
+def test_a_plot_that_fails_says_so_and_the_others_are_drawn(visit) -> None:
+    report, rename = profile_report(), msgspec.structs.replace
+    (first, *_) = report.buckets
+    tiny = [rename(row, p50_ms=1e-320, p95_ms=1e-320) if row.p50_ms else row for row in first.modes]
+    seen = visit(html_page(rename(report, buckets=[rename(first, modes=tiny)])))
+    assert 'data-drawn="6"' in seen.root
+    assert re.search(r'id="against"[^>]*>This plot could not be drawn: \w', seen.dom)
+
+
 @pytest.mark.parametrize("scheme", ["0", "1"], ids=["dark", "light"])
 def test_a_page_follows_the_systems_theme(visit, scheme: str) -> None:
     seen = visit(html_page(gpu_report()), f"--blink-settings=preferredColorScheme={scheme}")
@@ -68,6 +77,12 @@ def test_a_hostile_report_is_only_text(visit) -> None:
         assert not {"\u202e", "\u2066"} & {*seen.dom}
         assert "<img" not in seen.dom
         assert seen.dom.count("<script") == 3
+
+
+def test_numbers_on_axes_are_whole(visit) -> None:
+    slow = [msgspec.structs.replace(one, capture_ms=40_000.0) for one in gpu_report().buckets]
+    seen = visit(html_page(gpu_report(buckets=slow)))
+    assert ">30,000<" in seen.dom and ">30k<" not in seen.dom
 
 
 def test_these_tests_would_see_a_request_and_an_error(visit) -> None:

@@ -26,10 +26,16 @@
 
   const draw = () => {
     button.textContent = root.dataset.theme === "dark" ? "Light" : "Dark";
+    let drawn = 0;
     for (const [id, figure] of Object.entries(figures)) {
-      Plotly.react(id, figure.data, dressed(figure.layout), { responsive: true, displaylogo: false, displayModeBar: false });
+      try {
+        Plotly.react(id, figure.data, dressed(figure.layout), { responsive: true, displaylogo: false, displayModeBar: false });
+        drawn += 1;
+      } catch (error) {
+        document.getElementById(id).textContent = `This plot could not be drawn: ${error.message}`;
+      }
     }
-    root.dataset.drawn = String(Object.keys(figures).length);
+    root.dataset.drawn = String(drawn);
   };
 
   const follow = () => { root.dataset.theme = system.matches ? "dark" : "light"; draw(); };
