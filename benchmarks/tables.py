@@ -45,12 +45,12 @@ def captures() -> str:
         rows.append(
             (
                 report["model"]["name"],
-                f"{totals['num_captured']} to {largest['tokens']}",
+                f"{totals['num_captured']} to {largest['tokens']:,}",
                 f"{largest['num_segments']} / {largest['num_breaks']}",
                 f"{largest['num_kernels']:,}",
                 f"{totals['capture_ms'] / 1e3:.2f} s",
-                f"{totals['pool_bytes'] / MIB:.0f} MiB",
-                f"{totals['eager_peak_bytes'] / MIB:.0f} MiB",
+                f"{totals['pool_bytes'] / MIB:,.0f} MiB",
+                f"{totals['eager_peak_bytes'] / MIB:,.0f} MiB",
             )
         )
     return markdown("model|buckets|segments / breaks|kernels|captured in|pool|eager's peak", rows)
@@ -75,9 +75,9 @@ def modes() -> str:
                     name,
                     mode["mode"],
                     same,
-                    f"{_thousands(first['tokens_per_s'])} at {small['tokens']}",
-                    f"{_thousands(last['tokens_per_s'])} at {large['tokens']}",
-                    f"{mode['memory_bytes'] / MIB:.0f} MiB",
+                    f"{_thousands(first['tokens_per_s'])} at {small['tokens']:,}",
+                    f"{_thousands(last['tokens_per_s'])} at {large['tokens']:,}",
+                    f"{mode['memory_bytes'] / MIB:,.0f} MiB",
                     f"{mode['startup_s']:.1f} s",
                 )
             )
@@ -92,7 +92,7 @@ def latencies() -> str:
         for bucket in report["buckets"]:
             times = {row["mode"]: row["p50_ms"] for row in bucket["modes"]}
             cells = ["–" if times.get(name) is None else f"{times[name]:.2f}" for name in names]
-            rows.append((report["model"]["name"], bucket["tokens"], *cells))
+            rows.append((report["model"]["name"], _thousands(bucket["tokens"]), *cells))
     return markdown("|".join(("model", "tokens", *names)), rows)
 
 
@@ -108,7 +108,7 @@ def ratios() -> str:
             pairs = [(_of(bucket, mode)["p50_ms"], _of(bucket, other)["p50_ms"]) for bucket in report["buckets"]]
             found = sorted(over / under for over, under in pairs if over is not None and under is not None)
             cells.append(f"{found[0]:.3f} to {found[-1]:.3f}" if found else "–")
-        tokens = ", ".join(str(bucket["tokens"]) for bucket in report["buckets"])
+        tokens = "; ".join(_thousands(bucket["tokens"]) for bucket in report["buckets"])
         rows.append((report["model"]["name"], tokens, *cells))
     return markdown("|".join(("model", "tokens", *(f"{mode} ÷ {other}" for mode, other in RATIOS))), rows)
 
@@ -155,7 +155,7 @@ def plans() -> str:
         cells[row["tokens"]] = f"{row['planned_mib']:.0f} / {row['measured_mib']:.0f}"
     tokens = sorted({bucket for cells in rows.values() for bucket in cells}, reverse=True)
     body = [[model, *(cells[bucket] for bucket in tokens)] for model, cells in rows.items()]
-    return markdown("|".join(["model", *map(str, tokens)]), body)
+    return markdown("|".join(["model", *map(_thousands, tokens)]), body)
 
 
 def rewritten(text: str) -> str:

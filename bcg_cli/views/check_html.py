@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from html import escape
-
-from bcg.report import Card, CheckReport
-from bcg_cli.views.check_table import format_error, verdict_words
-from bcg_cli.views.html import about_lines, footer, options_section, warning_sections
-from bcg_cli.views.page import header, page, section, table, tiles
-from bcg_cli.views.ranks import verdicts_section
+from bcg.report import CheckReport, PromptCheck
+from bcg_cli.views.check_table import divergence_words, format_error, prompts_words, spread_words, verdict_words
+from bcg_cli.views.html import about_lines, card_sections, footer, options_section, warning_sections
+from bcg_cli.views.page import Tile, bullets, header, page, section, table, tiles
+from bcg_cli.views.ranks import VERDICT_STYLES, marked, verdicts_section
 
 
 def check_page(report: CheckReport) -> str:
@@ -21,8 +19,11 @@ def check_page(report: CheckReport) -> str:
         header("replay check", report.model.name, about_lines(report.model, report.environment)),
         tiles(_facts(report)),
         *warning_sections(report.warnings),
-        *(_finding(card) for card in report.findings),
-        section("Token counts", "Every replay against eager on the same inputs.", _bucket_table(report)),
+        *card_sections(report.findings),
+        section(
+            "Token counts", "Every replay against eager on the same inputs.", _bucket_table(report) + _notes(report)
+        ),
+        *([_prompts_section(report.prompts)] if report.prompts else []),
         *([verdicts_section(report.ranks, report.assembled)] if report.ranks else []),
         section("Time", "Wall time of the parts of the check.", _timing(report)),
         options_section(report.options),
@@ -31,10 +32,10 @@ def check_page(report: CheckReport) -> str:
     return page(f"{report.model.name}: bcg replay-check", body, {})
 
 
-def _facts(report: CheckReport) -> list[tuple[str, str]]:
+def _facts(report: CheckReport) -> list[Tile]:
     num_matches = sum(bucket.verdict == "match" for bucket in report.buckets)
-    facts = [
-        (report.verdict, "verdict"),
+    facts: list[Tile] = [
+        (report.verdict, "verdict", VERDICT_STYLES[report.verdict]),
         (f"{num_matches} of {len(report.buckets)}", "token counts match"),
         (f"{sum(bucket.num_replays for bucket in report.buckets):,}", "replays compared"),
         (f"{sum(bucket.num_launches for bucket in report.buckets):,}", "segments launched"),
@@ -44,44 +45,45 @@ def _facts(report: CheckReport) -> list[tuple[str, str]]:
     return facts
 
 
-def _finding(card: Card) -> str:
-    rows = (
-        ("module", card.module),
-        ("operation", card.operation),
-        ("line", card.source_line),
-        ("driver", card.driver_text),
-        ("cause", card.cause),
-        ("remedy", card.remedy),
-    )
-    cells = [(escape(name), escape(value)) for name, value in rows if value]
-    return section(f"{card.hazard or 'Unknown cause'}: {card.title}", "", table((), cells, text_columns=(0, 1)))
-
-
 def _bucket_table(report: CheckReport) -> str:
     rows = [
         (
             f"{bucket.tokens:,}",
+            marked(bucket.verdict, verdict_words(bucket.verdict, bucket.bitwise, bucket.max_rel_error)),
             f"{bucket.num_replays:,}",
             f"{bucket.num_launches:,}",
             format_error(bucket.max_abs_error),
             format_error(bucket.max_rel_error),
-            escape(verdict_words(bucket.verdict, bucket.bitwise, bucket.max_rel_error)),
-            escape("; ".join(bucket.reasons)),
         )
         for bucket in report.buckets
     ]
-    head = ("tokens", "replays", "launches", "max error", "relative", "verdict", "why")
-    return table(head, rows, text_columns=(5, 6))
+    return table(("tokens", "verdict", "replays", "launches", "max error", "relative"), rows, text_columns=(0, 1))
+
+
+def _notes(report: CheckReport) -> str:
+    """Returns why a token count does not match, where it parts from eager, and what can't be compared."""
+    lines = []
+    for bucket in report.buckets:
+        parts = [divergence_words(bucket.first_divergence)] if bucket.first_divergence else []
+        lines += [f"{bucket.tokens:,} tokens: {words}" for words in (*bucket.reasons, *parts)]
+    lines += [spread_words(report.spread)] if report.spread else []
+    return bullets(lines)
+
+
+def _prompts_section(prompts: PromptCheck) -> str:
+    words = verdict_words(prompts.verdict, prompts.bitwise, prompts.max_rel_error)
+    errors = f"max error {format_error(prompts.max_abs_error)}, relative {format_error(prompts.max_rel_error)}"
+    return section("Prompts", prompts_words(prompts), f"<p>{marked(prompts.verdict, words)}: {errors}</p>")
 
 
 def _timing(report: CheckReport) -> str:
     timing = report.timing
     rows = [
-        ("model", f"{timing.model_ms:.0f} ms"),
-        ("capture", f"{timing.capture_ms:.0f} ms"),
-        ("eager", f"{timing.eager_ms:.0f} ms"),
-        ("replays", f"{timing.replay_ms:.0f} ms"),
-        ("prompts", f"{timing.prompts_ms:.0f} ms"),
-        ("locating", f"{timing.locate_ms:.0f} ms"),
+        ("model", f"{timing.model_ms:,.0f} ms"),
+        ("capture", f"{timing.capture_ms:,.0f} ms"),
+        ("eager", f"{timing.eager_ms:,.0f} ms"),
+        ("replays", f"{timing.replay_ms:,.0f} ms"),
+        ("prompts", f"{timing.prompts_ms:,.0f} ms"),
+        ("locating", f"{timing.locate_ms:,.0f} ms"),
     ]
     return table(("part", "time"), rows)

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bcg.report import CheckBucket, CheckReport, PromptCheck, Verdict
+from bcg.report import CheckBucket, CheckReport, Divergence, PromptCheck, Verdict
 from bcg_cli.views.findings import card_view
 from bcg_cli.views.ranks import verdict_lines
 from bcg_cli.views.table import RULED, header_text, warning_text
@@ -50,6 +50,27 @@ def format_error(error: float | None) -> str:
     return f"{error:.1e}" if error else "0"
 
 
+def divergence_words(place: Divergence) -> str:
+    """Returns where replay and eager part: ``the output of layers.0 (model.py:13) differs first``."""
+    source = f" ({place.source_line})" if place.source_line else ""
+    return f"the {place.part} of {place.module or 'the root'}{source} differs first"
+
+
+def spread_words(spread: float) -> str:
+    """Returns what an eager that differs from itself means for the check."""
+    return f"Eager differs from itself by {spread:.1e}: no bits are compared."
+
+
+def prompts_words(prompts: PromptCheck) -> str:
+    """Returns which prompts were replayed, and how many next tokens are the same; not the verdict."""
+    num_same = prompts.num_next_tokens - prompts.num_other_next_tokens
+    tokens = f", {num_same} of {prompts.num_next_tokens} next tokens the same" if prompts.num_next_tokens else ""
+    return (
+        f"{prompts.num_replayed} of {prompts.num_prompts} replayed, {prompts.num_tokens:,} tokens in "
+        f"{prompts.num_batches} batch{'' if prompts.num_batches == 1 else 'es'}{tokens}"
+    )
+
+
 def _bucket_table(report: CheckReport) -> Table:
     table = Table(box=RULED, show_edge=False, padding=0, show_footer=True, header_style="bold", footer_style="")
     num_replays = sum(bucket.num_replays for bucket in report.buckets)
@@ -86,37 +107,20 @@ def _notes(report: CheckReport) -> Iterator[Text]:
         for reason in bucket.reasons:
             yield Text(f"{bucket.tokens:,} tokens: {reason}", _STYLE[bucket.verdict])
         if bucket.first_divergence is not None:
-            place = bucket.first_divergence
-            source = f" ({place.source_line})" if place.source_line else ""
-            yield Text(
-                f"{bucket.tokens:,} tokens: the {place.part} of {place.module or 'the root'}{source} differs first"
-            )
+            yield Text(f"{bucket.tokens:,} tokens: {divergence_words(bucket.first_divergence)}")
     if report.spread:
-        yield Text(f"Eager differs from itself by {report.spread:.1e}: no bits are compared.", "yellow")
+        yield Text(spread_words(report.spread), "yellow")
     if report.prompts is not None:
-        yield _prompts(report.prompts)
+        words = verdict_words(report.prompts.verdict, report.prompts.bitwise, report.prompts.max_rel_error)
+        yield Text.assemble(f"Prompts: {prompts_words(report.prompts)}: ", (words, _STYLE[report.prompts.verdict]))
     timing = report.timing
     yield Text(
-        f"Model {timing.model_ms:.0f} ms, capture {timing.capture_ms:.0f} ms, eager {timing.eager_ms:.0f} ms, "
-        f"replays {timing.replay_ms:.0f} ms"
-        + (f", prompts {timing.prompts_ms:.0f} ms" if timing.prompts_ms else "")
-        + (f", locating {timing.locate_ms:.0f} ms" if timing.locate_ms >= 1 else "")
+        f"Model {timing.model_ms:,.0f} ms, capture {timing.capture_ms:,.0f} ms, eager {timing.eager_ms:,.0f} ms, "
+        f"replays {timing.replay_ms:,.0f} ms"
+        + (f", prompts {timing.prompts_ms:,.0f} ms" if timing.prompts_ms else "")
+        + (f", locating {timing.locate_ms:,.0f} ms" if timing.locate_ms >= 1 else "")
         + ".",
         "dim",
     )
     if report.on_host:
         yield Text("Checked on the host device: the same rules as a GPU's, not its kernels.", "dim")
-
-
-def _prompts(prompts: PromptCheck) -> Text:
-    words = verdict_words(prompts.verdict, prompts.bitwise, prompts.max_rel_error)
-    tokens = (
-        f", {prompts.num_next_tokens - prompts.num_other_next_tokens} of {prompts.num_next_tokens} next tokens the same"
-        if prompts.num_next_tokens
-        else ""
-    )
-    return Text.assemble(
-        f"Prompts: {prompts.num_replayed} of {prompts.num_prompts} replayed, {prompts.num_tokens:,} tokens in "
-        f"{prompts.num_batches} batch{'' if prompts.num_batches == 1 else 'es'}{tokens}: ",
-        (words, _STYLE[prompts.verdict]),
-    )

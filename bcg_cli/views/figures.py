@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from bcg.report import CaptureBucket, ModeName, ModeRow, ModeSummary, ProfileBucket, Timeline
+from bcg_cli.views.axes import axis, categories, log_axis, token_axis, unit_of
 from bcg_cli.views.page import Figure, plot_text
 
-MEBIBYTE = 2**20
 MODE_COLORS: dict[ModeName, str] = {
     "eager": "#8b95a1",
     "full": "#3b82f6",
@@ -25,14 +25,16 @@ def capture_memory(buckets: Sequence[CaptureBucket]) -> Figure:
     """Returns what each bucket added to the pool and the driver, and what eager takes for a moment."""
     shown = _captured(buckets)
     labels = [f"{bucket.tokens:,}" for bucket in shown]
+    pools, drivers = [bucket.pool_bytes for bucket in shown], [bucket.driver_bytes for bucket in shown]
+    peaks = [bucket.eager_peak_bytes for bucket in shown]
+    unit = unit_of([*pools, *drivers, *peaks])
     bars = [
-        _bar("pool", labels, [_mebibytes(bucket.pool_bytes) for bucket in shown], _BLUE, "MiB"),
-        _bar("driver", labels, [_mebibytes(bucket.driver_bytes) for bucket in shown], _AMBER, "MiB"),
+        _bar("pool", labels, unit.values(pools), _BLUE, unit.name),
+        _bar("driver", labels, unit.values(drivers), _AMBER, unit.name),
     ]
-    peaks = [_mebibytes(bucket.eager_peak_bytes) for bucket in shown]
     return {
-        "data": [*bars, _marks("eager's transient peak", labels, peaks, _GRAY, "MiB")],
-        "layout": {"barmode": "stack", "xaxis": _categories("tokens"), "yaxis": _axis("MiB", rangemode="tozero")},
+        "data": [*bars, _marks("eager's transient peak", labels, unit.values(peaks), _GRAY, unit.name)],
+        "layout": {"barmode": "stack", "xaxis": categories("tokens"), "yaxis": axis(unit.name, rangemode="tozero")},
     }
 
 
@@ -45,7 +47,7 @@ def capture_time(buckets: Sequence[CaptureBucket]) -> Figure:
             _bar("warm-up", labels, [bucket.warmup_ms for bucket in shown], _GRAY, "ms"),
             _bar("capture", labels, [bucket.capture_ms for bucket in shown], _TEAL, "ms"),
         ],
-        "layout": {"barmode": "stack", "xaxis": _categories("tokens"), "yaxis": _axis("ms", rangemode="tozero")},
+        "layout": {"barmode": "stack", "xaxis": categories("tokens"), "yaxis": axis("ms", rangemode="tozero")},
     }
 
 
@@ -67,7 +69,7 @@ def latency(buckets: Sequence[ProfileBucket]) -> Figure:
             }
             for mode, points in _measured(buckets).items()
         ],
-        "layout": {"xaxis": _token_axis(buckets), "yaxis": _axis("ms a step", type="log", dtick="D2")},
+        "layout": {"xaxis": _token_axis(buckets), "yaxis": log_axis("ms a step", _times(buckets))},
     }
 
 
@@ -83,7 +85,7 @@ def speedup(buckets: Sequence[ProfileBucket]) -> Figure:
         ],
         "layout": {
             "xaxis": _token_axis(buckets),
-            "yaxis": _axis("times as fast as eager", rangemode="tozero"),
+            "yaxis": axis("times as fast as eager", rangemode="tozero"),
             "shapes": [_level(1)],
         },
     }
@@ -114,20 +116,21 @@ def startup_against_latency(modes: Sequence[ModeSummary], buckets: Sequence[Prof
         "data": traces,
         "layout": {
             "showlegend": True,
-            "xaxis": _axis("ms a step", rangemode="tozero"),
-            "yaxis": _axis("s start-up", type="log", dtick="D2"),
+            "xaxis": axis("ms a step", rangemode="tozero"),
+            "yaxis": log_axis("s start-up", [seconds for trace in traces for seconds in trace["y"]]),
         },
     }
 
 
 def startup_parts(modes: Sequence[ModeSummary]) -> Figure:
-    """Returns start-up of every mode, split into its parts."""
+    """Returns start-up of every mode, split into its parts and what is left beside them."""
     shown = [mode for mode in modes if mode.status == "measured"][::-1]
     names = [mode.mode for mode in shown]
     parts = (
         ("compile", [mode.compile_s for mode in shown], _AMBER),
         ("warm-up", [mode.warmup_s for mode in shown], _GRAY),
         ("capture", [mode.capture_s for mode in shown], _TEAL),
+        ("rest", [max(0.0, mode.startup_s - _parts_s(mode)) for mode in shown], _BLUE),
     )
     return {
         "data": [
@@ -144,7 +147,7 @@ def startup_parts(modes: Sequence[ModeSummary]) -> Figure:
         ],
         "layout": {
             "barmode": "stack",
-            "xaxis": _axis("seconds", rangemode="tozero"),
+            "xaxis": axis("seconds", rangemode="tozero"),
             "yaxis": {"type": "category"},
         },
     }
@@ -153,21 +156,31 @@ def startup_parts(modes: Sequence[ModeSummary]) -> Figure:
 def mode_memory(buckets: Sequence[ProfileBucket]) -> Figure:
     """Returns what every bucket added to pool and driver, a group of bars a mode; eager's peak as marks."""
     ordered = sorted(buckets, key=lambda bucket: bucket.tokens)
+    unit = unit_of(
+        [
+            size
+            for points in _measured(ordered).values()
+            for _, row in points
+            for size in (row.pool_bytes, row.driver_bytes, row.transient_bytes)
+        ]
+    )
     traces: list[dict[str, Any]] = []
     for mode, points in _measured(ordered).items():
         labels = [f"{tokens:,}" for tokens, _ in points]
         if mode == "eager":
-            peaks = [_mebibytes(row.transient_bytes) for _, row in points]
-            traces.append(_marks("eager's transient peak", labels, peaks, _GRAY, "MiB"))
+            peaks = unit.values([row.transient_bytes for _, row in points])
+            traces.append(_marks("eager's peak", labels, peaks, _GRAY, unit.name))
             continue
-        for part, opacity in (("pool", 1.0), ("driver", 0.45)):
-            values = [_mebibytes(row.pool_bytes if part == "pool" else row.driver_bytes) for _, row in points]
-            bar = _bar(f"{mode}: {part}", labels, values, MODE_COLORS[mode], "MiB")
-            bar["marker"]["opacity"] = opacity
-            traces.append({**bar, "offsetgroup": mode, "legendgroup": mode, "showlegend": part == "pool"})
+        for part, color in (("pool", MODE_COLORS[mode]), ("driver", _pale(MODE_COLORS[mode]))):
+            values = unit.values([row.pool_bytes if part == "pool" else row.driver_bytes for _, row in points])
+            bar = _bar(f"{mode}: {part}", labels, values, color, unit.name)
+            legend = {"name": mode, "legendgroup": mode, "showlegend": part == "pool"}
+            traces.append({**bar, **legend, "offsetgroup": mode})
+    if any(trace["type"] == "bar" for trace in traces):
+        traces.append({"type": "bar", "name": "driver", "x": [None], "y": [None], "marker": {"color": _pale(_GRAY)}})
     return {
         "data": traces,
-        "layout": {"barmode": "relative", "xaxis": _categories("tokens"), "yaxis": _axis("MiB", rangemode="tozero")},
+        "layout": {"barmode": "relative", "xaxis": categories("tokens"), "yaxis": axis(unit.name, rangemode="tozero")},
     }
 
 
@@ -179,17 +192,15 @@ def segment_share(buckets: Sequence[ProfileBucket]) -> Figure:
         labels = [f"{tokens:,}" for tokens, _ in known]
         if not known or mode == "full":
             continue
-        for part, opacity in (("segments", 1.0), ("breaks", 0.45)):
+        for part, color in (("segments", MODE_COLORS[mode]), ("breaks", _pale(MODE_COLORS[mode]))):
             values = [_share(row, part) for _, row in known]
-            bar = _bar(f"{mode}: {part}", labels, values, MODE_COLORS[mode], "%")
-            bar["marker"]["opacity"] = opacity
-            traces.append({**bar, "offsetgroup": mode})
+            traces.append({**_bar(f"{mode}: {part}", labels, values, color, "%"), "offsetgroup": mode})
     return {
         "data": traces,
         "layout": {
             "barmode": "relative",
-            "xaxis": _categories("tokens"),
-            "yaxis": _axis("% of a replay", range=[0, 100]),
+            "xaxis": categories("tokens"),
+            "yaxis": axis("% of a replay", range=[0, 100]),
         },
     }
 
@@ -225,7 +236,7 @@ def timeline(replay: Timeline) -> Figure:
         "data": traces,
         "layout": {
             "barmode": "overlay",
-            "xaxis": _axis("µs from the start of the replay", rangemode="tozero"),
+            "xaxis": axis("µs from the start of the replay", rangemode="tozero"),
             "yaxis": {"type": "category", "autorange": "reversed"},
         },
     }
@@ -238,6 +249,10 @@ def _measured(buckets: Sequence[ProfileBucket]) -> dict[ModeName, list[tuple[int
             if row.p50_ms is not None:
                 found.setdefault(row.mode, []).append((bucket.tokens, row))
     return found
+
+
+def _parts_s(mode: ModeSummary) -> float:
+    return mode.compile_s + mode.warmup_s + mode.capture_s
 
 
 def _share(row: ModeRow, part: str) -> float | None:
@@ -286,24 +301,21 @@ def _marks(name: str, labels: list[str], values: list[float | None], color: str,
     }
 
 
-def _axis(title: str, **more: Any) -> dict[str, Any]:
-    return {"title": {"text": title, "standoff": 8}, **more}
-
-
-def _categories(title: str) -> dict[str, Any]:
-    return _axis(title, type="category")
-
-
 def _token_axis(buckets: Sequence[ProfileBucket]) -> dict[str, Any]:
-    tokens = sorted(bucket.tokens for bucket in buckets)
-    labelled = tokens if len(tokens) <= 12 else tokens[:: -(-len(tokens) // 12)]
-    return _axis("tokens", type="log", tickvals=labelled, ticktext=[f"{count:,}" for count in labelled], tickangle=0)
+    return token_axis([bucket.tokens for bucket in buckets])
+
+
+def _times(buckets: Sequence[ProfileBucket]) -> list[float]:
+    rows = [row for bucket in buckets for row in bucket.modes]
+    return [time for row in rows for time in (row.p50_ms, row.p95_ms) if time is not None]
+
+
+def _pale(color: str) -> str:
+    """Returns a colour that is told apart in legends too, which ignore a bar's opacity."""
+    red, green, blue = bytes.fromhex(color[1:])
+    return f"rgba({red}, {green}, {blue}, 0.45)"
 
 
 def _level(height: float) -> dict[str, Any]:
     line = {"width": 1, "dash": "dot", "color": _GRAY}
     return {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": height, "y1": height, "line": line}
-
-
-def _mebibytes(num_bytes: int | None) -> float | None:
-    return None if num_bytes is None else num_bytes / MEBIBYTE

@@ -13,19 +13,16 @@ from bcg.report import AutomaticBreak, BucketFitRow, Card
 _NO_BREAK = "none: only the root module is around it"
 
 
-def card_view(card: Card) -> RenderableType:
-    """Returns a diagnosis card.
-
-    Args:
-        card: The card; nothing else is read.
-    """
-    where = f"in {card.module}" if card.module else "outside any submodule"
+def card_head(card: Card) -> tuple[str, str, str]:
+    """Returns the row of the catalogue, or that there is none; the title; and how often it was found."""
     times = f" ({card.occurrences} places)" if card.occurrences > 1 else ""
     row = card.hazard or ("" if card.remedy else "unknown cause:")
-    head = Text.assemble((f"{row} " if row else "", "bold red"), (card.title, "bold"), times)
-    table = Table.grid(padding=(0, 1, 0, 2))
-    table.add_column(no_wrap=True, style="dim")
-    table.add_column(overflow="fold")
+    return (f"{row} " if row else "", card.title, times)
+
+
+def card_rows(card: Card) -> list[tuple[str, str]]:
+    """Returns all else that a card says, by name."""
+    where = f"in {card.module}" if card.module else "outside any submodule"
     rows = (
         ("operation", card.operation),
         ("module", where),
@@ -35,10 +32,22 @@ def card_view(card: Card) -> RenderableType:
         ("remedy", card.remedy),
         ("break", card.break_option or (_NO_BREAK if card.hazard.startswith("L") else "")),
     )
-    for name, value in rows:
-        if value:
-            table.add_row(name, Text(value))
-    return Group(head, table)
+    return [(name, value) for name, value in rows if value]
+
+
+def card_view(card: Card) -> RenderableType:
+    """Returns a diagnosis card.
+
+    Args:
+        card: The card; nothing else is read.
+    """
+    row, title, times = card_head(card)
+    table = Table.grid(padding=(0, 1, 0, 2))
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column(overflow="fold")
+    for name, value in card_rows(card):
+        table.add_row(name, Text(value))
+    return Group(Text.assemble((row, "bold red"), (title, "bold"), times), table)
 
 
 def automatic_breaks_view(breaks: Sequence[AutomaticBreak]) -> RenderableType:
@@ -83,19 +92,21 @@ def workload_view(rows: Sequence[BucketFitRow]) -> RenderableType:
         *(Text(word, "bold") for word in ("buckets", "count", "used", "padded", "of real", "replayed", "memory"))
     )
     for row in rows:
-        table.add_row(*_fit_cells(row))
-    return Group(Text(f"Workload of {rows[0].num_steps:,} steps", "bold"), table, *_chosen(rows))
+        table.add_row(*fit_cells(row))
+    return Group(Text(f"Workload of {rows[0].num_steps:,} steps", "bold"), table, Text(chosen_words(rows), "dim"))
 
 
-def _fit_cells(row: BucketFitRow) -> Iterator[str]:
+def fit_cells(row: BucketFitRow) -> Iterator[str]:
+    """Yields what a bucket list does: its name, its length, buckets used, padding and its share, steps, memory."""
     yield row.name
     yield str(len(row.buckets))
     yield str(row.used_buckets)
     yield f"{row.padded_tokens:,}"
     yield f"{row.padded_tokens / row.real_tokens:.1%}" if row.real_tokens else "–"
     yield f"{row.replayed_steps / row.num_steps:.1%}"
-    yield "–" if row.memory_bytes is None else f"{row.memory_bytes / 2**20:.0f} MiB"
+    yield "–" if row.memory_bytes is None else f"{row.memory_bytes / 2**20:,.0f} MiB"
 
 
-def _chosen(rows: Sequence[BucketFitRow]) -> Iterator[Text]:
-    yield Text(f"--tokens {','.join(str(tokens) for tokens in rows[0].buckets)}", "dim")
+def chosen_words(rows: Sequence[BucketFitRow]) -> str:
+    """Returns the first list as words of the command line."""
+    return f"--tokens {','.join(str(tokens) for tokens in rows[0].buckets)}"

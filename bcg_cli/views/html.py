@@ -18,10 +18,21 @@ from bcg.report import (
     SegmentRow,
 )
 from bcg_cli.views import figures
+from bcg_cli.views.findings import card_head, card_rows, chosen_words, fit_cells
 from bcg_cli.views.folding import Fold, fold_map, step_of
 from bcg_cli.views.page import Figure, fold, header, page, pair, plot_box, section, table, tiles
 from bcg_cli.views.ranks import ranks_section
-from bcg_cli.views.table import format_count, format_mebibytes, format_size
+from bcg_cli.views.table import (
+    BOUNDARIES_EXPLAINED,
+    NOT_FOLLOWED,
+    ORIGINS,
+    OUTSIDE_THE_POOL,
+    format_count,
+    format_mebibytes,
+    format_size,
+    modules_in_short,
+    outside_words,
+)
 
 SHOWN_KERNELS = 40
 
@@ -35,21 +46,22 @@ def capture_page(report: CaptureReport) -> str:
     plots: dict[str, Figure] = {}
     body = [header("capture report", report.model.name, about_lines(report.model, report.environment))]
     body.append(tiles(_facts(report)))
+    body += warning_sections(report.warnings)
     if report.totals.num_captured:
         plots = {"memory": figures.capture_memory(report.buckets), "time": figures.capture_time(report.buckets)}
         body.append(
             pair(
-                section("Memory", "What each token count added: one pool serves them all.", plot_box("memory")),
+                section("Memory", _about_memory(report), plot_box("memory")),
                 section("Start-up", "Warm-up and capture of each token count.", plot_box("time")),
             )
         )
-    body.append(section("Token counts", "Largest first, as they were captured.", _bucket_table(report)))
+    about = "Largest first, as they were captured." + (f" {BOUNDARIES_EXPLAINED}" if report.breaks else "")
+    body.append(section("Token counts", about, _bucket_table(report)))
     body.append(map_section(report.map_tokens, report.map, report.segments, report.breaks))
     body += [ranks_section(report.ranks)] if report.ranks else []
     body += automatic_sections(report.automatic_breaks)
     body += card_sections(report.cards)
     body += [_workload_section(report)] if report.workload else []
-    body += warning_sections(report.warnings)
     body.append(options_section(report.options))
     body.append(footer(report.environment, on_host=report.on_host))
     return page(f"{report.model.name}: bcg capture", body, plots)
@@ -59,14 +71,29 @@ def about_lines(model: ModelInfo, environment: Environment) -> list[str]:
     """Returns the model and the device in words."""
     seed = "" if model.seed is None else f", seed {model.seed}"
     return [
-        f"{model.architecture}, {format_count(model.num_parameters)} {model.dtype} parameters "
-        f"({format_size(model.weight_bytes)}), {model.weights} weights{seed}",
+        f"{model.architecture}, {format_count(model.num_parameters)} {model.dtype} weights "
+        f"({format_size(model.weight_bytes)}), {ORIGINS[model.weights]}{seed}",
         environment.device,
     ]
 
 
-def map_section(tokens: int, steps: Sequence[str], segments: Sequence[SegmentRow], breaks: Sequence[BreakRow]) -> str:
-    """Returns the segment map: a strip of all steps, and a table in which equal layers are folded."""
+def map_section(
+    tokens: int,
+    steps: Sequence[str],
+    segments: Sequence[SegmentRow],
+    breaks: Sequence[BreakRow],
+    *,
+    shows_externals: bool = False,
+) -> str:
+    """Returns the segment map: a strip of all steps, and a table in which equal layers are folded.
+
+    Args:
+        tokens: The bucket.
+        steps: Their names, as in the report.
+        segments: Its segments.
+        breaks: Its breaks.
+        shows_externals: Say of each segment what it reads from outside, and of each break what its result takes.
+    """
     if not steps:
         return ""
     rows: dict[str, SegmentRow | BreakRow] = {
@@ -77,12 +104,14 @@ def map_section(tokens: int, steps: Sequence[str], segments: Sequence[SegmentRow
     lines = []
     for step in fold_map([step_of(key, rows[key]) for key in steps]):
         if isinstance(step, Fold):
-            lines.append([f'<span class="muted">… {step.num_steps} steps</span>', "", escape(str(step))])
+            lines.append([f'<span class="muted">… {step.num_steps} steps</span>', "", "", escape(str(step))])
         else:
-            lines.append(_map_cells(step.key, rows[step.key]))
+            name, holds, where = _map_cells(step.key, rows[step.key])
+            outside = outside_words(rows[step.key]) if shows_externals else ""
+            lines.append([name, holds, outside, where])
     legend = '<p class="legend"><span class="segment">■ segment</span><span class="break-name">■ break</span></p>'
     content = f'<div class="strip">{strip}</div>{legend}' + table(
-        ["step", "holds", "where"], lines, text_columns=(0, 1, 2)
+        ["step", "holds", "outside", "where"], lines, text_columns=(0, 1, 2), prose_columns=(3,)
     )
     details = "".join(_kernel_details(row) for row in _distinct(segments))
     title = f"{_plural(len(segments), 'segment')} and {_plural(len(breaks), 'break')}"
@@ -107,7 +136,7 @@ def options_section(options: dict[str, OptionValue]) -> str:
     rows = [
         [escape(name.replace("_", " ")), f"<code>{escape(_option(value))}</code>"] for name, value in options.items()
     ]
-    return section("This run", "", fold("options", table(["option", "value"], rows, text_columns=(0, 1))))
+    return section("This run", "", fold("options", table(["option", "value"], rows, prose_columns=(1,))))
 
 
 def footer(environment: Environment, *, on_host: bool) -> str:
@@ -137,13 +166,17 @@ def _facts(report: CaptureReport) -> list[tuple[str, str]]:
     return facts
 
 
+def _about_memory(report: CaptureReport) -> str:
+    return "What each token count added: one pool serves them all." + (f" {OUTSIDE_THE_POOL}" if report.breaks else "")
+
+
 def _bucket_table(report: CaptureReport) -> str:
     work = "operations" if report.on_host else "kernels"
     head = [
         *("tokens", "segments", "breaks", work, "warm-up ms", "capture ms"),
-        *("pool Δ MiB", "driver Δ MiB", "boundary MiB", "eager's peak MiB", "status"),
+        *("pool Δ MiB", "driver Δ MiB", "boundaries MiB", "eager's peak MiB", "status"),
     ]
-    return table(head, [_bucket_cells(bucket) for bucket in report.buckets], text_columns=(10,))
+    return table(head, [_bucket_cells(bucket) for bucket in report.buckets], prose_columns=(10,))
 
 
 def _bucket_cells(bucket: CaptureBucket) -> list[str]:
@@ -153,11 +186,11 @@ def _bucket_cells(bucket: CaptureBucket) -> list[str]:
         return [f"{bucket.tokens:,}", *["–"] * 8, peak, f'<span class="warn">{escape(bucket.status + reason)}</span>']
     return [
         f"{bucket.tokens:,}",
-        str(bucket.num_segments),
-        str(bucket.num_breaks),
+        f"{bucket.num_segments:,}",
+        f"{bucket.num_breaks:,}",
         f"{bucket.num_kernels:,}",
-        f"{bucket.warmup_ms:.1f}",
-        f"{bucket.capture_ms:.1f}",
+        f"{bucket.warmup_ms:,.1f}",
+        f"{bucket.capture_ms:,.1f}",
         *(format_mebibytes(size) for size in (bucket.pool_bytes, bucket.driver_bytes, bucket.boundary_bytes)),
         peak,
         '<span class="good">captured</span>',
@@ -177,8 +210,8 @@ def _map_cells(key: str, row: SegmentRow | BreakRow) -> list[str]:
     if isinstance(row, BreakRow):
         where = f"<code>{escape(row.module)}</code> {escape(row.name)}"
         return [f'<span class="break-name">{name}</span>', escape(row.source), where]
-    modules = row.modules if len(row.modules) < 3 else [row.modules[0], "…", row.modules[-1]]
-    return [f'<span class="segment">{name}</span>', _work(row), f"<code>{escape(', '.join(modules))}</code>"]
+    where = f"<code>{escape(modules_in_short(row.modules))}</code>" if row.is_followed else NOT_FOLLOWED
+    return [f'<span class="segment">{name}</span>', _work(row), where]
 
 
 def _work(row: SegmentRow) -> str:
@@ -201,7 +234,8 @@ def _kernel_details(row: SegmentRow) -> str:
     if len(ordered) > SHOWN_KERNELS:
         rows.append(["", f"… and {len(ordered) - SHOWN_KERNELS} more"])
     externals = f"reads {_plural(row.num_externals, 'external tensor')} ({format_size(row.external_bytes)})"
-    return fold(f"segment {row.index}: {_work(row)}, {externals}", table(["", "kernel"], rows, text_columns=(1,)))
+    what = externals if row.is_followed else NOT_FOLLOWED
+    return fold(f"segment {row.index}: {_work(row)}, {what}", table(["", "kernel"], rows, prose_columns=(1,)))
 
 
 def automatic_sections(breaks: Sequence[AutomaticBreak]) -> list[str]:
@@ -210,55 +244,40 @@ def automatic_sections(breaks: Sequence[AutomaticBreak]) -> list[str]:
         return []
     rows = [
         [
-            escape(row.size),
-            f"<code>{escape(row.module)}</code>",
-            escape(row.name),
+            f'<span class="break-name">{escape(row.size)}</span> <code>{escape(row.module)}</code> {escape(row.name)}',
             "<br>".join(
                 f"{card.hazard}: {escape(card.title)} <code>{escape(card.source_line)}</code>"
                 for card in (row.card, *row.other_cards)
             ),
-            f"<code>{escape(row.option)}</code>",
+            "<br>or ".join(f"<code>{escape(words)}</code>" for words in (row.option, row.decorator) if words),
         ]
         for row in breaks
     ]
-    content = table(["size", "module", "name", "why", "explicit"], rows, text_columns=(0, 1, 2, 3, 4))
+    content = table(["break", "why", "explicit"], rows, text_columns=(), prose_columns=(0, 1, 2))
     doubt = next((row.doubt for row in breaks if row.doubt), "")
     verified = f"not verified: {doubt}" if doubt else "replays with other inputs showed them right"
     return [section("Automatic breaks", f"Nobody asked for these; {verified}.", content)]
 
 
 def card_sections(cards: Sequence[Card]) -> list[str]:
-    """Returns the section of what was found beside the graphs, if anything was."""
-    if not cards:
-        return []
-    rows = [
-        [
-            f"<b>{escape(card.hazard)}</b>",
-            escape(card.title) + (f"<br><code>{escape(card.driver_text)}</code>" if card.driver_text else ""),
-            f"<code>{escape(card.module)}</code>",
-            f"<code>{escape(card.source_line)}</code>",
-            escape(card.remedy),
-        ]
+    """Returns a section for each card, with all that it says."""
+    return [
+        section(
+            "".join(card_head(card)),
+            "",
+            table((), [(name, escape(value)) for name, value in card_rows(card)], prose_columns=(1,)),
+            style="finding",
+        )
         for card in cards
     ]
-    content = table(["hazard", "what", "module", "line", "remedy"], rows, text_columns=(0, 1, 2, 3, 4))
-    return [section("Findings", "What can't be captured, or may make a replay wrong.", content)]
 
 
 def _workload_section(report: CaptureReport) -> str:
-    rows = [
-        [
-            escape(row.name),
-            f"{len(row.buckets)}",
-            f"{row.replayed_steps:,} of {row.num_steps:,}",
-            f"{row.real_tokens:,}",
-            f"{row.padded_tokens:,}",
-            format_mebibytes(row.memory_bytes),
-        ]
-        for row in report.workload
-    ]
-    head = ["list", "token counts", "steps replayed", "real tokens", "padding", "MiB"]
-    return section("Workload", "What a list of token counts does to the observed workload.", table(head, rows))
+    rows = [[escape(cell) for cell in fit_cells(row)] for row in report.workload]
+    head = ["buckets", "count", "used", "padded", "of real", "replayed", "memory"]
+    steps = f"What lists of token counts do to the {report.workload[0].num_steps:,} steps that were observed."
+    chosen = f'<p class="muted"><code>{escape(chosen_words(report.workload))}</code></p>'
+    return section("Workload", steps, table(head, rows) + chosen)
 
 
 def _option(value: OptionValue) -> str:

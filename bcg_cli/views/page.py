@@ -1,7 +1,8 @@
 """The shell of an HTML report: one self-contained page that asks for nothing outside itself.
 
 Its content security policy forbids every request; styles, scripts and plotly are inside. Text that comes from a
-report goes through `escape` in HTML, `plot_text` in plots, and `_script_safe` in data.
+report goes through `escape` in HTML, `plot_text` in plots, and `_script_safe` in data; characters that can't be
+printed, such as those that change the direction of writing, are a question mark as on the terminal.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ from typing import Any, TypeAlias
 Figure: TypeAlias = dict[str, Any]
 """A plotly figure as plain data: ``data`` and ``layout``."""
 
+Tile: TypeAlias = tuple[str, str] | tuple[str, str, str]
+"""A figure, what it is, and the style of a verdict, if it is one."""
+
+_NOTHING = frozenset(("", "–"))
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
 
@@ -38,12 +43,12 @@ def page(title: str, body: Iterable[str], figures: Mapping[str, Figure]) -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<meta name="referrer" content="no-referrer">',
             '<link rel="icon" href="data:,">',
-            f"<title>{escape(title)}</title>",
+            f"<title>{_printable(escape(title))}</title>",
             f"<style>{(assets / 'page.css').read_text()}</style>",
             "</head>",
             "<body>",
             "<main>",
-            *body,
+            _printable("\n".join(body)),
             "</main>",
             f'<script type="application/json" id="figures">{_script_safe(figures)}</script>',
             f"<script>{plotly}</script>",
@@ -69,7 +74,12 @@ def _script_safe(data: object) -> str:
 
 def plot_text(text: str) -> str:
     """Returns text for a plot, where plotly would read markup."""
-    return escape(text, quote=False)
+    return _printable(escape(text, quote=False))
+
+
+def _printable(text: str) -> str:
+    """Returns text without characters that are none, as the terminal shows it: one may turn the text around it."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
 
 
 def header(kind: str, title: str, lines: Sequence[str]) -> str:
@@ -81,12 +91,18 @@ def header(kind: str, title: str, lines: Sequence[str]) -> str:
     )
 
 
-def tiles(values: Sequence[tuple[str, str]]) -> str:
-    """Returns a row of figures, each with what it is."""
+def tiles(values: Sequence[Tile]) -> str:
+    """Returns a row of figures."""
     cells = "".join(
-        f'<div class="tile"><b>{escape(value)}</b><span>{escape(what)}</span></div>' for value, what in values
+        f'<div class="tile {"".join(style)}"><b>{escape(value)}</b><span>{escape(what)}</span></div>'
+        for value, what, *style in values
     )
     return f'<div class="tiles">{cells}</div>'
+
+
+def bullets(lines: Sequence[str]) -> str:
+    """Returns a list of plain text; nothing if it is empty."""
+    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else ""
 
 
 def section(title: str, about: str, content: str, *, style: str = "") -> str:
@@ -105,18 +121,30 @@ def plot_box(identity: str, *, style: str = "") -> str:
     return f'<div class="plot {style}" id="{identity}"></div>'
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns: Sequence[int] = (0,)) -> str:
-    """Returns a table; the head is plain text, cells are HTML."""
+def table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    text_columns: Sequence[int] = (0,),
+    prose_columns: Sequence[int] = (),
+) -> str:
+    """Returns a table; a column in which no row has anything is left out.
+
+    Args:
+        head: Plain text; none for a table without a head.
+        rows: HTML of the cells.
+        text_columns: Aligned left, in one line as numbers are.
+        prose_columns: Aligned left, in as many lines as it takes.
+    """
+    used = [index for index, column in enumerate(zip(*rows, strict=True)) if set(column) - _NOTHING]
+    styles = dict.fromkeys(text_columns, " class=text") | dict.fromkeys(prose_columns, ' class="text prose"')
 
     def cells(tag: str, values: Sequence[str]) -> str:
-        return "".join(
-            f"<{tag}{' class=text' if index in text_columns else ''}>{value}</{tag}>"
-            for index, value in enumerate(values)
-        )
+        return "".join(f"<{tag}{styles.get(index, '')}>{values[index]}</{tag}>" for index in used)
 
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    heading = cells("th", [escape(text) for text in head])
-    return f'<div class="scroll"><table><thead><tr>{heading}</tr></thead><tbody>{body}</tbody></table></div>'
+    heading = f"<thead><tr>{cells('th', [escape(text) for text in head])}</tr></thead>" if head else ""
+    return f'<div class="scroll"><table>{heading}<tbody>{body}</tbody></table></div>'
 
 
 def fold(summary: str, content: str) -> str:

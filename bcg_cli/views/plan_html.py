@@ -6,9 +6,10 @@ import re
 from html import escape
 
 from bcg.report import PlanReport
-from bcg_cli.views.html import about_lines, automatic_sections, footer, map_section, options_section, warning_sections
-from bcg_cli.views.page import header, page, section, table, tiles
-from bcg_cli.views.table import format_mebibytes, format_size
+from bcg_cli.views.html import automatic_sections, footer, map_section, options_section, warning_sections
+from bcg_cli.views.page import Tile, header, page, section, table, tiles
+from bcg_cli.views.plan_table import NOTHING_NEEDED, model_words, of_ranks, shape_words
+from bcg_cli.views.table import BOUNDARIES_EXPLAINED, format_mebibytes, format_size
 
 
 def plan_page(report: PlanReport) -> str:
@@ -18,35 +19,44 @@ def plan_page(report: PlanReport) -> str:
         report: The report; nothing else is read.
     """
     totals = report.totals
-    facts = [
+    facts: list[Tile] = [
         (format_size(totals.weight_bytes), "weights"),
+        (format_size(totals.input_bytes), "static inputs"),
         (format_size(totals.pool_bytes), "pool for all buckets"),
         (format_size(totals.graph_bytes), "graphs, about"),
         (format_size(totals.needed_bytes), "together"),
     ]
     if totals.gpu is not None:
-        facts.append(("fits" if totals.fits else "doesn't fit", f"on {totals.gpu}"))
+        where = f"on {totals.gpu}"
+        facts.append(("fits", where, "good") if totals.fits else ("doesn't fit", where, "bad"))
     rows = [
-        [str(bucket.tokens), *map(format_mebibytes, (bucket.pool_bytes, bucket.used_bytes, bucket.boundary_bytes))]
+        [f"{bucket.tokens:,}", *map(format_mebibytes, (bucket.pool_bytes, bucket.used_bytes, bucket.boundary_bytes))]
         for bucket in report.buckets
     ]
     unknown = "".join(f"<li>{_with_code(line)}</li>" for line in report.unknown)
     body = [
-        header("Dry run", report.model.name, about_lines(report.model, report.environment)),
+        header("Dry run", report.model.name, [model_words(report), NOTHING_NEEDED]),
         tiles(facts),
+        *warning_sections(report.warnings),
         section(
             "Buckets",
-            "An estimate from shapes alone, of a pool whose largest bucket is the row's.",
+            f"An estimate from shapes alone{of_ranks(report)}, of a pool whose largest bucket is the row's. "
+            + BOUNDARIES_EXPLAINED,
             table(["tokens", "pool MiB", "of it used MiB", "boundaries MiB"], rows),
         ),
-        map_section(report.map_tokens, report.map, report.segments, report.breaks),
-        *warning_sections(report.warnings),
+        section("Static inputs", "Buffers at fixed addresses, made for the largest bucket.", _input_table(report)),
+        map_section(report.map_tokens, report.map, report.segments, report.breaks, shows_externals=True),
         *automatic_sections(report.automatic_breaks),
         section("What a dry run can't know", "", f"<ul>{unknown}</ul>"),
         options_section(report.options),
         footer(report.environment, on_host=False),
     ]
     return page(f"{report.model.name}: dry run", body, {})
+
+
+def _input_table(report: PlanReport) -> str:
+    rows = [(escape(row.name), escape(shape_words(row)), format_size(row.num_bytes)) for row in report.inputs]
+    return table(("name", "shape", "size"), rows, text_columns=(0, 1))
 
 
 def _with_code(text: str) -> str:

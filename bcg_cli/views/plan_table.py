@@ -8,9 +8,19 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bcg.report import OptionValue, PlanReport, PlanTotals
+from bcg.report import InputRow, PlanReport
 from bcg_cli.views.findings import automatic_breaks_view
-from bcg_cli.views.table import RULED, format_count, format_mebibytes, format_size, map_view, warning_text
+from bcg_cli.views.table import (
+    BOUNDARIES_EXPLAINED,
+    RULED,
+    format_count,
+    format_mebibytes,
+    format_size,
+    map_view,
+    warning_text,
+)
+
+NOTHING_NEEDED = "no GPU, no data"
 
 
 def plan_view(report: PlanReport) -> RenderableType:
@@ -19,17 +29,14 @@ def plan_view(report: PlanReport) -> RenderableType:
     Args:
         report: The report; nothing else is read.
     """
-    model = report.model
     parts: list[RenderableType] = [
-        Text.assemble(
-            (model.name, "bold"),
-            f": {model.architecture}, {format_count(model.num_parameters)} {model.dtype} weights, none loaded",
-        ),
-        Text.assemble(("dry run", "bold"), f": torch {report.environment.torch}, no GPU, no data"),
+        Text.assemble((report.model.name, "bold"), f": {model_words(report)}"),
+        Text.assemble(("dry run", "bold"), f": torch {report.environment.torch}, {NOTHING_NEEDED}"),
         Text(),
         _bucket_table(report),
+        Text(BOUNDARIES_EXPLAINED, "dim"),
         Text(),
-        Text("\n").join(_memory_lines(report.totals, report.options.get("tp"))),
+        Text("\n").join(_memory_lines(report)),
         Text(),
         _input_table(report),
         Text(),
@@ -43,13 +50,25 @@ def plan_view(report: PlanReport) -> RenderableType:
     return Group(*parts)
 
 
+def model_words(report: PlanReport) -> str:
+    """Returns what was planned: only the shapes of its weights are there."""
+    model = report.model
+    return f"{model.architecture}, {format_count(model.num_parameters)} {model.dtype} weights, none loaded"
+
+
+def shape_words(row: InputRow) -> str:
+    """Returns dtype and shape of a static input: ``int64 [1, tokens]``."""
+    shape = ", ".join("tokens" if size == -1 else str(size) for size in row.shape)
+    return f"{row.dtype} [{shape}]"
+
+
 def _bucket_table(report: PlanReport) -> Table:
     table = Table(box=RULED, show_edge=False, padding=0, header_style="bold")
     for header in ("tokens", "pool\nMiB", "of it used\nMiB", "boundaries\nMiB"):
         table.add_column(header, justify="right", vertical="top")
     for bucket in report.buckets:
         table.add_row(
-            str(bucket.tokens),
+            f"{bucket.tokens:,}",
             format_mebibytes(bucket.pool_bytes),
             format_mebibytes(bucket.used_bytes),
             format_mebibytes(bucket.boundary_bytes),
@@ -57,12 +76,18 @@ def _bucket_table(report: PlanReport) -> Table:
     return table
 
 
-def _memory_lines(totals: PlanTotals, num_ranks: OptionValue) -> Iterator[Text]:
-    of = f" of each of {num_ranks} ranks" if num_ranks else ""
+def of_ranks(report: PlanReport) -> str:
+    """Returns whose memory is estimated, where a model is sharded."""
+    num_ranks = report.options.get("tp")
+    return f" of each of {num_ranks} ranks" if num_ranks else ""
+
+
+def _memory_lines(report: PlanReport) -> Iterator[Text]:
+    totals = report.totals
     yield Text(
-        f"Estimate{of}: weights {format_size(totals.weight_bytes)}, static inputs {format_size(totals.input_bytes)}, "
-        f"one pool {format_size(totals.pool_bytes)} for all buckets, graphs about {format_size(totals.graph_bytes)}; "
-        f"together {format_size(totals.needed_bytes)}."
+        f"Estimate{of_ranks(report)}: weights {format_size(totals.weight_bytes)}, "
+        f"static inputs {format_size(totals.input_bytes)}, one pool {format_size(totals.pool_bytes)} for all buckets, "
+        f"graphs about {format_size(totals.graph_bytes)}; together {format_size(totals.needed_bytes)}."
     )
     if totals.gpu is not None and totals.gpu_bytes is not None:
         verdict = ("fits", "green") if totals.fits else ("doesn't fit", "red")
@@ -74,6 +99,5 @@ def _input_table(report: PlanReport) -> Table:
     for _ in range(4):
         table.add_column()
     for row in report.inputs:
-        shape = ", ".join("tokens" if size == -1 else str(size) for size in row.shape)
-        table.add_row("static input", Text(row.name), Text(f"{row.dtype} [{shape}]"), format_size(row.num_bytes))
+        table.add_row("static input", Text(row.name), Text(shape_words(row)), format_size(row.num_bytes))
     return table

@@ -7,7 +7,8 @@ from html import escape
 from bcg.report import ModeRow, ModeSummary, ProfileReport
 from bcg_cli.views import figures
 from bcg_cli.views.html import about_lines, footer, map_section, options_section, warning_sections
-from bcg_cli.views.page import Figure, header, page, pair, plot_box, section, table, tiles
+from bcg_cli.views.page import Figure, bullets, header, page, pair, plot_box, section, table, tiles
+from bcg_cli.views.profile_table import PEAK_EXPLAINED
 from bcg_cli.views.ranks import ranks_section
 from bcg_cli.views.table import format_mebibytes, format_size
 
@@ -21,8 +22,9 @@ MODE_WORDS = {
 }
 
 _ROWS_EXPLAINED = (
-    "Medians of all steps; green is the fastest. Exact is what eager gives in a wider dtype: a mode may be off from it "
-    "twice as far as eager itself."
+    "Medians of all steps; those of segments and breaks are of replays timed step by step after the rounds, which take "
+    "a little longer; graphs are launches in a step. Green is the fastest. Exact is what eager gives in a wider dtype: "
+    "a mode may be off from it twice as far as eager itself."
 )
 
 
@@ -39,7 +41,7 @@ def profile_page(report: ProfileReport) -> str:
         plots |= _plots(report)
         body += _plot_sections(report, plots)
     body.append(section("Modes", _how(report), _mode_table(report)))
-    body.append(section("Token counts", _ROWS_EXPLAINED, _row_table(report)))
+    body.append(section("Token counts", _ROWS_EXPLAINED, _row_table(report) + _reasons(report)))
     for number, replay in enumerate(report.timelines):
         plots[f"timeline-{number}"] = figures.timeline(replay)
         title = f"One replay of {replay.mode} at {replay.tokens:,} tokens"
@@ -70,7 +72,11 @@ def _plot_sections(report: ProfileReport, plots: dict[str, Figure]) -> list[str]
         "latency": ("Latency", "Median step of each mode; the bar reaches to the 95th percentile."),
         "speedup": ("Speed-up", "Eager's median over each mode's."),
         "against": ("Start-up against latency", f"At {smallest:,} tokens: low and left is good."),
-        "startup": ("Start-up", "From the loaded model until every token count can be replayed."),
+        "startup": (
+            "Start-up",
+            "From the loaded model until every token count can be replayed; the rest is what lies between the other "
+            "parts, such as rehearsals and readings of memory.",
+        ),
         "memory": (
             "Memory per token count",
             "Growth of pool (solid) and driver (pale), and what eager takes for a moment.",
@@ -101,7 +107,7 @@ def _how(report: ProfileReport) -> str:
     totals = report.totals
     return (
         f"{totals.num_rounds} {totals.rounds} rounds of {totals.steps_per_round} steps, each mode in a process of its "
-        "own, its first replays checked against eager."
+        "own, its first replays checked against eager." + (f" {PEAK_EXPLAINED}" if report.has_peaks else "")
     )
 
 
@@ -115,30 +121,28 @@ def _mode_table(report: ProfileReport) -> str:
         "capture",
         "pool MiB",
         "driver MiB",
-        "peak MiB",
-        "graphs",
+        "tensors, peak MiB",
         "skips",
         "",
     ]
-    return table(head, [_mode_cells(mode) for mode in report.modes], text_columns=(0, 1, 11))
+    return table(head, [_mode_cells(mode) for mode in report.modes], text_columns=(0, 1), prose_columns=(10,))
 
 
 def _mode_cells(mode: ModeSummary) -> list[str]:
     reason = "; ".join(filter(None, [mode.reason, *mode.notes])) or MODE_WORDS[mode.mode]
     about = f'<span class="muted">{escape(reason)}</span>'
     if mode.status != "measured":
-        return [_name(mode.mode), _status(mode.status), *["–"] * 9, about]
+        return [_name(mode.mode), _status(mode.status), *["–"] * 8, about]
     return [
         _name(mode.mode),
         _status(mode.status),
-        f"{mode.startup_s:.2f}",
-        f"{mode.compile_s:.2f}",
-        f"{mode.warmup_s:.2f}",
-        f"{mode.capture_s:.2f}",
+        f"{mode.startup_s:,.2f}",
+        f"{mode.compile_s:,.2f}",
+        f"{mode.warmup_s:,.2f}",
+        f"{mode.capture_s:,.2f}",
         format_mebibytes(mode.pool_bytes),
         format_mebibytes(mode.driver_bytes),
         format_mebibytes(mode.peak_bytes),
-        f"{mode.num_graph_launches:,}",
         f"{mode.num_skips:,}",
         about,
     ]
@@ -147,7 +151,7 @@ def _mode_cells(mode: ModeSummary) -> list[str]:
 def _row_table(report: ProfileReport) -> str:
     head = [
         *("tokens", "mode", "p50 ms", "p95 ms", "tokens/s", "host µs", "in segments ms", "in breaks ms", "busy"),
-        *("launches", "× eager", "× full", "× compiled", "× piecewise", "error", "against exact", "eager's own", ""),
+        *("graphs", "× eager", "× full", "× compiled", "× piecewise", "error", "against exact", "eager's own"),
     ]
     rows = []
     for bucket in sorted(report.buckets, key=lambda bucket: bucket.tokens):
@@ -156,29 +160,40 @@ def _row_table(report: ProfileReport) -> str:
         for index, row in enumerate(shown):
             tokens = f"<b>{bucket.tokens:,}</b>" if index == 0 else ""
             rows.append([tokens, *_row_cells(row, best=row.mode == fastest)])
-    return table(head, rows, text_columns=(0, 1, len(head) - 1))
+    return table(head, rows, text_columns=(0, 1))
+
+
+def _reasons(report: ProfileReport) -> str:
+    """Returns why rows have no time, where that is not so of the whole mode."""
+    told = {mode.reason for mode in report.modes}
+    lines = [
+        f"{row.mode}, {bucket.tokens:,} tokens: {row.reason}"
+        for bucket in report.buckets
+        for row in bucket.modes
+        if row.reason and row.reason not in told
+    ]
+    return bullets(lines)
 
 
 def _row_cells(row: ModeRow, *, best: bool) -> list[str]:
     if row.p50_ms is None or row.p95_ms is None:
-        return [_name(row.mode), _status(row.status), *["–"] * 14, escape(row.reason or "")]
-    p50 = f"{row.p50_ms:.3f}"
+        return [_name(row.mode), _status(row.status), *["–"] * 14]
+    p50 = f"{row.p50_ms:,.3f}"
     speedups = (row.speedup_vs_eager, row.speedup_vs_full, row.speedup_vs_compiled, row.speedup_vs_piecewise)
     return [
         _name(row.mode),
         f'<span class="best">{p50}</span>' if best else p50,
-        f"{row.p95_ms:.3f}",
+        f"{row.p95_ms:,.3f}",
         _number(row.tokens_per_s, ",.0f"),
         _number(row.host_us, ",.0f"),
-        _number(row.segments_ms, ".3f"),
-        _number(row.breaks_ms, ".3f"),
+        _number(row.segments_ms, ",.3f"),
+        _number(row.breaks_ms, ",.3f"),
         _number(row.busy_share, ".0%"),
         _number(row.graph_launches, ",.0f"),
         *(_number(speedup, ".2f") for speedup in speedups),
         "bitwise" if row.bitwise else _number(row.relative_error, ".1e"),
         _number(row.error_vs_exact, ".1e"),
         _number(row.eager_error_vs_exact, ".1e"),
-        "",
     ]
 
 

@@ -11,6 +11,11 @@ from rich.text import Text
 from bcg.report import ModeRow, ModeStatus, ModeSummary, ProfileReport
 from bcg_cli.views.table import RULED, format_mebibytes, header_text, warning_text
 
+PEAK_EXPLAINED = (
+    "Peak of tensors: the most that they held at once while steps were measured, weights included; memory that a graph "
+    "keeps in its pool without a tensor is not in it."
+)
+
 _STYLES: dict[ModeStatus, str] = {"measured": "green", "wrong": "red", "failed": "red"}
 
 
@@ -73,7 +78,8 @@ def _error_over_eagers(row: ModeRow) -> str:
 
 def _mode_table(report: ProfileReport) -> Table:
     table = _table(
-        "mode", "start-up\ns", "compile\ns", "warm-up\ns", "capture\ns", "pool\nMiB", "driver\nMiB", "peak\nMiB"
+        *("mode", "start-up\ns", "compile\ns", "warm-up\ns", "capture\ns"),
+        *("pool\nMiB", "driver\nMiB", "tensors,\npeak MiB"),
     )
     table.add_column("status", overflow="fold")
     for mode in report.modes:
@@ -97,6 +103,8 @@ def _notes(report: ProfileReport) -> Iterator[Text]:
         "checked against eager.",
         "dim",
     )
+    if report.has_peaks:
+        yield Text(PEAK_EXPLAINED, "dim")
     if report.has_exact_errors:
         yield Text("× own: error against a wider dtype over eager's own; above 2 is wrong.", "dim")
     if report.on_host:

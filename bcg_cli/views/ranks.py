@@ -9,11 +9,14 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bcg.report import AssembledCheck, RankRow, RankVerdict
+from bcg.report import AssembledCheck, RankRow, RankVerdict, Verdict
 from bcg_cli.views.page import section, table
 from bcg_cli.views.table import RULED, format_mebibytes
 
 _STYLE = {"match": "green", "mismatch": "bold red", "inconclusive": "yellow"}
+VERDICT_STYLES: dict[Verdict, str] = {"match": "good", "mismatch": "bad", "inconclusive": "warn"}
+"""How verdicts look on pages."""
+
 _COLUMNS: tuple[tuple[str, Callable[[RankRow], float], Callable[[float], str]], ...] = (
     ("segments", lambda row: row.num_segments, "{:.0f}".format),
     ("breaks", lambda row: row.num_breaks, "{:.0f}".format),
@@ -57,8 +60,17 @@ def verdict_lines(rows: Sequence[RankVerdict], assembled: AssembledCheck | None)
 
 def verdicts_section(rows: Sequence[RankVerdict], assembled: AssembledCheck | None) -> str:
     """Returns the same for a page."""
-    lines = [(escape(line.plain),) for line in verdict_lines(rows, assembled)]
-    return section("Ranks", "Each against its own eager, and all together against one process.", table((), lines))
+    verdicts: list[Verdict] = [row.verdict for row in rows] + ([assembled.verdict] if assembled else [])
+    lines = [
+        (marked(verdict, line.plain),) for verdict, line in zip(verdicts, verdict_lines(rows, assembled), strict=True)
+    ]
+    content = table((), lines, prose_columns=(0,))
+    return section("Ranks", "Each against its own eager, and all together against one process.", content)
+
+
+def marked(verdict: Verdict, text: str) -> str:
+    """Returns plain text as HTML in the colour of a verdict."""
+    return f'<span class="{VERDICT_STYLES[verdict]}">{escape(text)}</span>'
 
 
 def _headers() -> list[str]:

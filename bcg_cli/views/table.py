@@ -15,8 +15,15 @@ from bcg_cli.views.folding import Fold, Step, fold_map, step_of
 
 MEBIBYTE = 2**20
 
+OUTSIDE_THE_POOL = "What breaks allocate for themselves is part of eager's peak, and stays outside the pool at replay."
+
+BOUNDARIES_EXPLAINED = (
+    "Boundaries, the results of breaks, lie in the pool and share its memory: not all are in use at once."
+)
+NOT_FOLLOWED = "captured without following operations: modules and what it reads are not known"
+
 RULED = Box("    \n    \n ── \n    \n    \n ── \n    \n    \n")
-_ORIGIN = {"random": "random", "safetensors": "from safetensors", "user": "as the factory made them"}
+ORIGINS = {"random": "random", "safetensors": "from safetensors", "user": "as the factory made them"}
 _STATUS_STYLE = {"captured": "green", "out of memory": "yellow", "failed": "red"}
 
 
@@ -46,7 +53,7 @@ def capture_view(report: CaptureReport) -> RenderableType:
 
 
 def format_mebibytes(num_bytes: int | None) -> str:
-    """Returns bytes as MiB in at most six characters, or a dash where they are not known."""
+    """Returns bytes as MiB in short, or a dash where they are not known."""
     if num_bytes is None:
         return "–"
     value = num_bytes / MEBIBYTE
@@ -54,7 +61,7 @@ def format_mebibytes(num_bytes: int | None) -> str:
         return "<0.01" if value > 0 else ">-0.01"
     if abs(value) < 99.995:
         return f"{value:.2f}" if num_bytes else "0"
-    return f"{value:.1f}" if abs(value) < 9999.95 else f"{value:.0f}"
+    return f"{value:,.1f}" if abs(value) < 9999.95 else f"{value:,.0f}"
 
 
 def format_size(num_bytes: int) -> str:
@@ -64,7 +71,7 @@ def format_size(num_bytes: int) -> str:
         if abs(value) < 1024:
             break
         value, unit = value / 1024, larger
-    return f"{value:.0f} B" if unit == "B" else f"{value:.2f} {unit}"
+    return f"{value:,.0f} B" if unit == "B" else f"{value:,.2f} {unit}"
 
 
 def format_count(count: int) -> str:
@@ -90,7 +97,7 @@ def header_text(model: ModelInfo, environment: Environment) -> Text:
             Text.assemble(
                 (model.name, "bold"),
                 f": {model.architecture}, {format_count(model.num_parameters)} {model.dtype} weights "
-                f"({format_size(model.weight_bytes)}), {_ORIGIN[model.weights]}{seed}",
+                f"({format_size(model.weight_bytes)}), {ORIGINS[model.weights]}{seed}",
             ),
             Text.assemble((environment.device, "bold"), ": ", ", ".join(version for version in versions if version)),
         ]
@@ -105,10 +112,10 @@ def _bucket_table(report: CaptureReport) -> Table:
         ("segments", ""),
         ("breaks", ""),
         ("operations" if report.on_host else "kernels", ""),
-        ("capture\nms", f"{totals.capture_ms:.1f}"),
+        ("capture\nms", f"{totals.capture_ms:,.1f}"),
         ("pool Δ\nMiB", format_mebibytes(totals.pool_bytes)),
         ("driver\nΔ MiB", format_mebibytes(totals.driver_bytes)),
-        ("boundary\nMiB", format_mebibytes(totals.boundary_bytes)),
+        ("boundaries\nMiB", ""),
         ("eager\npeak", format_mebibytes(totals.eager_peak_bytes)),
     ):
         table.add_column(header, footer, justify="right", overflow="fold", vertical="top")
@@ -121,13 +128,13 @@ def _bucket_table(report: CaptureReport) -> Table:
 def _bucket_cells(bucket: CaptureBucket) -> list[str]:
     eager_peak = format_mebibytes(bucket.eager_peak_bytes)
     if bucket.status != "captured":
-        return [str(bucket.tokens), *["–"] * 7, eager_peak]
+        return [f"{bucket.tokens:,}", *["–"] * 7, eager_peak]
     return [
-        str(bucket.tokens),
-        str(bucket.num_segments),
-        str(bucket.num_breaks),
-        str(bucket.num_kernels),
-        f"{bucket.capture_ms:.1f}",
+        f"{bucket.tokens:,}",
+        f"{bucket.num_segments:,}",
+        f"{bucket.num_breaks:,}",
+        f"{bucket.num_kernels:,}",
+        f"{bucket.capture_ms:,.1f}",
         format_mebibytes(bucket.pool_bytes),
         format_mebibytes(bucket.driver_bytes),
         format_mebibytes(bucket.boundary_bytes),
@@ -139,15 +146,19 @@ def _notes(report: CaptureReport) -> Iterator[Text]:
     totals = report.totals
     if totals.eager_peak_bytes is not None:
         yield Text(
-            f"One pool of {format_size(totals.pool_bytes)} serves every bucket, "
-            f"in place of eager's transient peak of {format_size(totals.eager_peak_bytes)}.",
+            f"One pool of {format_size(totals.pool_bytes)} serves every bucket; "
+            f"an eager forward takes up to {format_size(totals.eager_peak_bytes)} for a moment.",
             "dim",
         )
+        if report.breaks:
+            yield Text(OUTSIDE_THE_POOL, "dim")
+    if report.breaks:
+        yield Text(BOUNDARIES_EXPLAINED, "dim")
     if report.on_host:
         yield Text("Captured on the host device: its times say nothing about a GPU.", "dim")
     for bucket in report.buckets:
         if bucket.error:
-            yield Text(f"{bucket.tokens} tokens: {bucket.error}", "yellow")
+            yield Text(f"{bucket.tokens:,} tokens: {bucket.error}", "yellow")
 
 
 def map_view(
@@ -181,10 +192,10 @@ def map_view(
             count = Text(f"{step.num_steps} steps", "dim")
         else:
             first, count, place = _map_cells(step, rows[step.key])
-            outside = _outside(rows[step.key])
+            outside = Text(outside_words(rows[step.key]), "dim")
         table.add_row(first, count, *([outside] if shows_externals else []), place)
     counts = f"{_plural(len(segments), 'segment')} and {_plural(len(breaks), 'break')}"
-    yield Text(f"Map of {tokens} tokens: {counts} in order", "bold")
+    yield Text(f"Map of {tokens:,} tokens: {counts} in order", "bold")
     yield table
 
 
@@ -194,23 +205,27 @@ def _map_cells(step: Step, row: SegmentRow | BreakRow) -> tuple[Text, Text, Text
         place = f"{row.module} ({row.name})" if row.module else row.name
         return Text(name, "yellow"), Text(row.source, "yellow"), Text(place)
     count = _plural(row.num_operations, "operation") if row.num_kernels is None else _plural(row.num_kernels, "kernel")
-    return Text(name), Text(count), Text(_modules(row.modules))
+    if not row.is_followed:
+        return Text(name), Text(count), Text(NOT_FOLLOWED, "dim")
+    return Text(name), Text(count), Text(modules_in_short(row.modules))
 
 
-def _outside(row: SegmentRow | BreakRow) -> Text:
+def outside_words(row: SegmentRow | BreakRow) -> str:
+    """Returns what a segment reads from outside, or what the result of a break takes."""
     if isinstance(row, BreakRow):
-        return Text(f"boundary {format_size(row.boundary_bytes)}", "dim")
-    return Text(f"{_plural(row.num_externals, 'external')}, {format_size(row.external_bytes)}", "dim")
+        return f"boundary {format_size(row.boundary_bytes)}"
+    return f"{_plural(row.num_externals, 'external')}, {format_size(row.external_bytes)}"
 
 
-def _modules(modules: list[str]) -> str:
+def modules_in_short(modules: Sequence[str]) -> str:
+    """Returns the modules of a segment: two, or the first and the last."""
     if len(modules) < 3:
         return ", ".join(modules)
     return f"{modules[0]} … {modules[-1]}"
 
 
 def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def warning_text(warning: ReportWarning) -> Text:

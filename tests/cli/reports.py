@@ -11,6 +11,11 @@ from bcg.report import (
     CaptureBucket,
     CaptureReport,
     CaptureTotals,
+    Card,
+    CheckBucket,
+    CheckReport,
+    CheckTiming,
+    Divergence,
     Environment,
     ModelInfo,
     ModeName,
@@ -19,6 +24,7 @@ from bcg.report import (
     ProfileBucket,
     ProfileReport,
     ProfileTotals,
+    PromptCheck,
     ReportWarning,
     SegmentRow,
     Timeline,
@@ -241,3 +247,54 @@ def _timeline_steps(captured: CaptureReport) -> list[TimelineStep]:
         )
         host_us, device_us = host_us + host + 0.5, device_us + device + 2.0
     return steps
+
+
+def check_report(**changes: Any) -> CheckReport:
+    """Makes the report of a check with one match, one mismatch that was located, prompts and a finding."""
+    captured = gpu_report()
+    report = CheckReport(
+        environment=captured.environment,
+        model=captured.model,
+        options={"tokens": [16, 1024]},
+        verdict="mismatch",
+        buckets=[
+            CheckBucket(tokens=16, verdict="match", bitwise=True, max_abs_error=0.0, num_replays=6, num_launches=174),
+            CheckBucket(
+                tokens=1024,
+                verdict="mismatch",
+                bitwise=False,
+                max_abs_error=0.2,
+                max_rel_error=0.5,
+                num_replays=6,
+                num_launches=174,
+                reasons=["2 of 6 replays differ"],
+                first_divergence=Divergence(module="layers.3.mlp", part="output", source_line="model.py:13"),
+            ),
+        ],
+        spread=0.001,
+        prompts=PromptCheck(
+            verdict="inconclusive",
+            num_prompts=5,
+            num_replayed=4,
+            num_eager=1,
+            num_batches=2,
+            num_tokens=1500,
+            bitwise=False,
+            max_abs_error=0.03,
+            max_rel_error=0.04,
+            num_next_tokens=4,
+            num_other_next_tokens=1,
+        ),
+        findings=[
+            Card(
+                hazard="S2",
+                title="0.25 is baked in",
+                cause="a number is frozen",
+                module="layers.3.mlp",
+                break_option="--break 'layers.3.mlp'",
+                occurrences=7,
+            )
+        ],
+        timing=CheckTiming(eager_ms=12.0),
+    )
+    return msgspec.structs.replace(report, **changes)

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from bcg.report import CaptureReport, PlanReport, read_report
+from bcg_cli.views.table import format_size
+from tests.cli.test_html import text_of
 
 
 def test_a_plan_from_shapes_alone(bcg: Any, tmp_path: Path) -> None:
@@ -21,7 +23,7 @@ def test_a_plan_from_shapes_alone(bcg: Any, tmp_path: Path) -> None:
     assert [bucket.tokens for bucket in report.buckets] == [4096, 2048, 1024, 512, 256, 128, 64, 32, 16]
     assert report.totals.fits
     assert "fits h100-80gb, which has 74.51 GiB." in done.out
-    assert "Map of 4096 tokens: 29 segments and 28 breaks in order" in done.out
+    assert "Map of 4,096 tokens: 29 segments and 28 breaks in order" in done.out
     assert "input_ids     int64 [1, tokens]" in done.out
     assert re.search(r"^segment 0 +73 operations  10 externals, 304.82 MiB +embed_tokens", done.out, re.MULTILINE)
     assert re.search(r"^break 0 +attention +boundary 16.00 MiB +layers.0.self_attn", done.out, re.MULTILINE)
@@ -29,6 +31,14 @@ def test_a_plan_from_shapes_alone(bcg: Any, tmp_path: Path) -> None:
     assert "<title>qwen3-0.6b: dry run</title>" in page.read_text()
     assert "<b>fits</b><span>on h100-80gb</span>" in page.read_text()
     assert "<code>bcg replay-check</code> tells" in page.read_text()
+    text = text_of(report)
+    assert "596.05 million bfloat16 weights, none loaded no GPU, no data" in text
+    assert "random weights" not in text and report.environment.device not in text
+    tiles = [format_size(size) for size in (report.totals.weight_bytes, report.totals.input_bytes)]
+    assert f"{tiles[0]} weights {tiles[1]} static inputs" in text
+    assert "input_ids int64 [1, tokens] 32.00 KiB" in text
+    assert "segment 0 73 operations 10 externals, 304.82 MiB embed_tokens" in text
+    assert "break 0 attention boundary 16.00 MiB layers.0.self_attn" in text
     again = bcg("report", path)
     assert again.out == done.out
 

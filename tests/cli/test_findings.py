@@ -8,7 +8,6 @@ import msgspec
 from rich.console import Console, RenderableType
 
 from bcg.report import AutomaticBreak, Card
-from bcg_cli.views.check_html import _finding
 from bcg_cli.views.findings import automatic_breaks_view, card_view
 from bcg_cli.views.html import card_sections
 
@@ -47,8 +46,17 @@ def test_an_automatic_break_as_text() -> None:
 
 
 def test_on_pages_it_is_escaped() -> None:
-    for page in (card_sections([CARD])[0], _finding(CARD)):
-        assert escape(SAID) in page
-        assert "<b>first" not in page
-    assert "<code></code>" not in card_sections([CARD])[0].split("it fails")[1].split("</td>")[0]
-    assert "driver" not in _finding(msgspec.structs.replace(CARD, driver_text=""))
+    (section,) = card_sections([CARD])
+    assert escape(SAID) in section
+    assert "<b>first" not in section
+    (section,) = card_sections([msgspec.structs.replace(CARD, driver_text="")])
+    assert "driver" not in section
+
+
+def test_a_card_on_a_page_says_what_it_says_on_a_terminal() -> None:
+    card = msgspec.structs.replace(CARD, driver_text="", break_option="--break layers.1", occurrences=3)
+    (section,) = card_sections([card])
+    assert "<h2>L1 it fails (3 places)</h2>" in section
+    for line in shown(card_view(card))[1:]:
+        name, value = line.split(maxsplit=1)
+        assert f">{name}</td>" in section and f">{value}</td>" in section

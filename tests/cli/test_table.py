@@ -35,8 +35,14 @@ def test_every_column_of_a_bucket() -> None:
         "peak",
         "status",
     ]
-    assert row_of(lines, "4096") == ["4096", "29", "28", "406", "70.0", "160.0", "7.00", "112.0", "301.0", "captured"]
-    assert row_of(lines, "total") == ["total", "140.0", "320.0", "14.00", "168.0", "301.0", "2", "of", "2"]
+    assert row_of(lines, "4,096") == ["4,096", "29", "28", "406", "70.0", "160.0", "7.00", "112.0", "301.0", "captured"]
+    assert row_of(lines, "total") == ["total", "140.0", "320.0", "14.00", "301.0", "2", "of", "2"]
+
+
+def test_boundaries_are_said_to_share_the_pool() -> None:
+    words = "Boundaries, the results of breaks, lie in the pool and share its memory: not all are in use at once."
+    assert words in " ".join(shown(gpu_report()))
+    assert words not in " ".join(shown(gpu_report(num_layers=0)))
 
 
 def test_the_header_says_model_and_machine() -> None:
@@ -47,7 +53,11 @@ def test_the_header_says_model_and_machine() -> None:
 
 def test_the_pool_stands_beside_eagers_peak() -> None:
     text = " ".join(shown(gpu_report()))
-    assert "One pool of 320.00 MiB serves every bucket, in place of eager's transient peak of 301.00 MiB." in text
+    peak = "One pool of 320.00 MiB serves every bucket; an eager forward takes up to 301.00 MiB for a moment."
+    breaks = "What breaks allocate for themselves is part of eager's peak, and stays outside the pool at replay."
+    assert f"{peak} {breaks}" in text
+    whole = " ".join(shown(gpu_report(num_layers=0)))
+    assert peak in whole and breaks not in whole
 
 
 def test_the_host_device_says_operations_and_is_no_gpu() -> None:
@@ -59,7 +69,7 @@ def test_the_host_device_says_operations_and_is_no_gpu() -> None:
 
 def test_the_map_is_folded_and_in_order() -> None:
     lines = shown(gpu_report())
-    start = lines.index("Map of 4096 tokens: 29 segments and 28 breaks in order")
+    start = lines.index("Map of 4,096 tokens: 29 segments and 28 breaks in order")
     assert [line.split("  ")[0].strip() for line in lines[start + 1 :]] == [
         *("segment 0", "break 0", "segment 1", "…", "break 27", "segment 28")
     ]
@@ -77,15 +87,15 @@ def test_layers_that_differ_in_size_are_not_folded() -> None:
 def test_no_break_at_all() -> None:
     report = gpu_report(num_layers=0, breaks=[], buckets=[bucket(4096, 0)])
     lines = shown(report)
-    assert "Map of 4096 tokens: 1 segments and 0 breaks in order" not in lines
-    assert "Map of 4096 tokens: 1 segment and 0 breaks in order" in lines
+    assert "Map of 4,096 tokens: 1 segments and 0 breaks in order" not in lines
+    assert "Map of 4,096 tokens: 1 segment and 0 breaks in order" in lines
 
 
 def test_a_bucket_without_memory_is_shown_and_explained() -> None:
     lost = bucket(8192, 28, status="out of memory", error="tried to allocate 2 GiB")
     lines = shown(gpu_report(buckets=[bucket(4096, 28), lost]))
-    assert row_of(lines, "8192") == ["8192", *["–"] * 7, "602.0", "out", "of"]
-    assert "8192 tokens: tried to allocate 2 GiB" in lines
+    assert row_of(lines, "8,192") == ["8,192", *["–"] * 7, "602.0", "out", "of"]
+    assert "8,192 tokens: tried to allocate 2 GiB" in lines
 
 
 def test_nothing_captured_shows_no_map() -> None:
@@ -110,7 +120,7 @@ def test_it_fits_into_80_columns_and_has_no_escapes(make: Any) -> None:
     lines = shown(make(buckets=[big]))
     assert max(map(len, lines)) <= 80
     assert "\x1b" not in "\n".join(lines)
-    assert row_of(lines, "4096")[:6] == ["4096", "1001", "1000", "123456", "70.0", "123456"]
+    assert row_of(lines, "4,096")[:6] == ["4,096", "1,001", "1,000", "123,456", "70.0", "123,456"]
 
 
 def test_nothing_is_cut_on_a_narrow_terminal() -> None:
@@ -129,7 +139,7 @@ def test_names_are_no_markup() -> None:
     ("num_bytes", "text"),
     [
         *((None, "–"), (0, "0"), (1, "<0.01"), (MEBIBYTE // 2, "0.50"), (-MEBIBYTE, "-1.00")),
-        *((99 * MEBIBYTE, "99.00"), (100 * MEBIBYTE, "100.0"), (9999 * MEBIBYTE, "9999.0"), (2**40, "1048576")),
+        *((99 * MEBIBYTE, "99.00"), (100 * MEBIBYTE, "100.0"), (9999 * MEBIBYTE, "9,999.0"), (2**40, "1,048,576")),
     ],
 )
 def test_mebibytes(num_bytes: int | None, text: str) -> None:
@@ -138,7 +148,7 @@ def test_mebibytes(num_bytes: int | None, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("num_bytes", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1024, "1.00 KiB"), (3 * 2**29, "1.50 GiB"), (2**52, "4096.00 TiB")],
+    [(0, "0 B"), (1023, "1,023 B"), (1024, "1.00 KiB"), (3 * 2**29, "1.50 GiB"), (2**52, "4,096.00 TiB")],
 )
 def test_sizes(num_bytes: int, text: str) -> None:
     assert format_size(num_bytes) == text

@@ -11,9 +11,10 @@ import torch
 from bcg.profile.agreement import agreement
 from bcg.profile.launches import read_activity
 from bcg.profile.notes import notes
+from bcg.profile.steps import split_of
 from bcg.profile.tools import ncu_command, nsys_command
 from bcg.ranges import Ranges
-from bcg.report import ProfileReport
+from bcg.report import ProfileReport, TimelineStep
 from tests.cli.reports import profile_report
 from tests.unit.test_compare import times
 
@@ -64,6 +65,30 @@ def test_an_eager_that_keeps_the_gpu_busy_is_noted_with_its_smallest_size() -> N
     (note,) = [note for note in notes(rename(report, buckets=buckets)) if note.code == "eager-is-busy"]
     assert note.message == "eager is already 98% GPU-busy at 1024 tokens: graphs cannot help there"
     assert note.cause and note.remedy
+
+
+def replay_of(*host_us: float) -> list[TimelineStep]:
+    """A replay of a segment, a break and a segment on the host device."""
+    kinds = ("segment", "break", "segment")
+    return [
+        TimelineStep(kind=kind, index=index // 2, name="", host_start_us=0.0, host_us=length)
+        for index, (kind, length) in enumerate(zip(kinds, host_us, strict=True))
+    ]
+
+
+def test_segments_and_breaks_are_medians_over_replays() -> None:
+    split = split_of([replay_of(100, 30, 200), replay_of(110, 20, 200), replay_of(5000, 900, 9000)])
+    assert (split.segments_ms, split.breaks_ms) == pytest.approx((0.31, 0.03))
+    assert (split.segments_host_us, split.breaks_host_us) == (310, 30)
+
+
+def test_segments_and_breaks_longer_than_their_step_are_noted() -> None:
+    report = profile_report()
+    (first, *others) = report.buckets
+    rows = [rename(row, segments_ms=30.0) if row.mode == "breakable" else row for row in first.modes]
+    longer = rename(report, buckets=[rename(first, modes=rows), *others])
+    (note,) = [note for note in notes(longer) if note.code == "longer-in-parts"]
+    assert note.message == "segments and breaks of breakable at 16 tokens take 2.8 times its whole step"
 
 
 def test_alternated_rounds_are_noted() -> None:

@@ -69,8 +69,8 @@ def test_launches_and_the_share_of_breaks(report: ProfileReport) -> None:
         assert row.segments_ms > 0 and row.breaks_ms > 0 and row.breaks_host_us > 0
         assert row.busy_share is None
     launches = {mode.mode: mode.num_graph_launches for mode in report.modes}
-    assert launches["eager"] == 0
-    assert launches["breakable"] >= 2 * 4 * 3 * SEGMENTS
+    num_steps = 2 * 4 * 3
+    assert launches == {"eager": 0, "full": num_steps, "breakable": num_steps * SEGMENTS, "fused": 0}
 
 
 def test_start_up_and_memory(report: ProfileReport) -> None:

@@ -8,7 +8,8 @@
   const value = (name) => getComputedStyle(root).getPropertyValue(name).trim();
 
   const dressed = (layout) => {
-    const axis = { gridcolor: value("--grid"), linecolor: value("--line"), zerolinecolor: value("--line"), automargin: true };
+    const axis = { gridcolor: value("--grid"), linecolor: value("--line"), zerolinecolor: value("--line"), automargin: true,
+      exponentformat: "none", separatethousands: true };
     const full = {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", autosize: true,
       font: { color: value("--muted"), family: getComputedStyle(document.body).fontFamily, size: 12 },
@@ -25,10 +26,16 @@
 
   const draw = () => {
     button.textContent = root.dataset.theme === "dark" ? "Light" : "Dark";
+    let drawn = 0;
     for (const [id, figure] of Object.entries(figures)) {
-      Plotly.react(id, figure.data, dressed(figure.layout), { responsive: true, displaylogo: false, displayModeBar: false });
+      try {
+        Plotly.react(id, figure.data, dressed(figure.layout), { responsive: true, displaylogo: false, displayModeBar: false });
+        drawn += 1;
+      } catch (error) {
+        document.getElementById(id).textContent = `This plot could not be drawn: ${error.message}`;
+      }
     }
-    root.dataset.drawn = String(Object.keys(figures).length);
+    root.dataset.drawn = String(drawn);
   };
 
   const follow = () => { root.dataset.theme = system.matches ? "dark" : "light"; draw(); };

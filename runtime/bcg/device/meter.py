@@ -50,7 +50,10 @@ class Meter(Protocol):
         """Collect garbage, empty caches, and read the memory."""
 
     def peak_of(self) -> AbstractContextManager[list[int]]:
-        """Give a list that holds, after the block, the most bytes allocated at once in it; none where unknown."""
+        """Give a list that holds, after the block, the most bytes that tensors held at once in it; none where unknown.
+
+        Weights are part of it; what graphs keep in their pools without a tensor is not.
+        """
 
     def free_bytes(self) -> int:
         """Return what could still be allocated."""

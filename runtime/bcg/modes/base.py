@@ -47,13 +47,11 @@ class Counts:
     """What a mode has to show for itself.
 
     Attributes:
-        num_launches: Graph launches so far, as far as the mode itself can count them.
         num_compilations: Graphs that the compiler made.
         num_skips: Times that the compiler gave up on a CUDA graph.
         notes: In words.
     """
 
-    num_launches: int = 0
     num_compilations: int = 0
     num_skips: int = 0
     notes: list[str] = field(default_factory=list)

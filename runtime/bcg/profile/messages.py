@@ -112,6 +112,15 @@ class Measured(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     peak_bytes: int | None = None
 
 
+class Split(msgspec.Struct, frozen=True, kw_only=True):
+    """How replays divide into segments and breaks (see `bcg.report.ModeRow`): medians over several."""
+
+    segments_ms: float
+    breaks_ms: float
+    segments_host_us: float
+    breaks_host_us: float
+
+
 class Looked(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """What a look found.
 
@@ -119,12 +128,14 @@ class Looked(msgspec.Struct, tag=True, frozen=True, kw_only=True):
         busy_ms: Time of one step in which at least one kernel ran; None where it can't be known.
         graph_launches: Of one step.
         kernel_launches: Of one step; None where it can't be known.
-        timeline: The replay of median length among a few; None for a mode without segments.
+        split: None for a mode without segments, and so is the timeline.
+        timeline: The replay of median length among those that were split.
     """
 
     busy_ms: float | None = None
     graph_launches: float | None = None
     kernel_launches: float | None = None
+    split: Split | None = None
     timeline: Timeline | None = None
 
 
@@ -135,7 +146,6 @@ class Traced(msgspec.Struct, tag=True, frozen=True, kw_only=True):
 class Closed(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """What the mode counted, see `bcg.modes.base.Counts`."""
 
-    num_launches: int
     num_compilations: int
     num_skips: int
     notes: list[str]

@@ -5,6 +5,7 @@ The plain replay knows nothing of this: `GraphRunner.replay` takes these in plac
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -16,11 +17,13 @@ import torch
 from bcg.device.meter import Meter
 from bcg.graph import Break, BreakableCUDAGraph, Segment
 from bcg.inputs import Batch
+from bcg.profile.messages import Split
 from bcg.ranges import Range, Ranges
 from bcg.report import TimelineStep
 from bcg.runner import GraphRunner
 
-NUM_LOOKS = 5
+NUM_LOOKS = 11
+"""Replays in which every step is timed by itself; one alone may be twice as long as the next."""
 
 Around: TypeAlias = Callable[[], AbstractContextManager[Any]]
 
@@ -133,12 +136,29 @@ class Stopwatch:
         return self._meter.elapsed_ms(self._marks[start], self._marks[end]) * 1e3 if start != end else 0.0
 
 
-def replay_of_median_length(runner: GraphRunner, batch: Batch, meter: Meter) -> list[TimelineStep]:
-    """Replay a batch that fills a bucket a few times, and return the steps of the replay of median length."""
+def timed_replays(runner: GraphRunner, batch: Batch, meter: Meter) -> list[list[TimelineStep]]:
+    """Replay a batch that fills a bucket several times, and return the steps of each replay, the shortest first."""
     watch = Stopwatch(runner.graphs[batch.num_tokens], meter)
     replays = []
     for _ in range(NUM_LOOKS):
         runner.replay(batch, through=watch.replay)
         replays.append(watch.steps())
-    replays.sort(key=lambda steps: sum(step.device_us or step.host_us for step in steps))
-    return replays[len(replays) // 2]
+    return sorted(replays, key=lambda steps: sum(map(_length_us, steps)))
+
+
+def split_of(replays: Sequence[Sequence[TimelineStep]]) -> Split:
+    """Return what segments take together and what breaks do, as medians over the replays."""
+
+    def median(kind: str, length: Callable[[TimelineStep], float]) -> float:
+        return statistics.median(sum(length(step) for step in steps if step.kind == kind) for steps in replays)
+
+    return Split(
+        segments_ms=median("segment", _length_us) / 1e3,
+        breaks_ms=median("break", _length_us) / 1e3,
+        segments_host_us=median("segment", lambda step: step.host_us),
+        breaks_host_us=median("break", lambda step: step.host_us),
+    )
+
+
+def _length_us(step: TimelineStep) -> float:
+    return step.host_us if step.device_us is None else step.device_us

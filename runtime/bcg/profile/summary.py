@@ -22,7 +22,6 @@ from bcg.report import (
     ProfileReport,
     ProfileTotals,
     Timeline,
-    TimelineStep,
 )
 
 REFERENCES: tuple[ModeName, ...] = ("eager", "full", "compiled", "piecewise")
@@ -49,7 +48,7 @@ def profile_report(plan: Plan, runs: Sequence[ModeRun]) -> ProfileReport:
         model=loaded.model,
         options=_options(plan),
         buckets=buckets,
-        modes=[_mode(run, [_of(bucket, run.mode) for bucket in buckets]) for run in runs],
+        modes=[_mode(run, buckets) for run in runs],
         totals=ProfileTotals(
             num_rounds=max((len(rounds) for run in runs for rounds in run.rounds.values()), default=0),
             steps_per_round=plan.steps_per_round,
@@ -109,7 +108,7 @@ def _row(run: ModeRun, tokens: int) -> ModeRow:
         busy_share=None if look.busy_ms is None else min(1.0, look.busy_ms / p50_ms),
         graph_launches=look.graph_launches if run.mode != "eager" else 0,
         kernel_launches=look.kernel_launches,
-        **_split(look.timeline),
+        **(msgspec.structs.asdict(look.split) if look.split else {}),
         **costs,
     )
 
@@ -122,21 +121,6 @@ def _costs(mode: ModeName, prepared: Prepared) -> dict[str, Any]:
     )
     facts = {name: getattr(prepared, name) for name in names}
     return facts | {"memory_bytes": (prepared.transient_bytes or 0) if mode == "eager" else kept}
-
-
-def _split(timeline: Timeline | None) -> dict[str, Any]:
-    if timeline is None:
-        return {}
-    found: dict[str, float] = {}
-    for kind in ("segment", "break"):
-        steps = [step for step in timeline.steps if step.kind == kind]
-        found[f"{kind}s_ms"] = sum(_length_us(step) for step in steps) / 1e3
-        found[f"{kind}s_host_us"] = sum(step.host_us for step in steps)
-    return found
-
-
-def _length_us(step: TimelineStep) -> float:
-    return step.host_us if step.device_us is None else step.device_us
 
 
 def _percentile_95(values: Sequence[float]) -> float:
@@ -155,7 +139,8 @@ def _with_speedups(rows: list[ModeRow]) -> list[ModeRow]:
     ]
 
 
-def _mode(run: ModeRun, rows: list[ModeRow]) -> ModeSummary:
+def _mode(run: ModeRun, buckets: Sequence[ProfileBucket]) -> ModeSummary:
+    rows = [_of(bucket, run.mode) for bucket in buckets]
     measured = [row for row in rows if row.status == "measured"]
     status: ModeStatus = "measured" if measured else rows[0].status
     peaks = [one.peak_bytes for rounds in run.rounds.values() for one in rounds if one.peak_bytes is not None]
@@ -172,19 +157,17 @@ def _mode(run: ModeRun, rows: list[ModeRow]) -> ModeSummary:
         driver_bytes=driver_bytes,
         memory_bytes=pool_bytes + driver_bytes,
         peak_bytes=max(peaks, default=None),
-        num_graph_launches=_launches(run, measured),
+        num_graph_launches=_launches(run, buckets),
         num_compilations=run.closed.num_compilations if run.closed else 0,
         num_skips=run.closed.num_skips if run.closed else 0,
         notes=run.closed.notes if run.closed else [],
     )
 
 
-def _launches(run: ModeRun, measured: list[ModeRow]) -> int:
-    counted = run.closed.num_launches if run.closed else 0
-    if counted or run.mode == "eager":
-        return counted
-    num_steps = sum(len(one.step_ms) for rounds in run.rounds.values() for one in rounds) // max(1, len(run.rounds))
-    return round(sum((row.graph_launches or 0) * num_steps for row in measured))
+def _launches(run: ModeRun, buckets: Sequence[ProfileBucket]) -> int:
+    num_steps = {tokens: sum(len(one.step_ms) for one in rounds) for tokens, rounds in run.rounds.items()}
+    rows = [(bucket.tokens, _of(bucket, run.mode)) for bucket in buckets]
+    return round(sum((row.graph_launches or 0) * num_steps[tokens] for tokens, row in rows if row.status == "measured"))
 
 
 def _prepared(run: ModeRun, tokens: int) -> Prepared | None:

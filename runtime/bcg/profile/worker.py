@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from bcg.distributed.world import World
 
 NUM_SETTLING_STEPS = 2
-"""Unmeasured steps at the start of a round: another process had the device in between."""
+"""Unmeasured steps at the start of a round or a look: another process had the device in between."""
 
 
 class Worker:
@@ -123,8 +123,7 @@ class Worker:
         """Run steps of one bucket, each timed on its own from an idle device."""
         self._begin_measuring()
         batch, meter = self._batches[command.tokens], self._meter
-        for _ in range(NUM_SETTLING_STEPS):
-            self._run(command.tokens, batch)
+        self._settle(command.tokens)
         step_ms, host_us = [], []
         with meter.peak_of() as peak, self._ranges.make("round", "replay", command.tokens)():
             for _ in range(command.num_steps):
@@ -139,29 +138,36 @@ class Worker:
                 host_us.append((returned - began) * 1e6)
         return Measured(step_ms=step_ms, host_us=host_us, peak_bytes=peak[0] if peak else None)
 
+    def _settle(self, tokens: int) -> None:
+        for _ in range(NUM_SETTLING_STEPS):
+            self._run(tokens, self._batches[tokens])
+
     def look(self, command: Look) -> Looked:
         """Look into one step; after all rounds, because a profiler leaves traces in the launch path."""
         from bcg.profile.launches import device_activity
-        from bcg.profile.steps import replay_of_median_length
+        from bcg.profile.steps import split_of, timed_replays
         from bcg.report import Timeline
 
         self._end_measuring()
         batch, runner = self._batches[command.tokens], self._mode.runner
-        replay, launches = None, None
+        self._settle(command.tokens)
+        replay, split, launches = None, None, None
         if runner is not None:
-            steps = replay_of_median_length(runner, batch, self._meter)
-            replay = Timeline(mode=self._mode.name, tokens=command.tokens, steps=steps)
+            replays = timed_replays(runner, batch, self._meter)
+            split = split_of(replays)
+            replay = Timeline(mode=self._mode.name, tokens=command.tokens, steps=replays[len(replays) // 2])
             launches = float(runner.graphs[command.tokens].num_segments)
         activity = None
         if self._meter.is_device and not self._ranges.active:
             activity = device_activity(lambda: self._mode.run(batch), num_steps=3)
         if activity is None:
-            return Looked(graph_launches=launches, timeline=replay)
+            return Looked(graph_launches=launches, split=split, timeline=replay)
         return Looked(
             busy_ms=activity.busy_ms,
             # A launch through cuda-python may escape the profiler; what the graphs counted themselves is certain.
             graph_launches=activity.graph_launches if launches is None else launches,
             kernel_launches=activity.kernel_launches,
+            split=split,
             timeline=replay,
         )
 
@@ -198,7 +204,6 @@ class Worker:
             self._world.close()
             self._watch.stop()
         return Closed(
-            num_launches=counts.num_launches,
             num_compilations=counts.num_compilations,
             num_skips=counts.num_skips,
             notes=counts.notes,

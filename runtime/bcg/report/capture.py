@@ -32,7 +32,8 @@ class CaptureBucket(msgspec.Struct, frozen=True, kw_only=True):
         capture_ms: Time of the captured forward.
         pool_bytes: Growth of the graph pool while this bucket was captured.
         driver_bytes: Device memory taken in the same time that no allocator knows of.
-        boundary_bytes: Fixed-address memory of the breaks' results.
+        boundary_bytes: Sum of the breaks' results at fixed addresses. They lie in the pool and share its memory where
+            they are not in use at once, so it may be more than the pool.
         eager_peak_bytes: Peak activation memory of the same bucket in eager, above the weights, if known.
         error: One line, where the status is not ``captured``.
     """
@@ -52,7 +53,10 @@ class CaptureBucket(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CaptureTotals(msgspec.Struct, frozen=True, kw_only=True):
-    """Sums over the captured buckets; `eager_peak_bytes` is the largest, not a sum."""
+    """Sums over the captured buckets; `eager_peak_bytes` is the largest, not a sum.
+
+    Buckets share the pool, so the sum of their boundaries, `boundary_bytes`, is no memory that anything takes.
+    """
 
     num_captured: int
     capture_ms: float

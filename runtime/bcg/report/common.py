@@ -60,7 +60,7 @@ class SegmentRow(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         modules: Deepest module paths that ran in it, in execution order, each once.
-        num_operations: ATen operations seen while capturing.
+        num_operations: ATen operations seen while capturing; 0 if nobody followed them (see `is_followed`).
         num_kernels: Kernel nodes of the graph; None on the host device.
         kernels: Kernel names (operation names on the host device) with their counts.
         node_counts: Graph nodes by kind.
@@ -76,6 +76,14 @@ class SegmentRow(msgspec.Struct, frozen=True, kw_only=True):
     node_counts: dict[str, int] = {}
     num_externals: int = 0
     external_bytes: int = 0
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether operations were followed while this was captured; else nobody knows its modules and externals.
+
+        Compiled code, for one, is captured without: it does not run as such under a dispatch mode.
+        """
+        return self.num_operations > 0
 
 
 class BreakRow(msgspec.Struct, frozen=True, kw_only=True):

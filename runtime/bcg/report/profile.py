@@ -37,7 +37,9 @@ class ModeRow(msgspec.Struct, frozen=True, kw_only=True):
         round_ms: The median of each round, in the order of the rounds: the measured spread.
         tokens_per_s: Tokens of the bucket over `p50_ms`.
         host_us: Median time until the call of a step returned, the device not waited for.
-        segments_ms: Device time of all segments in one replay; on the host device, clock time.
+        segments_ms: Device time of all segments in one replay; on the host device, clock time. Median of replays
+            after the rounds, in which each step is timed by itself: what a replay takes so is more than `p50_ms` where
+            the host sets the pace.
         breaks_ms: The same of all breaks.
         segments_host_us: Host time of launching the segments of one replay.
         breaks_host_us: Host time of its breaks.
@@ -106,8 +108,9 @@ class ModeSummary(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         status: ``measured`` if at least one bucket was.
         startup_s: From the loaded model until every bucket could be replayed: the three parts and what is left.
-        peak_bytes: Most bytes allocated at once while it was measured, weights included; None where unknown.
-        num_graph_launches: Graph launches proved during the run; 0 for eager.
+        peak_bytes: Most bytes that tensors held at once while it was measured, weights included. What a graph keeps
+            in its pool without a tensor is not in it, so it is no measure of a mode's memory; None where unknown.
+        num_graph_launches: Graph launches of all measured steps; 0 for eager.
         num_compilations: Graphs that the compiler made.
         num_skips: Times that the compiler gave up on a graph.
         notes: What the mode has to say for itself, such as the compiler's reasons for its skips.
@@ -203,6 +206,11 @@ class ProfileReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind",
     def has_exact_errors(self) -> bool:
         """Whether a mode was compared with what eager gives in a wider dtype."""
         return any(row.error_vs_exact is not None for bucket in self.buckets for row in bucket.modes)
+
+    @property
+    def has_peaks(self) -> bool:
+        """Whether it is known of a mode how much its tensors held at once."""
+        return any(mode.peak_bytes is not None for mode in self.modes)
 
     @property
     def on_host(self) -> bool:

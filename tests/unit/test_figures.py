@@ -1,0 +1,44 @@
+"""Plots as data: they add up to what they say, and their legends can be told apart."""
+
+from __future__ import annotations
+
+import pytest
+
+from bcg_cli.views import figures
+from tests.cli.reports import bucket, profile_report
+
+
+def test_the_bar_of_a_start_up_is_as_long_as_the_start_up() -> None:
+    modes = [mode for mode in profile_report().modes if mode.status == "measured"]
+    figure = figures.startup_parts(modes)
+    assert [trace["name"] for trace in figure["data"]] == ["compile", "warm-up", "capture", "rest"]
+    for index, mode in enumerate(reversed(modes)):
+        assert sum(trace["x"][index] for trace in figure["data"]) == pytest.approx(mode.startup_s)
+
+
+@pytest.mark.parametrize(
+    ("figure", "entries"),
+    [
+        (
+            figures.segment_share(profile_report().buckets),
+            ["breakable: segments", "breakable: breaks", "fused: segments", "fused: breaks"],
+        ),
+        (
+            figures.mode_memory(profile_report().buckets),
+            ["eager's peak", "full", "breakable", "compiled", "fused", "driver"],
+        ),
+    ],
+    ids=["share", "memory"],
+)
+def test_every_entry_of_a_legend_has_its_own_colour(figure: figures.Figure, entries: list[str]) -> None:
+    shown = [trace for trace in figure["data"] if trace.get("showlegend", True)]
+    assert [trace["name"] for trace in shown] == entries
+    assert len({trace["marker"]["color"] for trace in shown}) == len(entries)
+    assert all("opacity" not in trace["marker"] for trace in shown)
+
+
+def test_memory_is_drawn_in_a_unit_of_its_size() -> None:
+    figure = figures.capture_memory([bucket(16, 4, pool_bytes=300, driver_bytes=0, eager_peak_bytes=2048)])
+    assert figure["layout"]["yaxis"]["title"]["text"] == "KiB"
+    assert [trace["y"] for trace in figure["data"]] == [[300 / 1024], [0.0], [2.0]]
+    assert all("KiB" in trace["hovertemplate"] for trace in figure["data"])
