@@ -93,11 +93,14 @@ def note(message: str) -> None:
     _say("note", "cyan", message)
 
 
+def warning(message: str, hint: str | None = None) -> None:
+    """Says what was done but can't be relied on, and what to do next."""
+    _say("warning", "bold yellow", message, hint)
+
+
 def error(message: str, hint: str | None = None) -> None:
     """Says what went wrong in one line on stderr, and what to do next in another."""
-    _say("error", "bold red", message)
-    if hint:
-        _say("hint", "cyan", hint)
+    _say("error", "bold red", message, hint)
 
 
 @contextmanager
@@ -193,9 +196,11 @@ def _console(stream: TextIO) -> Console:
     return console
 
 
-def _say(label: str, style: str, message: str) -> None:
+def _say(label: str, style: str, message: str, hint: str | None = None) -> None:
     line = Text.assemble((f"{label}:", style), " ", one_line(message))
     _stderr().print(line, soft_wrap=True)
+    if hint:
+        _say("hint", "cyan", hint)
 
 
 def one_line(message: str) -> str:

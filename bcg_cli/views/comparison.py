@@ -29,16 +29,27 @@ def comparison_view(comparison: Comparison, old: str, new: str) -> RenderableTyp
     for change in comparison.changes:
         table.add_row(
             change.what,
-            change.quantity.replace("bytes", "MiB"),
+            _quantity(change),
             _value(change, change.old),
             _value(change, change.new),
             _percent(change.change, "+.1%"),
             _percent(change.uncertainty, ".1%"),
             Text(change.verdict, _STYLES.get(change.verdict, "")),
         )
-    remarks = [Text(f"not the same: {difference}", "yellow") for difference in comparison.differences]
-    missing = [Text(line, "yellow") for line in comparison.missing]
-    return Group(Text(f"{new} against {old}", "bold"), Text(), table, *remarks, *missing)
+    lost = [Text(line, "red") for line in comparison.lost]
+    remarks = [Text(line, "yellow") for line in comparison.remarks]
+    differences = [Text(f"not the same: {line}", "yellow") for line in comparison.differences]
+    return Group(Text(f"{new} against {old}", "bold"), Text(), table, *lost, *remarks, *differences)
+
+
+def change_in_words(change: Change) -> str:
+    """Returns a change in one line, in the table's units: ``full, 16 tokens: step ms 11 before, 12.1 now``."""
+    before, after = _value(change, change.old), _value(change, change.new)
+    return f"{change.what}: {_quantity(change)} {before} before, {after} now"
+
+
+def _quantity(change: Change) -> str:
+    return change.quantity.replace("bytes", "MiB")
 
 
 def _value(change: Change, value: float) -> str:
