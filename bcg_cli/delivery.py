@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from bcg.errors import UsageError
@@ -10,19 +11,32 @@ from bcg_cli import console
 from bcg_cli.options import STDOUT
 
 
-def check_outputs(json: Path | None, html: Path | None) -> None:
-    """Finds out, before any work, whether the files could be written.
+def check_outputs(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> None:
+    """Finds out, before any work, whether the files could be written, each in a place of its own.
+
+    Args:
+        outputs: Files to write, by the option that names them; only ``--json`` may mean stdout.
+        inputs: Files that the command reads, by what names them.
 
     Raises:
-        UsageError: One of them can't, or one would replace the other.
+        UsageError: One of them can't be written, or would replace another one or an input.
     """
-    if html == STDOUT:
-        raise UsageError("--html needs a file, got -", hint="only --json writes to standard output")
-    if html is not None and json is not None and html.absolute() == json.absolute():
-        raise UsageError(f"--json and --html both name {json}", hint="give each a file of its own")
-    for path in (json, html):
-        if path is not None and path != STDOUT:
-            check_output_path(path)
+    taken = {path.resolve(): name for name, path in inputs.items() if path is not None}
+    for name, path in outputs.items():
+        if path is None or (path == STDOUT and name == "--json"):
+            continue
+        if path == STDOUT:
+            raise UsageError(f"{name} needs a file, got -", hint="only --json writes to standard output")
+        other = taken.setdefault(path.resolve(), name)
+        if other != name:
+            raise UsageError(f"{other} and {name} both name {path}", hint="give each a file of its own")
+        check_output_path(path)
+
+
+def file_of(model: str) -> Path | None:
+    """Returns the file of a MODEL ``file.py:factory``, which is read too; None of another MODEL."""
+    path = Path(model.rpartition(":")[0]).expanduser()
+    return path if path.is_file() else None
 
 
 def deliver(report: Report, json: Path | None, html: Path | None) -> None:

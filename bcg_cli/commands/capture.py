@@ -14,7 +14,7 @@ from bcg.gpus import find_gpu
 from bcg.report import CaptureReport, OptionValue
 from bcg_cli import console
 from bcg_cli.bucket_choice import choose, read_bucket_words
-from bcg_cli.delivery import check_outputs, deliver
+from bcg_cli.delivery import check_outputs, deliver, file_of
 from bcg_cli.device import resolve_device
 from bcg_cli.dry_run import ShapeWords, estimated_memory
 from bcg_cli.dry_run import dry_run as plan_capture
@@ -83,7 +83,7 @@ def capture(
     if gpu is not None and not dry_run:
         raise UsageError("--gpu is about a plan", hint="add --dry-run")
     words = read_bucket_words(tokens, workload, num_buckets, memory_budget)
-    check_outputs(json, html)
+    check_outputs({"--json": json, "--html": html}, {"MODEL": file_of(model), "--workload": workload})
     globs = list(break_globs or ())
     ranks = Ranks(tp, ep, rank_timeout)
     shapes = ShapeWords(

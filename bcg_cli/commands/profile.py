@@ -10,9 +10,9 @@ import typer
 from bcg.buckets import default_buckets, parse_buckets
 from bcg.distributed.member import DEFAULT_TIMEOUT_S, this_member
 from bcg.errors import UsageError
-from bcg.report import MODES, ModeName, check_output_path
+from bcg.report import MODES, ModeName
 from bcg_cli import console
-from bcg_cli.delivery import check_outputs, deliver
+from bcg_cli.delivery import check_outputs, deliver, file_of
 from bcg_cli.device import resolve_device
 from bcg_cli.options import (
     DEFAULT_MODEL,
@@ -71,9 +71,7 @@ def profile(
     if nsys or ncu:
         _print_commands(model, tokens, chosen, nsys=nsys, ncu=ncu)
         return
-    check_outputs(json, html)
-    if trace is not None:
-        check_output_path(trace)
+    check_outputs({"--json": json, "--html": html, "--trace": trace}, {"MODEL": file_of(model)})
     older = _written_at(trace)
     ranks = Ranks(tp, ep, rank_timeout)
     if ranks.start(context.obj):

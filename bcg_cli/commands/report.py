@@ -34,7 +34,7 @@ def report(
     traceback: TracebackOption = False,
 ) -> None:
     """Show a saved report again, make a page of it, or compare it with an older one."""
-    check_outputs(None, html)
+    check_outputs({"--html": html}, {"FILE": file, "OLD": against})
     if gate is not None and against is None:
         raise UsageError("--gate needs --against", hint="give the older report to compare with")
     if html is not None and against is not None:
