@@ -40,16 +40,21 @@ def file_of(model: str) -> Path | None:
 
 
 def deliver(report: Report, json: Path | None, html: Path | None) -> None:
-    """Shows a report on stdout, as JSON where ``--json -`` says so, and writes the files."""
+    """Writes the files, and shows the report on stdout, as JSON where ``--json -`` says so."""
     from bcg_cli.views.kinds import html_page, terminal_view
 
-    if json == STDOUT:
-        console.raw_data(encode_report(report))
-    else:
-        console.data(terminal_view(report))
+    written = []
     if json is not None and json != STDOUT:
         write_report(report, json)
-        console.note(f"report written to {json}")
+        written.append(f"report written to {json}")
     if html is not None:
         write_whole(html_page(report).encode(), html)
-        console.note(f"page written to {html}")
+        written.append(f"page written to {html}")
+    try:
+        if json == STDOUT:
+            console.raw_data(encode_report(report))
+        else:
+            console.data(terminal_view(report))
+    finally:
+        for line in written:
+            console.note(line)

@@ -159,7 +159,9 @@ def test_the_output_folder_is_checked_before_the_model_is_touched(bcg: Any, tmp_
         f"error: cannot write {tmp_path}/none/report.json: there is no folder {tmp_path}/none",
         "hint: make the folder first",
     ]
-    assert bcg("capture", "no-such-model", "--json", tmp_path).code == 2
+    done = bcg("capture", "no-such-model", "--html", tmp_path)
+    assert done.code == 2
+    assert done.err.endswith("it is there already and is not a file\nhint: choose another path\n")
 
 
 def test_a_glob_that_matches_nothing(bcg: Any) -> None:
