@@ -268,7 +268,7 @@ def _break_row(index: int, found: Survey) -> BreakRow:
         index=index,
         name=step.label.name,
         module=step.label.module or "",
-        source=step.label.source,  # type: ignore[arg-type]
+        source=step.label.source,
         boundary_bytes=step.boundary_bytes,
         source_line=source_line(step.function),
     )

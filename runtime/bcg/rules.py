@@ -25,6 +25,7 @@ from bcg.context import check_fits, current_forward_context
 from bcg.errors import ModelError, UsageError
 from bcg.functions import FunctionReference, find_function, functions_broken
 from bcg.operations import OperationPlace, find_operation, operations_broken
+from bcg.report import BreakSource
 
 _STATE_UPDATES = frozenset({"update_conv_state", "update_recurrent_state"})
 
@@ -128,7 +129,7 @@ def break_modules(root: nn.Module, globs: Sequence[str]) -> dict[str, tuple[str,
     return matched
 
 
-def break_module(root: nn.Module, path: str, source: str) -> None:
+def break_module(root: nn.Module, path: str, source: BreakSource) -> None:
     """Make the module at `path` a break; a module that is one already stays as it is."""
     module = root.get_submodule(path)
     if not hasattr(vars(module).get("forward"), "_bcg_break"):
