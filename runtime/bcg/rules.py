@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from types import MethodType
 from typing import Any
 
 import torch
@@ -160,7 +161,8 @@ def break_mixers(root: nn.Module) -> tuple[str, ...]:
     for path in mixers:
         module = candidates[path]
         label = BreakLabel(type(module).__name__, path, "mixer")
-        _wrap(module, functools.partial(_run_per_request, _own_forward(module), path), label)
+        own = _own_forward(module)
+        _wrap(module, functools.update_wrapper(functools.partial(_run_per_request, own, path), own), label)
     return mixers
 
 
@@ -192,10 +194,13 @@ def _own_forward(module: nn.Module) -> Callable[..., Any]:
     own: Callable[..., Any] | None = vars(module).get("forward")
     if own is not None:
         return own
-    method = weakref.WeakMethod(module.forward)
+    method = module.forward
+    assert isinstance(method, MethodType)
+    reference = weakref.WeakMethod(method)
 
+    @functools.wraps(method.__func__)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        bound = method()
+        bound = reference()
         assert bound is not None
         return bound(*args, **kwargs)
 
