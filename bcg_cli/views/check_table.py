@@ -10,10 +10,8 @@ from rich.text import Text
 
 from bcg.report import CheckBucket, CheckReport, PromptCheck, Verdict
 from bcg_cli.views.findings import card_view
-from bcg_cli.views.ranks import verdict_lines
+from bcg_cli.views.ranks import VERDICT_STYLE, verdict_lines
 from bcg_cli.views.table import RULED, header_text, warning_text
-
-_STYLE: dict[Verdict, str] = {"match": "green", "mismatch": "bold red", "inconclusive": "yellow"}
 
 
 def check_view(report: CheckReport) -> RenderableType:
@@ -77,14 +75,14 @@ def _bucket_cells(bucket: CheckBucket) -> list[Text]:
         Text(f"{bucket.num_launches:,}"),
         Text(format_error(bucket.max_abs_error)),
         Text(format_error(bucket.max_rel_error)),
-        Text(words, _STYLE[bucket.verdict]),
+        Text(words, VERDICT_STYLE[bucket.verdict]),
     ]
 
 
 def _notes(report: CheckReport) -> Iterator[Text]:
     for bucket in report.buckets:
         for reason in bucket.reasons:
-            yield Text(f"{bucket.tokens:,} tokens: {reason}", _STYLE[bucket.verdict])
+            yield Text(f"{bucket.tokens:,} tokens: {reason}", VERDICT_STYLE[bucket.verdict])
         if bucket.first_divergence is not None:
             place = bucket.first_divergence
             source = f" ({place.source_line})" if place.source_line else ""
@@ -118,5 +116,5 @@ def _prompts(prompts: PromptCheck) -> Text:
     return Text.assemble(
         f"Prompts: {prompts.num_replayed} of {prompts.num_prompts} replayed, {prompts.num_tokens:,} tokens in "
         f"{prompts.num_batches} batch{'' if prompts.num_batches == 1 else 'es'}{tokens}: ",
-        (words, _STYLE[prompts.verdict]),
+        (words, VERDICT_STYLE[prompts.verdict]),
     )

@@ -9,11 +9,11 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bcg.report import AssembledCheck, RankRow, RankVerdict
+from bcg.report import AssembledCheck, RankRow, RankVerdict, Verdict
 from bcg_cli.views.page import section, table
 from bcg_cli.views.table import RULED, format_mebibytes
 
-_STYLE = {"match": "green", "mismatch": "bold red", "inconclusive": "yellow"}
+VERDICT_STYLE: dict[Verdict, str] = {"match": "green", "mismatch": "bold red", "inconclusive": "yellow"}
 _COLUMNS: tuple[tuple[str, Callable[[RankRow], float], Callable[[float], str]], ...] = (
     ("segments", lambda row: row.num_segments, "{:.0f}".format),
     ("breaks", lambda row: row.num_breaks, "{:.0f}".format),
@@ -46,11 +46,11 @@ def verdict_lines(rows: Sequence[RankVerdict], assembled: AssembledCheck | None)
     for row in rows:
         words = "match (bitwise)" if row.verdict == "match" and row.bitwise else row.verdict
         line = f"Rank {row.rank}, {row.num_replays} replays against its own eager: "
-        yield Text.assemble(line, (words, _STYLE[row.verdict]))
+        yield Text.assemble(line, (words, VERDICT_STYLE[row.verdict]))
     if assembled is not None:
         yield Text.assemble(
             f"All ranks together, {assembled.num_batches} batches against one process: ",
-            (assembled.verdict, _STYLE[assembled.verdict]),
+            (assembled.verdict, VERDICT_STYLE[assembled.verdict]),
             f" (mean difference {assembled.mean_rel_error:.1e}, at most {assembled.tolerance:g})",
         )
 
