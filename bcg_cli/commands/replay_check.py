@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import msgspec
 import typer
@@ -37,9 +37,6 @@ from bcg_cli.options import (
     TracebackOption,
 )
 from bcg_cli.ranks import Ranks, talks
-
-if TYPE_CHECKING:
-    pass
 
 
 def replay_check(

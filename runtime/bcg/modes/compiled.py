@@ -31,7 +31,6 @@ class Compiled:
     """A target under the compiler, with the compiler's own CUDA graphs."""
 
     name: ModeName = "compiled"
-    is_graph = True
     runner = None
 
     def __init__(self, target: Target) -> None:
