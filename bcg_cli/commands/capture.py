@@ -111,7 +111,7 @@ def capture(
         return
     place = resolve_device(device)
     with console.users_code():
-        choice = choose(words, place.type, lambda: estimated_memory(shapes))
+        choice = choose(words, lambda: estimated_memory(shapes))
     with console.users_code(), console.steps() as steps, ranks.joined(place) as world:
         steps.begin(f"making {model}")
         from bcg.diagnose import Diagnosis, failures_explained, load_with_breaks
@@ -128,6 +128,7 @@ def capture(
         else:
             target, diagnosis = load(attention_break), Diagnosis()
         options["tokens"] = list(buckets_for(target))
+        fits = choice.fits(buckets_for(target))
         runner = GraphRunner(target)
         # Explaining runs the model again, and a rank can't do that alone.
         explained = contextlib.nullcontext() if world else failures_explained(target, buckets_for(target))
@@ -141,11 +142,14 @@ def capture(
                 raise
             failure = error
         if failure is None:
-            report = log.report(options, diagnosis, choice.fits, rank_rows(runner, results))
+            report = log.report(options, diagnosis, fits, rank_rows(runner, results))
             runner.reset()
         else:
-            report = log.report(options, diagnosis, choice.fits)
+            report = log.report(options, diagnosis, fits)
+        left = choice.left_to_eager(target.max_tokens)
     if talks(world):
+        if left is not None:
+            console.note(left)
         deliver(report, json, html)
         if failure is not None:
             raise failure

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bcg.buckets import default_buckets, parse_buckets
+from bcg.buckets import parse_buckets
 from bcg.distributed.member import DEFAULT_TIMEOUT_S, this_member
 from bcg.errors import UsageError
 from bcg.report import MODES, ModeName
@@ -88,7 +88,7 @@ def profile(
         plan = Plan(
             model=model,
             device=str(place),
-            buckets=tuple(buckets or default_buckets(place.type)),
+            buckets=buckets or (),
             modes=chosen,
             num_rounds=rounds,
             dtype=None if dtype is None else dtype.value,

@@ -34,6 +34,28 @@ class Model(torch.nn.Module):
 """
 
 
+SIXTEEN_POSITIONS = """
+import torch
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(10, 4)
+        self.positions = torch.nn.Embedding(16, 4)
+
+    def forward(self, input_ids, position_ids):
+        return self.embedding(input_ids) + self.positions(position_ids)
+"""
+
+
+@pytest.fixture
+def short(tmp_path: Path) -> str:
+    """A model of 16 positions."""
+    path = tmp_path / "short.py"
+    path.write_text(SIXTEEN_POSITIONS)
+    return f"{path}:Model"
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> str:
     path = tmp_path / "model.py"
@@ -124,6 +146,35 @@ def test_buckets_for_a_workload(bcg: Any, tmp_path: Path) -> None:
     assert (ladder.name, ladder.padded_tokens, ladder.used_buckets) == ("engines' ladder", 3 + 3 + 2 + 3, 2)
     assert "Workload of 4 steps" in done.out
     assert "--tokens 6,17" in done.out
+
+
+def test_default_buckets_of_a_profile_are_those_that_the_model_takes(bcg: Any, short: str, tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    done = bcg("profile", short, "--device", "cpu", "--modes", "eager", "--rounds", 1, "--json", path)
+    assert done.code == 0, done.err
+    report = read_report(path)
+    assert report.options["tokens"] == [4, 8, 16]
+
+
+@pytest.mark.parametrize("budget", [(), ("--memory-budget", "1GiB")])
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_steps_beyond_what_the_model_takes_are_left_to_eager(
+    bcg: Any, short: str, tmp_path: Path, budget: tuple[str, ...], dry: tuple[str, ...]
+) -> None:
+    steps, path = tmp_path / "steps", tmp_path / "report.json"
+    steps.write_text("5\n9\n40\n")
+    done = bcg("capture", short, "--device", "cpu", "--workload", steps, *budget, *dry, "--json", path)
+    assert done.code == 0, done.err
+    report = read_report(path)
+    assert [bucket.tokens for bucket in report.buckets] == [9, 5]
+    assert (
+        "note: 1 of 3 steps of the workload have more than 16 tokens, the most that the model takes in one request: "
+        "no bucket holds them, they run eagerly\n" in done.err
+    )
+    steps.write_text("40\n")
+    done = bcg("capture", short, "--device", "cpu", "--workload", steps, *budget, *dry)
+    assert done.code == 2
+    assert done.err.startswith("error: no step of the workload has at most 16 tokens\n")
 
 
 @pytest.mark.parametrize(
