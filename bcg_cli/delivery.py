@@ -40,21 +40,30 @@ def file_of(model: str) -> Path | None:
 
 
 def deliver(report: Report, json: Path | None, html: Path | None) -> None:
-    """Writes the files, and shows the report on stdout, as JSON where ``--json -`` says so."""
-    from bcg_cli.views.kinds import html_page, terminal_view
+    """Shows a report and writes it, even where it can't be shown."""
+    try:
+        show(report, json)
+    finally:
+        write(report, json, html)
 
-    written = []
-    if json is not None and json != STDOUT:
-        write_report(report, json)
-        written.append(f"report written to {json}")
+
+def show(report: Report, json: Path | None) -> None:
+    """Shows a report on stdout, unless ``--json -`` is to write it there."""
+    from bcg_cli.views.kinds import terminal_view
+
+    if json != STDOUT:
+        console.data(terminal_view(report))
+
+
+def write(report: Report, json: Path | None, html: Path | None) -> None:
+    """Writes a report as JSON and as a page, where these were asked for."""
+    from bcg_cli.views.kinds import html_page
+
     if html is not None:
         write_whole(html_page(report).encode(), html)
-        written.append(f"page written to {html}")
-    try:
-        if json == STDOUT:
-            console.raw_data(encode_report(report))
-        else:
-            console.data(terminal_view(report))
-    finally:
-        for line in written:
-            console.note(line)
+        console.note(f"page written to {html}")
+    if json == STDOUT:
+        console.raw_data(encode_report(report))
+    elif json is not None:
+        write_report(report, json)
+        console.note(f"report written to {json}")

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import typer
 
 from bcg.distributed.member import DEFAULT_TIMEOUT_S
 from bcg.errors import BcgError, CheckFailure, UsageError
 from bcg.gpus import find_gpu
-from bcg.report import CaptureReport, OptionValue
+from bcg.report import CaptureReport, Card, OptionValue
 from bcg_cli import console
 from bcg_cli.bucket_choice import choose, read_bucket_words
-from bcg_cli.delivery import check_outputs, deliver, file_of
+from bcg_cli.delivery import check_outputs, deliver, file_of, show, write
 from bcg_cli.device import resolve_device
 from bcg_cli.dry_run import ShapeWords, estimated_memory
 from bcg_cli.dry_run import dry_run as plan_capture
@@ -97,7 +99,9 @@ def capture(
         "auto_break": auto_break,
         "fewest_breaks": fewest_breaks,
         "workload": None if workload is None else str(workload),
+        "buckets": num_buckets,
         "memory_budget": memory_budget,
+        "gpu": gpu,
         "dtype": None if dtype is None else dtype.value,
         "seed": seed,
         "expect_breaks": expect_breaks,
@@ -124,7 +128,8 @@ def capture(
             return choice.for_model(place.type, target.max_tokens)
 
         if auto_break:
-            target, diagnosis = load_with_breaks(load, buckets_for, attention_break, fewest_breaks, steps.begin)
+            with _said_unwritten(json, html):
+                target, diagnosis = load_with_breaks(load, buckets_for, attention_break, fewest_breaks, steps.begin)
         else:
             target, diagnosis = load(attention_break), Diagnosis()
         options["tokens"] = list(buckets_for(target))
@@ -138,7 +143,7 @@ def capture(
             with explained:
                 results = _capture_buckets(runner, buckets_for(target), steps, log)
         except BcgError as error:
-            if world is not None or not log.num_captured:
+            if world is not None:
                 raise
             failure = error
         if failure is None:
@@ -150,10 +155,35 @@ def capture(
     if talks(world):
         if left is not None:
             console.note(left)
-        deliver(report, json, html)
         if failure is not None:
+            _deliver_failed(report, failure, json, html)
             raise failure
+        deliver(report, json, html)
         _judge(report, expect_breaks)
+
+
+@contextlib.contextmanager
+def _said_unwritten(json: Path | None, html: Path | None) -> Iterator[None]:
+    """Says so if what fails in the block leaves nothing to write."""
+    from bcg.diagnose import UncapturableError
+
+    try:
+        yield
+    except UncapturableError:
+        for path in (html, json):
+            if path is not None:
+                console.note(f"{path} is not written: no capture was begun")
+        raise
+
+
+def _deliver_failed(report: CaptureReport, failure: BcgError, json: Path | None, html: Path | None) -> None:
+    """Shows what was captured before a failure, and writes it with the failure's cards, which stderr shows."""
+    cards: Sequence[Card] = getattr(failure, "cards", ())
+    try:
+        if report.totals.num_captured:
+            show(report, json)
+    finally:
+        write(msgspec.structs.replace(report, cards=[*report.cards, *cards]), json, html)
 
 
 def _capture_buckets(

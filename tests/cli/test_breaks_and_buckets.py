@@ -107,6 +107,29 @@ def test_without_automatic_breaks_the_card_says_what_to_do(bcg: Any, model: str)
     assert error.startswith("bucket of 4 tokens: the host reads a device value")
 
 
+def test_the_report_of_a_failed_capture_keeps_its_card(bcg: Any, model: str, tmp_path: Path) -> None:
+    path, page = tmp_path / "report.json", tmp_path / "report.html"
+    words = ("capture", model, "--device", "cpu", "--tokens", "4", "--no-auto-break")
+    done = bcg(*words, "--json", path, "--html", page)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.count("L1 item() reads it") == 1
+    report = read_report(path)
+    assert isinstance(report, CaptureReport)
+    assert [(row.tokens, row.status) for row in report.buckets] == [(4, "failed")]
+    assert [(card.hazard, card.break_option) for card in report.cards] == [("L1", "--break 'layers.1.0'")]
+    assert "item() reads it" in page.read_text()
+    assert "0 of 1" in bcg("report", path).out
+
+
+def test_a_report_that_is_not_written_is_said_so(bcg: Any, model: str, tmp_path: Path) -> None:
+    script = Path(model.rpartition(":")[0])
+    script.write_text(script.read_text().replace("return x\n", "return x * x.sum().item()\n"))
+    path = tmp_path / "report.json"
+    done = bcg("capture", model, "--device", "cpu", "--tokens", "4", "--json", path)
+    assert (done.code, path.exists()) == (1, False), done.err
+    assert f"note: {path} is not written: no capture was begun\n" in done.err
+
+
 def test_fewest_breaks_leaves_attention_out_where_that_is_right(bcg: Any) -> None:
     words = ("capture", "--device", "cpu", "--tokens", "4,8", "--expect-breaks")
     assert bcg(*words, 4).code == 0
@@ -141,6 +164,7 @@ def test_buckets_for_a_workload(bcg: Any, tmp_path: Path) -> None:
     report = read_report(path)
     assert isinstance(report, CaptureReport)
     assert [bucket.tokens for bucket in report.buckets] == [17, 6]
+    assert report.options["buckets"] == 2
     chosen, ladder = report.workload
     assert (chosen.padded_tokens, chosen.replayed_steps, chosen.num_steps) == (2, 4, 4)
     assert (ladder.name, ladder.padded_tokens, ladder.used_buckets) == ("engines' ladder", 3 + 3 + 2 + 3, 2)

@@ -23,7 +23,10 @@ STEP = "step ms"
 """The one quantity whose spread is measured, round by round."""
 
 _FACTS = ("device", "driver", "cuda", "torch", "cuda_python", "transformers", "bcg", "python")
-_TOLD_ELSEWHERE = {"tokens", "modes", "device", "dtype", "rounds", "expect_breaks"}
+_TOLD_ELSEWHERE = {
+    *("tokens", "workload", "buckets", "memory_budget", "modes", "device", "dtype"),
+    *("rounds", "expect_breaks", "gpu"),
+}
 """Options that rows and facts tell better, or that change no number."""
 
 
