@@ -203,7 +203,7 @@ def _print(stream: TextIO, renderable: RenderableType) -> None:
     """Print; in a pipe without the blanks that fill a row up to the widest one."""
     console = _console(stream)
     if console.is_terminal:
-        console.print(renderable)
+        console.print(renderable, crop=False)
         return
     with console.capture() as captured:
         console.print(renderable)

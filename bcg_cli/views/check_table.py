@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from bcg.report import CheckBucket, CheckReport, PromptCheck, Verdict
 from bcg_cli.views.findings import card_view
 from bcg_cli.views.ranks import VERDICT_STYLE, verdict_lines
-from bcg_cli.views.table import RULED, header_text, warning_text
+from bcg_cli.views.table import RuledTable, header_text, warning_text
 
 
 def check_view(report: CheckReport) -> RenderableType:
@@ -48,8 +47,8 @@ def format_error(error: float | None) -> str:
     return f"{error:.1e}" if error else "0"
 
 
-def _bucket_table(report: CheckReport) -> Table:
-    table = Table(box=RULED, show_edge=False, padding=0, show_footer=True, header_style="bold", footer_style="")
+def _bucket_table(report: CheckReport) -> RuledTable:
+    table = RuledTable(show_footer=True)
     num_replays = sum(bucket.num_replays for bucket in report.buckets)
     num_launches = sum(bucket.num_launches for bucket in report.buckets)
     for header, footer in (
@@ -59,9 +58,9 @@ def _bucket_table(report: CheckReport) -> Table:
         ("max error", ""),
         ("relative", ""),
     ):
-        table.add_column(header, footer, justify="right", overflow="fold", vertical="top")
+        table.add_column(header, footer, justify="right", vertical="top")
     num_matches = sum(bucket.verdict == "match" for bucket in report.buckets)
-    table.add_column("verdict", f"{num_matches} of {len(report.buckets)} match", overflow="fold")
+    table.add_column("verdict", f"{num_matches} of {len(report.buckets)} match")
     for bucket in report.buckets:
         table.add_row(*_bucket_cells(bucket))
     return table

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from bcg.report.compare import Change, Comparison
-from bcg_cli.views.table import RULED, format_mebibytes
+from bcg_cli.views.table import RuledTable, format_mebibytes
 
 _STYLES = {"FASTER": "green", "SMALLER": "green", "SLOWER": "red", "LARGER": "red", "UNCLEAR": "yellow"}
 
@@ -22,10 +21,10 @@ def comparison_view(comparison: Comparison, old: str, new: str) -> RenderableTyp
         old: What to call the old report.
         new: What to call the new one.
     """
-    table = Table(box=RULED, show_edge=False, padding=0, header_style="bold")
+    table = RuledTable()
     for index, column in enumerate(("what", "quantity", "old", "new", "change", "±")):
-        table.add_column(column, justify="left" if index < 2 else "right", overflow="fold")
-    table.add_column("verdict", overflow="fold")
+        table.add_column(column, justify="left" if index < 2 else "right")
+    table.add_column("verdict")
     for change in comparison.changes:
         table.add_row(
             change.what,

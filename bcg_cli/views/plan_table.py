@@ -10,7 +10,7 @@ from rich.text import Text
 
 from bcg.report import OptionValue, PlanReport, PlanTotals
 from bcg_cli.views.findings import automatic_breaks_view
-from bcg_cli.views.table import RULED, format_count, format_mebibytes, format_size, map_view, warning_text
+from bcg_cli.views.table import RuledTable, format_count, format_mebibytes, format_size, map_view, warning_text
 
 
 def plan_view(report: PlanReport) -> RenderableType:
@@ -43,8 +43,8 @@ def plan_view(report: PlanReport) -> RenderableType:
     return Group(*parts)
 
 
-def _bucket_table(report: PlanReport) -> Table:
-    table = Table(box=RULED, show_edge=False, padding=0, header_style="bold")
+def _bucket_table(report: PlanReport) -> RuledTable:
+    table = RuledTable()
     for header in ("tokens", "pool\nMiB", "of it used\nMiB", "boundaries\nMiB"):
         table.add_column(header, justify="right", vertical="top")
     for bucket in report.buckets:

@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from html import escape
 
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from bcg.report import AssembledCheck, RankRow, RankVerdict, Verdict
 from bcg_cli.views.page import section, table
-from bcg_cli.views.table import RULED, format_mebibytes
+from bcg_cli.views.table import RuledTable, format_mebibytes
 
 VERDICT_STYLE: dict[Verdict, str] = {"match": "green", "mismatch": "bold red", "inconclusive": "yellow"}
 _COLUMNS: tuple[tuple[str, Callable[[RankRow], float], Callable[[float], str]], ...] = (
@@ -27,9 +26,9 @@ ABOUT = "What each process captured in all, and the spread between the most and 
 
 def ranks_view(rows: Sequence[RankRow]) -> RenderableType:
     """Returns a row a rank, and the spread between the most and the least."""
-    shown = Table(box=RULED, show_edge=False, padding=0, show_footer=True, header_style="bold", footer_style="")
+    shown = RuledTable(show_footer=True)
     for header, footer in zip(_headers(), _spread(rows), strict=True):
-        shown.add_column(header, footer, justify="right", overflow="fold", vertical="top")
+        shown.add_column(header, footer, justify="right", vertical="top")
     for row in rows:
         shown.add_row(*_cells(row))
     return shown
