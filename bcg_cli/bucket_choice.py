@@ -22,31 +22,16 @@ class MemoryEstimate:
     Attributes:
         pool_bytes: Bytes of a pool whose largest bucket has that many tokens.
         bytes_per_bucket: What the graphs of one bucket take outside the pool.
+        max_tokens: The most that the model takes; None where nothing says so.
     """
 
     pool_bytes: Callable[[int], int]
     bytes_per_bucket: int
+    max_tokens: int | None
 
     def total(self, buckets: Sequence[int]) -> int:
         """Bytes of all buckets."""
         return self.pool_bytes(max(buckets)) + self.bytes_per_bucket * len(buckets)
-
-
-@dataclass(frozen=True)
-class BucketChoice:
-    """The buckets of a run.
-
-    Attributes:
-        named: Token counts; None for the default of device and model.
-        fits: What they do to the workload that they were chosen for, and what the engines' ladder does.
-    """
-
-    named: tuple[int, ...] | None = None
-    fits: list[BucketFitRow] = field(default_factory=list)
-
-    def for_model(self, device_type: str, max_tokens: int | None) -> tuple[int, ...]:
-        """Return the token counts for a model that takes at most `max_tokens`."""
-        return self.named or default_buckets(device_type, max_tokens)
 
 
 @dataclass(frozen=True)
@@ -57,6 +42,52 @@ class BucketWords:
     workload: Workload | None
     num_buckets: int | None
     budget: int | None
+
+
+@dataclass(frozen=True)
+class BucketChoice:
+    """The buckets of a run, once it is known what its model takes.
+
+    Attributes:
+        words: What the command line says.
+        budgeted: What the buckets within a memory budget do to the workload, and what the engines' ladder does.
+    """
+
+    words: BucketWords
+    budgeted: list[BucketFitRow] = field(default_factory=list)
+
+    def for_model(self, device_type: str, max_tokens: int | None) -> tuple[int, ...]:
+        """Return the token counts for a model that takes at most `max_tokens`.
+
+        Raises:
+            UsageError: The model takes no step of the workload.
+        """
+        if self.words.workload is None:
+            return self.words.tokens or default_buckets(device_type, max_tokens)
+        if self.budgeted:
+            return tuple(self.budgeted[0].buckets)
+        return choose_buckets(
+            self.words.workload, self.words.num_buckets or len(default_buckets(device_type)), max_tokens
+        )
+
+    def fits(self, buckets: Sequence[int]) -> list[BucketFitRow]:
+        """Return what these, from `for_model`, do to the workload, if there is one."""
+        if self.words.workload is None:
+            return []
+        return self.budgeted or _fit_rows(self.words.workload, buckets)
+
+    def left_to_eager(self, max_tokens: int | None) -> str | None:
+        """Return in words which steps of the workload are larger than what the model takes, if any are."""
+        workload = self.words.workload
+        if workload is None:
+            return None
+        num_beyond = workload.num_steps - workload.up_to(max_tokens).num_steps
+        if num_beyond == 0:
+            return None
+        return (
+            f"{num_beyond:,} of {workload.num_steps:,} steps of the workload have more than {max_tokens} tokens, the "
+            "most that the model takes in one request: no bucket holds them, they run eagerly"
+        )
 
 
 def read_bucket_words(
@@ -82,28 +113,23 @@ def read_bucket_words(
     )
 
 
-def choose(
-    words: BucketWords, device_type: str, estimate: Callable[[], AbstractContextManager[MemoryEstimate]]
-) -> BucketChoice:
-    """Choose the buckets.
+def choose(words: BucketWords, estimate: Callable[[], AbstractContextManager[MemoryEstimate]]) -> BucketChoice:
+    """Choose the buckets as far as that can be done before the model is there.
 
     Args:
         words: From `read_bucket_words`.
-        device_type: As in `torch.device.type`.
         estimate: Makes the estimate, if a budget asks for one; it holds inside the ``with`` block.
 
     Raises:
         UsageError: The budget holds no bucket.
     """
-    if words.workload is None:
-        return BucketChoice(words.tokens)
-    if words.budget is None:
-        chosen = choose_buckets(words.workload, words.num_buckets or len(default_buckets(device_type)))
-        return BucketChoice(chosen, _fit_rows(words.workload, chosen))
+    if words.workload is None or words.budget is None:
+        return BucketChoice(words)
     with estimate() as memory:
-        chosen = choose_within(words.workload, words.budget, memory.pool_bytes, memory.bytes_per_bucket)
+        within = words.workload.up_to(memory.max_tokens)
+        chosen = choose_within(within, words.budget, memory.pool_bytes, memory.bytes_per_bucket)
         rows = _fit_rows(words.workload, chosen)
-        return BucketChoice(chosen, [_with_memory(row, memory) for row in rows])
+        return BucketChoice(words, [_with_memory(row, memory) for row in rows])
 
 
 def _with_memory(row: BucketFitRow, memory: MemoryEstimate) -> BucketFitRow:

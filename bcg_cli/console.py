@@ -14,7 +14,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import TextIO
 
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderableType, RenderHook, RenderResult
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -26,7 +26,7 @@ from rich.progress import (
 from rich.segment import Segment
 from rich.text import Text
 
-from bcg.errors import ModelError
+from bcg.errors import ModelError, ReportError
 
 MAX_LINE = 2000
 PIPE_WIDTH = 10_000
@@ -51,12 +51,24 @@ def prepare_streams() -> None:
 
 
 def data(renderable: RenderableType) -> None:
-    """Prints what the user asked for, on stdout; in a pipe or a file every row is one whole line."""
-    _print(_stdout(), _Harmless(renderable))
+    """Prints what the user asked for, on stdout; in a pipe or a file every row is one whole line.
+
+    Raises:
+        ReportError: Stdout can't be written.
+    """
+    with _stdout() as stdout:
+        _print(stdout, renderable)
+
+
+class _HarmlessOnly(RenderHook):
+    """Lets a console print nothing but what is `_Harmless`."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [_Harmless(renderable) for renderable in renderables]
 
 
 class _Harmless:
-    """A renderable without the control characters that names in a model or a report may hold."""
+    """A renderable without the control characters that names in a model, a report or an error may hold."""
 
     def __init__(self, renderable: RenderableType) -> None:
         self._renderable = renderable
@@ -71,11 +83,15 @@ class _Harmless:
 
 
 def raw_data(content: bytes) -> None:
-    """Writes bytes to stdout as they are."""
-    stdout = _stdout()
-    stdout.flush()
-    stdout.buffer.write(content)
-    stdout.buffer.flush()
+    """Writes bytes to stdout as they are.
+
+    Raises:
+        ReportError: Stdout can't be written.
+    """
+    with _stdout() as stdout:
+        stdout.flush()
+        stdout.buffer.write(content)
+        stdout.buffer.flush()
 
 
 def talk(message: str) -> None:
@@ -93,11 +109,14 @@ def note(message: str) -> None:
     _say("note", "cyan", message)
 
 
+def warning(message: str, hint: str | None = None) -> None:
+    """Says what was done but can't be relied on, and what to do next."""
+    _say("warning", "bold yellow", message, hint)
+
+
 def error(message: str, hint: str | None = None) -> None:
     """Says what went wrong in one line on stderr, and what to do next in another."""
-    _say("error", "bold red", message)
-    if hint:
-        _say("hint", "cyan", hint)
+    _say("error", "bold red", message, hint)
 
 
 @contextmanager
@@ -128,11 +147,11 @@ class Steps:
 
     def begin(self, text: str, total: int | None = None) -> None:
         """Starts a phase of `total` steps, or of unknown length."""
-        self._progress.reset(self._task, description=text, total=total)
+        self._progress.reset(self._task, description=one_line(text), total=total)
 
     def advance(self, text: str) -> None:
         """Counts one step as done and says what comes next or was done."""
-        self._progress.update(self._task, description=text, advance=1)
+        self._progress.update(self._task, description=one_line(text), advance=1)
 
 
 @contextmanager
@@ -141,7 +160,7 @@ def steps() -> Iterator[Steps]:
     console = _stderr()
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -166,15 +185,25 @@ def _keep_stdout() -> None:
     os.dup2(2, 1)
 
 
-def _stdout() -> TextIO:
-    return _process.stdout or sys.stdout
+@contextmanager
+def _stdout() -> Iterator[TextIO]:
+    """Gives the standard output to write to inside the block."""
+    stdout = _process.stdout or sys.stdout
+    if stdout is None:
+        raise ReportError("there is no standard output: it is closed")
+    try:
+        yield stdout
+    except BrokenPipeError:  # whoever read it has seen enough: typer's business
+        raise
+    except OSError as error:
+        raise ReportError(f"cannot write to standard output: {error.strerror}") from error
 
 
 def _print(stream: TextIO, renderable: RenderableType) -> None:
     """Print; in a pipe without the blanks that fill a row up to the widest one."""
     console = _console(stream)
     if console.is_terminal:
-        console.print(renderable)
+        console.print(renderable, crop=False)
         return
     with console.capture() as captured:
         console.print(renderable)
@@ -188,14 +217,17 @@ def _stderr() -> Console:
 
 def _console(stream: TextIO) -> Console:
     console = Console(file=stream, highlight=False, markup=False, emoji=False)
+    console.push_render_hook(_HarmlessOnly())
     if not console.is_terminal:
         console.width = PIPE_WIDTH
     return console
 
 
-def _say(label: str, style: str, message: str) -> None:
+def _say(label: str, style: str, message: str, hint: str | None = None) -> None:
     line = Text.assemble((f"{label}:", style), " ", one_line(message))
     _stderr().print(line, soft_wrap=True)
+    if hint:
+        _say("hint", "cyan", hint)
 
 
 def one_line(message: str) -> str:

@@ -69,7 +69,7 @@ def estimated_memory(words: ShapeWords) -> Iterator[MemoryEstimate]:
         def pool(tokens: int) -> int:
             return pool_bytes(target, mode, tokens if most is None else min(tokens, most))
 
-        yield MemoryEstimate(pool, graph_bytes(target, mode))
+        yield MemoryEstimate(pool, graph_bytes(target, mode), most)
 
 
 def dry_run(
@@ -89,13 +89,16 @@ def dry_run(
     """
     with console.users_code(), console.steps() as steps:
         steps.begin(f"shaping {words.model}")
-        choice = choose(buckets, "cuda", lambda: estimated_memory(words))
+        choice = choose(buckets, lambda: estimated_memory(words))
         with _shaped(words) as (target, mode):
             from bcg.planning import plan
 
             counts = choice.for_model("cuda", target.max_tokens)
             named = options | {"tokens": list(counts)}
             report = plan(target, mode, counts, named, gpu, steps.begin, auto_break=words.auto_break)
+            left = choice.left_to_eager(target.max_tokens)
+    if left is not None:
+        console.note(left)
     deliver(report, json, html)
     _judge(report, expect_breaks)
 

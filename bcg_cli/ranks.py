@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import torch
 
     from bcg.distributed.world import World
-    from bcg.models.sharding import Sharding
 
 
 @dataclass
@@ -104,12 +103,6 @@ class Ranks:
         world.close()
         watch.stop()
         _process.world = None
-
-    def sharding(self, world: World | None) -> Sharding | None:
-        """Return how the model is split over `world`."""
-        from bcg.models.sharding import Sharding
-
-        return None if world is None else Sharding(world.size, self.ep)
 
 
 def prepare() -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import typer
 
 from bcg.distributed.member import DEFAULT_TIMEOUT_S
 from bcg.errors import BcgError, CheckFailure, UsageError
 from bcg.gpus import find_gpu
-from bcg.report import CaptureReport, OptionValue
+from bcg.report import CaptureReport, Card, OptionValue
 from bcg_cli import console
 from bcg_cli.bucket_choice import choose, read_bucket_words
-from bcg_cli.delivery import check_outputs, deliver
+from bcg_cli.delivery import check_outputs, deliver, file_of, show, write
 from bcg_cli.device import resolve_device
 from bcg_cli.dry_run import ShapeWords, estimated_memory
 from bcg_cli.dry_run import dry_run as plan_capture
@@ -83,7 +85,7 @@ def capture(
     if gpu is not None and not dry_run:
         raise UsageError("--gpu is about a plan", hint="add --dry-run")
     words = read_bucket_words(tokens, workload, num_buckets, memory_budget)
-    check_outputs(json, html)
+    check_outputs({"--json": json, "--html": html}, {"MODEL": file_of(model), "--workload": workload})
     globs = list(break_globs or ())
     ranks = Ranks(tp, ep, rank_timeout)
     shapes = ShapeWords(
@@ -97,7 +99,9 @@ def capture(
         "auto_break": auto_break,
         "fewest_breaks": fewest_breaks,
         "workload": None if workload is None else str(workload),
+        "buckets": num_buckets,
         "memory_budget": memory_budget,
+        "gpu": gpu,
         "dtype": None if dtype is None else dtype.value,
         "seed": seed,
         "expect_breaks": expect_breaks,
@@ -111,7 +115,7 @@ def capture(
         return
     place = resolve_device(device)
     with console.users_code():
-        choice = choose(words, place.type, lambda: estimated_memory(shapes))
+        choice = choose(words, lambda: estimated_memory(shapes))
     with console.users_code(), console.steps() as steps, ranks.joined(place) as world:
         steps.begin(f"making {model}")
         from bcg.diagnose import Diagnosis, failures_explained, load_with_breaks
@@ -124,10 +128,12 @@ def capture(
             return choice.for_model(place.type, target.max_tokens)
 
         if auto_break:
-            target, diagnosis = load_with_breaks(load, buckets_for, attention_break, fewest_breaks, steps.begin)
+            with _said_unwritten(json, html):
+                target, diagnosis = load_with_breaks(load, buckets_for, attention_break, fewest_breaks, steps.begin)
         else:
             target, diagnosis = load(attention_break), Diagnosis()
         options["tokens"] = list(buckets_for(target))
+        fits = choice.fits(buckets_for(target))
         runner = GraphRunner(target)
         # Explaining runs the model again, and a rank can't do that alone.
         explained = contextlib.nullcontext() if world else failures_explained(target, buckets_for(target))
@@ -137,19 +143,47 @@ def capture(
             with explained:
                 results = _capture_buckets(runner, buckets_for(target), steps, log)
         except BcgError as error:
-            if world is not None or not log.num_captured:
+            if world is not None:
                 raise
             failure = error
         if failure is None:
-            report = log.report(options, diagnosis, choice.fits, rank_rows(runner, results))
+            report = log.report(options, diagnosis, fits, rank_rows(runner, results))
             runner.reset()
         else:
-            report = log.report(options, diagnosis, choice.fits)
+            report = log.report(options, diagnosis, fits)
+        left = choice.left_to_eager(target.max_tokens)
     if talks(world):
-        deliver(report, json, html)
+        if left is not None:
+            console.note(left)
         if failure is not None:
+            _deliver_failed(report, failure, json, html)
             raise failure
+        deliver(report, json, html)
         _judge(report, expect_breaks)
+
+
+@contextlib.contextmanager
+def _said_unwritten(json: Path | None, html: Path | None) -> Iterator[None]:
+    """Says so if what fails in the block leaves nothing to write."""
+    from bcg.diagnose import UncapturableError
+
+    try:
+        yield
+    except UncapturableError:
+        for path in (html, json):
+            if path is not None:
+                console.note(f"{path} is not written: no capture was begun")
+        raise
+
+
+def _deliver_failed(report: CaptureReport, failure: BcgError, json: Path | None, html: Path | None) -> None:
+    """Shows what was captured before a failure, and writes it with the failure's cards, which stderr shows."""
+    cards: Sequence[Card] = getattr(failure, "cards", ())
+    try:
+        if report.totals.num_captured:
+            show(report, json)
+    finally:
+        write(msgspec.structs.replace(report, cards=[*report.cards, *cards]), json, html)
 
 
 def _capture_buckets(

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bcg.buckets import default_buckets, parse_buckets
+from bcg.buckets import parse_buckets
 from bcg.distributed.member import DEFAULT_TIMEOUT_S, this_member
 from bcg.errors import UsageError
-from bcg.report import MODES, ModeName, check_output_path
+from bcg.report import MODES, ModeName
 from bcg_cli import console
-from bcg_cli.delivery import check_outputs, deliver
+from bcg_cli.delivery import check_outputs, deliver, file_of
 from bcg_cli.device import resolve_device
 from bcg_cli.options import (
     DEFAULT_MODEL,
@@ -69,11 +70,11 @@ def profile(
     chosen = _parse_modes(modes)
     buckets = None if tokens is None else parse_buckets(tokens)
     if nsys or ncu:
-        _print_commands(model, tokens, chosen, nsys=nsys, ncu=ncu)
+        if not nvtx:
+            raise UsageError("--nsys and --ncu need the NVTX ranges", hint="leave out --no-nvtx")
+        _print_commands(_words_for_tools(context.obj), chosen, nsys=nsys, ncu=ncu)
         return
-    check_outputs(json, html)
-    if trace is not None:
-        check_output_path(trace)
+    check_outputs({"--json": json, "--html": html, "--trace": trace}, {"MODEL": file_of(model)})
     older = _written_at(trace)
     ranks = Ranks(tp, ep, rank_timeout)
     if ranks.start(context.obj):
@@ -87,7 +88,7 @@ def profile(
         plan = Plan(
             model=model,
             device=str(place),
-            buckets=tuple(buckets or default_buckets(place.type)),
+            buckets=buckets or (),
             modes=chosen,
             num_rounds=rounds,
             dtype=None if dtype is None else dtype.value,
@@ -126,11 +127,23 @@ def _parse_modes(text: str) -> tuple[ModeName, ...]:
     return tuple(mode for mode in MODES if mode in names)
 
 
-def _print_commands(model: str, tokens: str | None, modes: tuple[ModeName, ...], *, nsys: bool, ncu: bool) -> None:
+def _words_for_tools(words: Sequence[str]) -> list[str]:
+    """The words of this command without those that the run under a tool has of its own."""
+    kept, rest = [], iter(words[1:])
+    for word in rest:
+        option, equals, _ = word.partition("=")
+        if option in ("--modes", "--rounds"):
+            if not equals:
+                next(rest)
+        elif word not in ("--nsys", "--ncu"):
+            kept.append(word)
+    return kept
+
+
+def _print_commands(words: Sequence[str], modes: tuple[ModeName, ...], *, nsys: bool, ncu: bool) -> None:
     from bcg.profile.run import traced_mode
     from bcg.profile.tools import ncu_command, nsys_command
 
-    words = [model] if tokens is None else [model, "--tokens", tokens]
     mode = traced_mode(modes)
     if nsys:
         console.raw_data(f"{nsys_command(words, mode)}\n".encode())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import msgspec
 import typer
@@ -16,7 +16,7 @@ from bcg.errors import UsageError
 from bcg.prompts import read_prompts
 from bcg.report import OptionValue
 from bcg_cli import console
-from bcg_cli.delivery import check_outputs, deliver
+from bcg_cli.delivery import check_outputs, deliver, file_of
 from bcg_cli.device import resolve_device
 from bcg_cli.loading import ModelLoader
 from bcg_cli.options import (
@@ -37,9 +37,6 @@ from bcg_cli.options import (
     TracebackOption,
 )
 from bcg_cli.ranks import Ranks, talks
-
-if TYPE_CHECKING:
-    pass
 
 
 def replay_check(
@@ -96,7 +93,7 @@ def replay_check(
         if value is not None and not 0 <= value < float("inf"):
             raise UsageError(f"{name} must be a number of at least 0, got {value:g}")
     texts = None if prompts is None else read_prompts(prompts)
-    check_outputs(json, html)
+    check_outputs({"--json": json, "--html": html}, {"MODEL": file_of(model), "--prompts": prompts})
     ranks = Ranks(tp, ep, rank_timeout)
     if ranks.start(context.obj):
         return

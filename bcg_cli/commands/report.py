@@ -9,7 +9,7 @@ import typer
 
 from bcg.errors import CheckFailure, UsageError
 from bcg.report import read_report
-from bcg.report.compare import compare_reports
+from bcg.report.compare import STEP, Comparison, compare_reports
 from bcg_cli import console
 from bcg_cli.delivery import check_outputs, deliver
 from bcg_cli.options import HtmlOption, TracebackOption
@@ -25,12 +25,16 @@ def report(
     ] = None,
     gate: Annotated[
         float | None,
-        typer.Option("--gate", metavar="PCT", help="With --against: exit with 3 if anything regressed by more."),
+        typer.Option(
+            "--gate",
+            metavar="PCT",
+            help="With --against: exit with 3 if anything regressed by more, or is not measured any more.",
+        ),
     ] = None,
     traceback: TracebackOption = False,
 ) -> None:
     """Show a saved report again, make a page of it, or compare it with an older one."""
-    check_outputs(None, html)
+    check_outputs({"--html": html}, {"FILE": file, "OLD": against})
     if gate is not None and against is None:
         raise UsageError("--gate needs --against", hint="give the older report to compare with")
     if html is not None and against is not None:
@@ -50,13 +54,47 @@ def _compare(file: Path, against: Path, gate: float | None) -> None:
     resolution = DEFAULT_RESOLUTION if gate is None else gate / 100
     comparison = compare_reports(read_report(against), read_report(file), gate=resolution)
     console.data(comparison_view(comparison, str(against), str(file)))
-    if gate is None:
-        return
+    if gate is not None:
+        _warn_of_unclear(comparison)
+        _judge(comparison, gate)
+
+
+def _warn_of_unclear(comparison: Comparison) -> None:
+    """Says which rows a gate passes because nothing is known about them."""
+    unclear = comparison.unclear
+    steps = [change for change in unclear if change.quantity == STEP]
+    once = sorted({change.quantity for change in unclear if change.quantity != STEP})
+    if steps:
+        console.warning(
+            f"the gate can't judge {len(steps)} step times: their rounds are too few or too far apart",
+            hint="profile both again with more --rounds",
+        )
+    if once:
+        console.warning(
+            f"the gate can't judge {' and '.join(once)}: measured once, so there is no spread to tell a change by"
+        )
+
+
+def _judge(comparison: Comparison, gate: float) -> None:
+    """Raises what the comparison means for the exit code."""
+    from bcg_cli.views.comparison import change_in_words
+
+    lost = comparison.lost
+    if lost:
+        raise CheckFailure(
+            f"{len(lost)} measured rows of the old report are not measured in the new one, first {lost[0]}",
+            hint="the lines under the table say which and why",
+        )
     worse = [change for change in comparison.changes if change.is_regression(gate / 100)]
     if worse:
         worst = max(worse, key=lambda change: change.change)
         raise CheckFailure(
-            f"{len(worse)} of {len(comparison.changes)} rows regressed by more than {gate:g} %, most of all "
-            f"{worst.what}: {worst.quantity} {worst.old:.4g} before, {worst.new:.4g} now",
+            f"{len(worse)} of {len(comparison.changes)} rows regressed by more than {gate:g} %, worst: "
+            f"{change_in_words(worst)}",
             hint="rows that say UNCLEAR need more --rounds to tell",
+        )
+    steps = [change for change in comparison.changes if change.quantity == STEP]
+    if steps and all(change.verdict == "UNCLEAR" for change in steps):
+        raise CheckFailure(
+            f"none of {len(steps)} step times could be judged", hint="profile both again with more --rounds"
         )

@@ -6,7 +6,7 @@ from bcg.report import CheckReport, PromptCheck
 from bcg_cli.views.check_table import divergence_words, format_error, prompts_words, spread_words, verdict_words
 from bcg_cli.views.html import about_lines, card_sections, footer, options_section, warning_sections
 from bcg_cli.views.page import Tile, bullets, header, page, section, table, tiles
-from bcg_cli.views.ranks import VERDICT_STYLES, marked, verdicts_section
+from bcg_cli.views.ranks import VERDICT_CLASS, marked, verdicts_section
 
 
 def check_page(report: CheckReport) -> str:
@@ -35,7 +35,7 @@ def check_page(report: CheckReport) -> str:
 def _facts(report: CheckReport) -> list[Tile]:
     num_matches = sum(bucket.verdict == "match" for bucket in report.buckets)
     facts: list[Tile] = [
-        (report.verdict, "verdict", VERDICT_STYLES[report.verdict]),
+        (report.verdict, "verdict", VERDICT_CLASS[report.verdict]),
         (f"{num_matches} of {len(report.buckets)}", "token counts match"),
         (f"{sum(bucket.num_replays for bucket in report.buckets):,}", "replays compared"),
         (f"{sum(bucket.num_launches for bucket in report.buckets):,}", "segments launched"),

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from bcg.report import CheckBucket, CheckReport, Divergence, PromptCheck, Verdict
 from bcg_cli.views.findings import card_view
-from bcg_cli.views.ranks import verdict_lines
-from bcg_cli.views.table import RULED, header_text, warning_text
-
-_STYLE: dict[Verdict, str] = {"match": "green", "mismatch": "bold red", "inconclusive": "yellow"}
+from bcg_cli.views.ranks import VERDICT_STYLE, verdict_lines
+from bcg_cli.views.table import RuledTable, header_text, warning_text
 
 
 def check_view(report: CheckReport) -> RenderableType:
@@ -71,8 +68,8 @@ def prompts_words(prompts: PromptCheck) -> str:
     )
 
 
-def _bucket_table(report: CheckReport) -> Table:
-    table = Table(box=RULED, show_edge=False, padding=0, show_footer=True, header_style="bold", footer_style="")
+def _bucket_table(report: CheckReport) -> RuledTable:
+    table = RuledTable(show_footer=True)
     num_replays = sum(bucket.num_replays for bucket in report.buckets)
     num_launches = sum(bucket.num_launches for bucket in report.buckets)
     for header, footer in (
@@ -82,9 +79,9 @@ def _bucket_table(report: CheckReport) -> Table:
         ("max error", ""),
         ("relative", ""),
     ):
-        table.add_column(header, footer, justify="right", overflow="fold", vertical="top")
+        table.add_column(header, footer, justify="right", vertical="top")
     num_matches = sum(bucket.verdict == "match" for bucket in report.buckets)
-    table.add_column("verdict", f"{num_matches} of {len(report.buckets)} match", overflow="fold")
+    table.add_column("verdict", f"{num_matches} of {len(report.buckets)} match")
     for bucket in report.buckets:
         table.add_row(*_bucket_cells(bucket))
     return table
@@ -98,21 +95,23 @@ def _bucket_cells(bucket: CheckBucket) -> list[Text]:
         Text(f"{bucket.num_launches:,}"),
         Text(format_error(bucket.max_abs_error)),
         Text(format_error(bucket.max_rel_error)),
-        Text(words, _STYLE[bucket.verdict]),
+        Text(words, VERDICT_STYLE[bucket.verdict]),
     ]
 
 
 def _notes(report: CheckReport) -> Iterator[Text]:
     for bucket in report.buckets:
         for reason in bucket.reasons:
-            yield Text(f"{bucket.tokens:,} tokens: {reason}", _STYLE[bucket.verdict])
+            yield Text(f"{bucket.tokens:,} tokens: {reason}", VERDICT_STYLE[bucket.verdict])
         if bucket.first_divergence is not None:
             yield Text(f"{bucket.tokens:,} tokens: {divergence_words(bucket.first_divergence)}")
     if report.spread:
         yield Text(spread_words(report.spread), "yellow")
     if report.prompts is not None:
         words = verdict_words(report.prompts.verdict, report.prompts.bitwise, report.prompts.max_rel_error)
-        yield Text.assemble(f"Prompts: {prompts_words(report.prompts)}: ", (words, _STYLE[report.prompts.verdict]))
+        yield Text.assemble(
+            f"Prompts: {prompts_words(report.prompts)}: ", (words, VERDICT_STYLE[report.prompts.verdict])
+        )
     timing = report.timing
     yield Text(
         f"Model {timing.model_ms:,.0f} ms, capture {timing.capture_ms:,.0f} ms, eager {timing.eager_ms:,.0f} ms, "

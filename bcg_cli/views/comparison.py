@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from bcg.report.compare import Change, Comparison
-from bcg_cli.views.table import RULED, format_mebibytes
+from bcg_cli.views.table import RuledTable, format_mebibytes
 
 _STYLES = {"FASTER": "green", "SMALLER": "green", "SLOWER": "red", "LARGER": "red", "UNCLEAR": "yellow"}
 
@@ -22,23 +21,34 @@ def comparison_view(comparison: Comparison, old: str, new: str) -> RenderableTyp
         old: What to call the old report.
         new: What to call the new one.
     """
-    table = Table(box=RULED, show_edge=False, padding=0, header_style="bold")
+    table = RuledTable()
     for index, column in enumerate(("what", "quantity", "old", "new", "change", "±")):
-        table.add_column(column, justify="left" if index < 2 else "right", overflow="fold")
-    table.add_column("verdict", overflow="fold")
+        table.add_column(column, justify="left" if index < 2 else "right")
+    table.add_column("verdict")
     for change in comparison.changes:
         table.add_row(
             change.what,
-            change.quantity.replace("bytes", "MiB"),
+            _quantity(change),
             _value(change, change.old),
             _value(change, change.new),
             _percent(change.change, "+.1%"),
             _percent(change.uncertainty, ".1%"),
             Text(change.verdict, _STYLES.get(change.verdict, "")),
         )
-    remarks = [Text(f"not the same: {difference}", "yellow") for difference in comparison.differences]
-    missing = [Text(line, "yellow") for line in comparison.missing]
-    return Group(Text(f"{new} against {old}", "bold"), Text(), table, *remarks, *missing)
+    lost = [Text(line, "red") for line in comparison.lost]
+    remarks = [Text(line, "yellow") for line in comparison.remarks]
+    differences = [Text(f"not the same: {line}", "yellow") for line in comparison.differences]
+    return Group(Text(f"{new} against {old}", "bold"), Text(), table, *lost, *remarks, *differences)
+
+
+def change_in_words(change: Change) -> str:
+    """Returns a change in one line, in the table's units: ``full, 16 tokens: step ms 11 before, 12.1 now``."""
+    before, after = _value(change, change.old), _value(change, change.new)
+    return f"{change.what}: {_quantity(change)} {before} before, {after} now"
+
+
+def _quantity(change: Change) -> str:
+    return change.quantity.replace("bytes", "MiB")
 
 
 def _value(change: Change, value: float) -> str:

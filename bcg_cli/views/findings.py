@@ -86,11 +86,10 @@ def automatic_breaks_view(breaks: Sequence[AutomaticBreak]) -> RenderableType:
 def workload_view(rows: Sequence[BucketFitRow]) -> RenderableType:
     """Returns what bucket lists do to the workload that the first one was chosen for."""
     table = Table.grid(padding=(0, 2, 0, 0))
-    for header in ("buckets", "list", "used", "padded tokens", "of real", "steps replayed", "memory"):
-        table.add_column(header, justify="left" if header == "buckets" else "right", overflow="fold")
-    table.add_row(
-        *(Text(word, "bold") for word in ("buckets", "count", "used", "padded", "of real", "replayed", "memory"))
-    )
+    headers = ("buckets", "count", "used", "padded", "of real", "replayed", "memory")
+    for header in headers:
+        table.add_column(justify="left" if header == "buckets" else "right", overflow="fold")
+    table.add_row(*(Text(header, "bold") for header in headers))
     for row in rows:
         table.add_row(*fit_cells(row))
     return Group(Text(f"Workload of {rows[0].num_steps:,} steps", "bold"), table, Text(chosen_words(rows), "dim"))

@@ -12,7 +12,7 @@ from bcg.report import InputRow, PlanReport
 from bcg_cli.views.findings import automatic_breaks_view
 from bcg_cli.views.table import (
     BOUNDARIES_EXPLAINED,
-    RULED,
+    RuledTable,
     format_count,
     format_mebibytes,
     format_size,
@@ -62,8 +62,8 @@ def shape_words(row: InputRow) -> str:
     return f"{row.dtype} [{shape}]"
 
 
-def _bucket_table(report: PlanReport) -> Table:
-    table = Table(box=RULED, show_edge=False, padding=0, header_style="bold")
+def _bucket_table(report: PlanReport) -> RuledTable:
+    table = RuledTable()
     for header in ("tokens", "pool\nMiB", "of it used\nMiB", "boundaries\nMiB"):
         table.add_column(header, justify="right", vertical="top")
     for bucket in report.buckets:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from bcg.report import ModeRow, ModeStatus, ModeSummary, ProfileReport
-from bcg_cli.views.table import RULED, format_mebibytes, header_text, warning_text
+from bcg_cli.views.table import RuledTable, format_mebibytes, header_text, warning_text
 
 PEAK_EXPLAINED = (
     "Peak of tensors: the most that they held at once while steps were measured, weights included; memory that a graph "
@@ -32,14 +31,14 @@ def profile_view(report: ProfileReport) -> RenderableType:
     return Group(*parts)
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=RULED, show_edge=False, padding=0, header_style="bold")
+def _table(*columns: str) -> RuledTable:
+    table = RuledTable()
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold", vertical="bottom")
+        table.add_column(column, justify="left" if index == 0 else "right", vertical="bottom")
     return table
 
 
-def _time_table(report: ProfileReport) -> Table:
+def _time_table(report: ProfileReport) -> RuledTable:
     columns = ("mode", "tokens", "p50\nms", "p95\nms", "tokens\n/s", "host\nµs", "GPU\nbusy", "graphs", "×\neager")
     table = _table(*columns, "error", *(["×\nown"] if report.has_exact_errors else []))
     for bucket in sorted(report.buckets, key=lambda bucket: bucket.tokens):
@@ -76,12 +75,12 @@ def _error_over_eagers(row: ModeRow) -> str:
     return f"{row.error_vs_exact / row.eager_error_vs_exact:.2f}"
 
 
-def _mode_table(report: ProfileReport) -> Table:
+def _mode_table(report: ProfileReport) -> RuledTable:
     table = _table(
         *("mode", "start-up\ns", "compile\ns", "warm-up\ns", "capture\ns"),
         *("pool\nMiB", "driver\nMiB", "tensors,\npeak MiB"),
     )
-    table.add_column("status", overflow="fold")
+    table.add_column("status")
     for mode in report.modes:
         status = Text(mode.status, _STYLES.get(mode.status, "yellow"))
         table.add_row(mode.mode, *_costs(mode), status)

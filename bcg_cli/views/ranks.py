@@ -6,16 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from html import escape
 
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from bcg.report import AssembledCheck, RankRow, RankVerdict, Verdict
 from bcg_cli.views.page import section, table
-from bcg_cli.views.table import RULED, format_mebibytes
+from bcg_cli.views.table import RuledTable, format_mebibytes
 
-_STYLE = {"match": "green", "mismatch": "bold red", "inconclusive": "yellow"}
-VERDICT_STYLES: dict[Verdict, str] = {"match": "good", "mismatch": "bad", "inconclusive": "warn"}
-"""How verdicts look on pages."""
+VERDICT_STYLE: dict[Verdict, str] = {"match": "green", "mismatch": "bold red", "inconclusive": "yellow"}
+VERDICT_CLASS: dict[Verdict, str] = {"match": "good", "mismatch": "bad", "inconclusive": "warn"}
+"""How verdicts look on a terminal, and their class on pages."""
 
 _COLUMNS: tuple[tuple[str, Callable[[RankRow], float], Callable[[float], str]], ...] = (
     ("segments", lambda row: row.num_segments, "{:.0f}".format),
@@ -30,9 +29,9 @@ ABOUT = "What each process captured in all, and the spread between the most and 
 
 def ranks_view(rows: Sequence[RankRow]) -> RenderableType:
     """Returns a row a rank, and the spread between the most and the least."""
-    shown = Table(box=RULED, show_edge=False, padding=0, show_footer=True, header_style="bold", footer_style="")
+    shown = RuledTable(show_footer=True)
     for header, footer in zip(_headers(), _spread(rows), strict=True):
-        shown.add_column(header, footer, justify="right", overflow="fold", vertical="top")
+        shown.add_column(header, footer, justify="right", vertical="top")
     for row in rows:
         shown.add_row(*_cells(row))
     return shown
@@ -49,11 +48,11 @@ def verdict_lines(rows: Sequence[RankVerdict], assembled: AssembledCheck | None)
     for row in rows:
         words = "match (bitwise)" if row.verdict == "match" and row.bitwise else row.verdict
         line = f"Rank {row.rank}, {row.num_replays} replays against its own eager: "
-        yield Text.assemble(line, (words, _STYLE[row.verdict]))
+        yield Text.assemble(line, (words, VERDICT_STYLE[row.verdict]))
     if assembled is not None:
         yield Text.assemble(
             f"All ranks together, {assembled.num_batches} batches against one process: ",
-            (assembled.verdict, _STYLE[assembled.verdict]),
+            (assembled.verdict, VERDICT_STYLE[assembled.verdict]),
             f" (mean difference {assembled.mean_rel_error:.1e}, at most {assembled.tolerance:g})",
         )
 
@@ -70,7 +69,7 @@ def verdicts_section(rows: Sequence[RankVerdict], assembled: AssembledCheck | No
 
 def marked(verdict: Verdict, text: str) -> str:
     """Returns plain text as HTML in the colour of a verdict."""
-    return f'<span class="{VERDICT_STYLES[verdict]}">{escape(text)}</span>'
+    return f'<span class="{VERDICT_CLASS[verdict]}">{escape(text)}</span>'
 
 
 def _headers() -> list[str]:

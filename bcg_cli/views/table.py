@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rich.box import Box
-from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
+from rich.table import Column, Table
 from rich.text import Text
 
 from bcg.report import BreakRow, CaptureBucket, CaptureReport, Environment, ModelInfo, ReportWarning, SegmentRow
@@ -22,9 +23,34 @@ BOUNDARIES_EXPLAINED = (
 )
 NOT_FOLLOWED = "captured without following operations: modules and what it reads are not known"
 
+MAX_WIDTH = 1000
 RULED = Box("    \n    \n ── \n    \n    \n ── \n    \n    \n")
 ORIGINS = {"random": "random", "safetensors": "from safetensors", "user": "as the factory made them"}
 _STATUS_STYLE = {"captured": "green", "out of memory": "yellow", "failed": "red"}
+
+
+class RuledTable(Table):
+    """A table of numbers under a rule, whose last column may hold words.
+
+    No cell is cut or folded inside a word or number: where the terminal is narrower, lines are longer.
+    """
+
+    def __init__(self, *, show_footer: bool = False) -> None:
+        super().__init__(
+            box=RULED, show_edge=False, padding=0, show_footer=show_footer, header_style="bold", footer_style=""
+        )
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for column in self.columns[:-1]:
+            column.no_wrap = True
+        needed = sum(self._least(column, console, options) for column in self.columns) + len(self.columns) - 1
+        return super().__rich_console__(console, options.update(width=max(options.max_width, needed)))
+
+    def _least(self, column: Column, console: Console, options: ConsoleOptions) -> int:
+        wide = options.update(width=MAX_WIDTH)
+        cells = (column.header, column.footer, *column.cells)
+        widths = [Measurement.get(console, wide, cell) for cell in cells]
+        return max(width.maximum if column.no_wrap else width.minimum for width in widths)
 
 
 def capture_view(report: CaptureReport) -> RenderableType:
@@ -104,9 +130,9 @@ def header_text(model: ModelInfo, environment: Environment) -> Text:
     )
 
 
-def _bucket_table(report: CaptureReport) -> Table:
+def _bucket_table(report: CaptureReport) -> RuledTable:
     totals = report.totals
-    table = Table(box=RULED, show_edge=False, padding=0, show_footer=True, header_style="bold", footer_style="")
+    table = RuledTable(show_footer=True)
     for header, footer in (
         ("tokens", "total"),
         ("segments", ""),
@@ -118,8 +144,8 @@ def _bucket_table(report: CaptureReport) -> Table:
         ("boundaries\nMiB", ""),
         ("eager\npeak", format_mebibytes(totals.eager_peak_bytes)),
     ):
-        table.add_column(header, footer, justify="right", overflow="fold", vertical="top")
-    table.add_column("status", f"{totals.num_captured} of {len(report.buckets)}", overflow="fold")
+        table.add_column(header, footer, justify="right", vertical="top")
+    table.add_column("status", f"{totals.num_captured} of {len(report.buckets)}")
     for bucket in report.buckets:
         table.add_row(*_bucket_cells(bucket), Text(bucket.status, _STATUS_STYLE[bucket.status]))
     return table

@@ -15,6 +15,8 @@ from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
 import torch
 
+from bcg.report import BreakSource
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -33,7 +35,7 @@ class BreakLabel:
 
     name: str
     module: str | None = None
-    source: str = "decorator"
+    source: BreakSource = "decorator"
     rule: str = ""
 
 

@@ -21,6 +21,7 @@ from torch import nn
 
 from bcg.breaks import BreakLabel, call_break, is_following
 from bcg.errors import UsageError
+from bcg.report import BreakSource
 from bcg.whereabouts import from_search_path, is_users
 
 FILE_MODULES = "bcg_user_"
@@ -91,7 +92,7 @@ class FunctionReference:
         return self.path.rpartition(":")[2]
 
     @contextlib.contextmanager
-    def broken(self, source: str) -> Iterator[None]:
+    def broken(self, source: BreakSource) -> Iterator[None]:
         """Make the function a break of whoever follows this thread's forward, inside the block."""
         with contextlib.ExitStack() as stack:
             for place in self.places:
@@ -101,7 +102,7 @@ class FunctionReference:
 
 
 @contextlib.contextmanager
-def functions_broken(functions: Sequence[FunctionReference], source: str) -> Iterator[None]:
+def functions_broken(functions: Sequence[FunctionReference], source: BreakSource) -> Iterator[None]:
     """Make functions breaks inside the block, if somebody follows the forward."""
     with contextlib.ExitStack() as stack:
         if is_following():

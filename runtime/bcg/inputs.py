@@ -189,11 +189,6 @@ class StaticInputs:
         self._own_views: dict[int, dict[str, torch.Tensor]] = {}
 
     @property
-    def num_bytes(self) -> int:
-        """Size of all buffers."""
-        return sum(flat.numel() * flat.element_size() for flat in self._flat.values())
-
-    @property
     def buffers(self) -> tuple[torch.Tensor, ...]:
         """The flat buffers that the views of all buckets lie in."""
         return tuple(self._flat.values())

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from bcg.breaks import BreakLabel, call_break, is_following
 from bcg.dispatch import DispatchMode
 from bcg.errors import UsageError
+from bcg.report import BreakSource
 from bcg.whereabouts import from_search_path, users_frame
 
 FROM_HOST_DATA = ("torch.tensor", "torch.as_tensor", "torch.asarray")
@@ -64,7 +65,7 @@ def calls_handled(places: Sequence[OperationPlace], handle: Handler) -> Iterator
 
 
 @contextlib.contextmanager
-def operations_broken(places: Sequence[OperationPlace], source: str) -> Iterator[None]:
+def operations_broken(places: Sequence[OperationPlace], source: BreakSource) -> Iterator[None]:
     """Make operations breaks inside the block, if somebody follows the forward."""
 
     def run(place: OperationPlace, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:

@@ -29,7 +29,6 @@ from bcg.models.build import quiet
 from bcg.rehearsal import rehearse, rehearsed_lengths
 from bcg.report import (
     AutomaticBreak,
-    BreakRow,
     InputRow,
     OptionValue,
     PlanBucket,
@@ -39,7 +38,7 @@ from bcg.report import (
 )
 from bcg.rules import refuse_unmet
 from bcg.structure import local_part, storage_key
-from bcg.summary import source_line
+from bcg.summary import break_row
 from bcg.target import Target, first_line, make_batch
 from bcg.warmup import cut_to, distinct_prefixes
 from bcg.whereabouts import users_line
@@ -108,7 +107,7 @@ def plan(
         map_tokens=ordered[0],
         map=_numbered(found.steps),
         segments=[_segment_row(index, found) for index in range(len(found.segments))],
-        breaks=[_break_row(index, found) for index in range(len(found.breaks))],
+        breaks=[break_row(*numbered) for numbered in enumerate(found.breaks)],
         warnings=list(target.warnings),
         automatic_breaks=automatic,
         unknown=list(UNKNOWN),
@@ -276,16 +275,4 @@ def _segment_row(index: int, found: Survey) -> SegmentRow:
         num_operations=len(tape.operations),
         num_externals=len(tape.externals),
         external_bytes=tape.external_bytes,
-    )
-
-
-def _break_row(index: int, found: Survey) -> BreakRow:
-    step = found.breaks[index]
-    return BreakRow(
-        index=index,
-        name=step.label.name,
-        module=step.label.module or "",
-        source=step.label.source,  # type: ignore[arg-type]
-        boundary_bytes=step.boundary_bytes,
-        source_line=source_line(step.function),
     )

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from types import MethodType
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from bcg.context import check_fits, current_forward_context
 from bcg.errors import ModelError, UsageError
 from bcg.functions import FunctionReference, find_function, functions_broken
 from bcg.operations import OperationPlace, find_operation, operations_broken
+from bcg.report import BreakSource
 
 _STATE_UPDATES = frozenset({"update_conv_state", "update_recurrent_state"})
 
@@ -128,7 +130,7 @@ def break_modules(root: nn.Module, globs: Sequence[str]) -> dict[str, tuple[str,
     return matched
 
 
-def break_module(root: nn.Module, path: str, source: str) -> None:
+def break_module(root: nn.Module, path: str, source: BreakSource) -> None:
     """Make the module at `path` a break; a module that is one already stays as it is."""
     module = root.get_submodule(path)
     if not hasattr(vars(module).get("forward"), "_bcg_break"):
@@ -173,7 +175,8 @@ def break_mixers(root: nn.Module) -> tuple[str, ...]:
     for path in mixers:
         module = candidates[path]
         label = BreakLabel(type(module).__name__, path, "mixer")
-        _wrap(module, functools.partial(_run_per_request, _own_forward(module), path), label)
+        own = _own_forward(module)
+        _wrap(module, functools.update_wrapper(functools.partial(_run_per_request, own, path), own), label)
     return mixers
 
 
@@ -205,10 +208,13 @@ def _own_forward(module: nn.Module) -> Callable[..., Any]:
     own: Callable[..., Any] | None = vars(module).get("forward")
     if own is not None:
         return own
-    method = weakref.WeakMethod(module.forward)
+    method = module.forward
+    assert isinstance(method, MethodType)
+    reference = weakref.WeakMethod(method)
 
+    @functools.wraps(method.__func__)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        bound = method()
+        bound = reference()
         assert bound is not None
         return bound(*args, **kwargs)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +22,11 @@ from bcg.report import (
 from bcg.runner import GraphRunner
 from bcg.structure import local_bytes
 from bcg.sweep import BucketCapture
-from bcg.whereabouts import from_search_path
+from bcg.whereabouts import from_search_path, source_line_of
 
 if TYPE_CHECKING:
     from bcg.diagnose import Diagnosis
+    from bcg.diagnose.survey import SurveyedBreak
 
 
 def capture_report(
@@ -82,7 +82,7 @@ class CaptureLog:
                 "map_tokens": result.tokens,
                 "map": _step_names(graph),
                 "segments": [_segment_row(*numbered) for numbered in enumerate(graph.segments)],
-                "breaks": [_break_row(*numbered) for numbered in enumerate(graph.breaks)],
+                "breaks": [break_row(*numbered) for numbered in enumerate(graph.breaks)],
             }
 
     def report(
@@ -192,18 +192,13 @@ def _segment_row(index: int, segment: Segment) -> SegmentRow:
     )
 
 
-def _break_row(index: int, step: Break) -> BreakRow:
+def break_row(index: int, step: Break | SurveyedBreak) -> BreakRow:
+    """Describe a break of a captured or of a planned forward."""
     return BreakRow(
         index=index,
         name=step.label.name,
         module=step.label.module or "",
-        source=step.label.source,  # type: ignore[arg-type]
+        source=step.label.source,
         boundary_bytes=step.boundary_bytes,
-        source_line=source_line(step.function),
+        source_line=from_search_path(source_line_of(step.function)) or None,
     )
-
-
-def source_line(function: Any) -> str | None:
-    """Return ``file:line`` of a function, as seen from where Python finds it; None for one without Python code."""
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    return f"{from_search_path(code.co_filename)}:{code.co_firstlineno}" if code is not None else None

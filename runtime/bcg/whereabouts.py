@@ -48,13 +48,14 @@ def users_line(error: BaseException) -> str:
     return lines[-1] if lines else ""
 
 
-def source_line_of(function: object) -> str:
+def source_line_of(function: Any) -> str:
     """Return ``file:line`` of a function, or of what an object that is called runs; empty where there is none."""
+    function = inspect.unwrap(function)
     while isinstance(function, functools.partial):
-        function = function.func
-    if not hasattr(function, "__code__") and not inspect.ismethod(function) and not hasattr(function, "__wrapped__"):
+        function = inspect.unwrap(function.func)
+    if not hasattr(function, "__code__") and not inspect.ismethod(function):
         function = getattr(type(function), "__call__", function)  # noqa: B004 - an object's own, not its metaclass's
-    code = getattr(inspect.unwrap(function), "__code__", None)  # type: ignore[arg-type]
+    code = getattr(inspect.unwrap(function), "__code__", None)
     return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else ""
 
 

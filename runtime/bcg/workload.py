@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,21 @@ class Workload:
     @property
     def num_tokens(self) -> int:
         return sum(tokens * steps for tokens, steps in zip(self.tokens, self.steps, strict=True))
+
+    def up_to(self, max_tokens: int | None) -> Workload:
+        """Return the steps of at most so many tokens; all where that is None.
+
+        Raises:
+            UsageError: There is none.
+        """
+        if max_tokens is None:
+            return self
+        number = bisect_right(self.tokens, max_tokens)
+        if number == 0:
+            raise UsageError(
+                f"no step of the workload has at most {max_tokens} tokens", hint="name the buckets with --tokens"
+            )
+        return Workload(self.tokens[:number], self.steps[:number])
 
 
 @dataclass(frozen=True)
@@ -118,6 +134,7 @@ def fit(workload: Workload, buckets: Sequence[int]) -> BucketFit:
     return BucketFit(tuple(ordered), padded, real, replayed, workload.num_steps, len(used))
 
 
+@functools.cache
 def choose_buckets(workload: Workload, num_buckets: int, max_tokens: int | None = None) -> tuple[int, ...]:
     """Choose the buckets that pad a workload least, exactly.
 
@@ -138,10 +155,9 @@ def choose_buckets(workload: Workload, num_buckets: int, max_tokens: int | None 
     """
     if num_buckets < 1:
         raise UsageError(f"at least one bucket is needed, got {num_buckets}")
-    counts = [tokens for tokens in workload.tokens if max_tokens is None or tokens <= max_tokens]
-    if not counts:
-        raise UsageError(f"no step of the workload has at most {max_tokens} tokens")
-    steps_up_to = [0, *accumulate(workload.steps[: len(counts)])]
+    workload = workload.up_to(max_tokens)
+    counts = workload.tokens
+    steps_up_to = [0, *accumulate(workload.steps)]
 
     def rows(below: int, top: int) -> int:
         """Rows that a bucket at count number `top` computes for all counts above number `below`."""

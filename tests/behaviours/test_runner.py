@@ -24,7 +24,9 @@ from bcg import (
     eager_on_graph,
     make_batch,
 )
+from bcg.report import decode_report, encode_report
 from bcg.structure import tensors_in
+from bcg.summary import capture_report
 from tests.targets import own_target
 
 WIDTH = 4
@@ -152,8 +154,10 @@ def test_39_replays_are_counted(runner: GraphRunner, generator: torch.Generator)
 
 def test_40_everything_eager_through_the_graph_path(device: str, module: Requests) -> None:
     runner = GraphRunner(target_of(module, device), everything_eager=True)
-    runner.capture([8])
+    results = runner.capture([8])
     assert (runner.graphs[8].num_segments, runner.graphs[8].num_breaks) == (0, 1)
+    report = capture_report(runner, results, {})
+    assert decode_report(encode_report(report)) == report
     generator = torch.Generator(runner.target.device).manual_seed(5)
     for lengths in ((8,), (2, 3)):
         batch = make_batch(runner.target, lengths, generator)

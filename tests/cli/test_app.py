@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ from typer.main import get_command
 
 from bcg import __version__
 from bcg.errors import BcgError, CaptureError, CheckFailure, UsageError
+from bcg.report import Card, write_report
 from bcg_cli.app import app
+from tests.cli.reports import gpu_report
 
 
 def test_help_imports_no_torch() -> None:
@@ -101,6 +104,31 @@ def test_traceback_shows_the_cause_and_then_the_line(bcg: Any, monkeypatch: pyte
     assert done.err.startswith("ZeroDivisionError: the user's own")
     assert "Traceback (most recent call last)" in done.err
     assert done.err.endswith("error: no\nhint: h\n")
+
+
+def test_control_characters_do_not_reach_the_terminal(bcg: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    evil = "a\x1b]0;owned\x07b"
+    error = BcgError(evil, hint=evil)
+    error.cards = (Card(hazard="L1", title=evil, cause=evil, module=evil, driver_text=evil),)  # type: ignore[attr-defined]
+    monkeypatch.setattr("bcg_cli.commands.capture.resolve_device", _raiser(error))
+    done = bcg("capture", "--traceback")
+    assert "\x1b" not in done.err and "\x07" not in done.err
+    assert "L1 a?]0;owned" in done.err
+
+
+@pytest.mark.parametrize(
+    ("redirection", "message"),
+    [
+        (">/dev/full", "error: cannot write to standard output: No space left on device\n"),
+        (">&-", "error: there is no standard output: it is closed\n"),
+    ],
+)
+def test_a_stdout_that_takes_nothing_is_one_line(tmp_path: Path, redirection: str, message: str) -> None:
+    write_report(gpu_report(), tmp_path / "c.json")
+    command = f'"{sys.executable}" -m bcg_cli report "{tmp_path}/c.json" --html "{tmp_path}/c.html" {redirection}'
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"note: page written to {tmp_path}/c.html\n{message}"
 
 
 def test_no_color_is_honoured(bcg: Any, monkeypatch: pytest.MonkeyPatch) -> None:

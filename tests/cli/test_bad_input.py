@@ -159,7 +159,9 @@ def test_the_output_folder_is_checked_before_the_model_is_touched(bcg: Any, tmp_
         f"error: cannot write {tmp_path}/none/report.json: there is no folder {tmp_path}/none",
         "hint: make the folder first",
     ]
-    assert bcg("capture", "no-such-model", "--json", tmp_path).code == 2
+    done = bcg("capture", "no-such-model", "--html", tmp_path)
+    assert done.code == 2
+    assert done.err.endswith("it is there already and is not a file\nhint: choose another path\n")
 
 
 def test_a_glob_that_matches_nothing(bcg: Any) -> None:
@@ -226,3 +228,26 @@ def test_two_outputs_need_two_files(bcg: Any, tmp_path: Path) -> None:
     done = bcg("capture", "no-such-model", "--html", "-")
     assert done.code == 2
     assert "--html needs a file" in done.err
+    assert "--trace needs a file" in bcg("profile", "no-such-model", "--trace", "-").err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("report", "in.json", "--html", "in.json"), "FILE and --html both name in.json"),
+        (("report", "in.json", "--html", "link.json"), "FILE and --html both name link.json"),
+        (("capture", "models.py:healthy", "--json", "./models.py"), "MODEL and --json both name models.py"),
+        (("capture", "--workload", "in.json", "--html", "in.json"), "--workload and --html both name in.json"),
+        (("replay-check", "--prompts", "in.json", "--json", "in.json"), "--prompts and --json both name in.json"),
+        (("profile", "--json", "a", "--trace", "a"), "--json and --trace both name a"),
+        (("profile", "--html", "a", "--trace", "empty/../a"), "--html and --trace both name empty/../a"),
+    ],
+)
+def test_no_output_replaces_another_or_an_input(bcg: Any, models: Path, words: tuple[str, ...], message: str) -> None:
+    (models / "in.json").write_text("7")
+    (models / "link.json").symlink_to("in.json")
+    before = {path.name: path.read_bytes() for path in models.iterdir() if path.is_file()}
+    done = bcg(*words)
+    assert (done.code, done.out) == (2, "")
+    assert done.err == f"error: {message}\nhint: give each a file of its own\n"
+    assert {path.name: path.read_bytes() for path in models.iterdir() if path.is_file()} == before

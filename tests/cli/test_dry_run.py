@@ -43,6 +43,15 @@ def test_a_plan_from_shapes_alone(bcg: Any, tmp_path: Path) -> None:
     assert again.out == done.out
 
 
+def test_a_broken_map_is_refused_in_words(bcg: Any, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    assert bcg("capture", "--dry-run", "--tokens", "8", "--json", path).code == 0
+    path.write_text(path.read_text().replace('"segment:0"', '"segment:99"'))
+    shown = bcg("report", path)
+    assert shown.code == 1
+    assert "does not fit its schema: `map` names segment:99, which is not among its segments" in shown.err
+
+
 def test_what_does_not_fit_fails(bcg: Any) -> None:
     done = bcg("capture", "qwen3-tiny", "--dry-run", "--tokens", "8", "--gpu", "100kB")
     assert done.code == 3

@@ -67,6 +67,23 @@ def test_command_lines_of_tools_are_data(bcg) -> None:
     assert ncu.startswith("ncu ") and "'bcg@segment 0/'" in ncu
 
 
+def test_command_lines_of_tools_have_the_options_given(bcg) -> None:
+    given = ("--dtype", "bfloat16", "--break", "*.mlp", "--break=norm", "--seed", "3", "--no-attention-break")
+    done = bcg("profile", *given, "--modes", "eager,fused", "--nsys", "--rounds=7", "--device", "cuda")
+    assert done.code == 0
+    assert done.out.endswith(
+        " bcg profile --dtype bfloat16 --break '*.mlp' --break=norm --seed 3 --no-attention-break --device cuda "
+        "--modes fused --rounds 1\n"
+    )
+
+
+@pytest.mark.parametrize("tool", ["--nsys", "--ncu"])
+def test_tools_need_ranges(bcg, tool: str) -> None:
+    done = bcg("profile", tool, "--no-nvtx")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "error: --nsys and --ncu need the NVTX ranges\nhint: leave out --no-nvtx\n"
+
+
 def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
     """A model that tells of its forwards: the interrupt comes in the middle of the rounds."""
     (tmp_path / "model.py").write_text(TELLS_OF_ITS_FORWARDS)

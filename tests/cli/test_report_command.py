@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from bcg.report import encode_report, write_report
@@ -69,12 +70,62 @@ def test_a_regression_beyond_the_gate_exits_with_3(bcg, saved: Path, tmp_path: P
     shown = bcg("report", tmp_path / "new.json", "--against", saved, "--gate", "5")
     assert shown.code == 3
     assert shown.out.count("SLOWER") == 25
-    assert "error: 25 of 33 rows regressed by more than 5 %, most of all" in shown.err
+    assert "error: 25 of 33 rows regressed by more than 5 %, worst: " in shown.err
     within = bcg("report", tmp_path / "new.json", "--against", saved, "--gate", "10")
     assert (within.code, within.out.count("SLOWER")) == (0, 25)
     better = bcg("report", saved, "--against", tmp_path / "new.json", "--gate", "5")
     assert (better.code, better.out.count("FASTER")) == (0, 25)
     assert bcg("report", tmp_path / "new.json", "--against", saved).code == 0
+
+
+def test_a_gate_does_not_pass_what_broke(bcg, saved: Path, tmp_path: Path) -> None:
+    old = profile_report()
+    write_report(profile_report(buckets=old.buckets[1:]), tmp_path / "new.json")
+    shown = bcg("report", tmp_path / "new.json", "--against", saved, "--gate", "5")
+    assert shown.code == 3
+    assert shown.out.count("only in the old report") == 5
+    assert (
+        "error: 5 measured rows of the old report are not measured in the new one, first "
+        "eager, 16 tokens: only in the old report\n" in shown.err
+    )
+    assert bcg("report", tmp_path / "new.json", "--against", saved).code == 0
+
+
+def test_a_gate_does_not_pass_when_no_step_time_could_be_judged(bcg, saved: Path, tmp_path: Path) -> None:
+    write_report(times(profile_report(), 1.08, noise=0.5), tmp_path / "new.json")
+    shown = bcg("report", tmp_path / "new.json", "--against", saved, "--gate", "5")
+    assert shown.code == 3
+    assert shown.err.startswith(
+        "warning: the gate can't judge 25 step times: their rounds are too few or too far apart\n"
+        "hint: profile both again with more --rounds\n"
+    )
+    assert "error: none of 25 step times could be judged\n" in shown.err
+
+
+def test_a_gate_says_that_a_time_measured_once_is_not_judged(bcg, tmp_path: Path) -> None:
+    write_report(gpu_report(), tmp_path / "c.json")
+    shown = bcg("report", tmp_path / "c.json", "--against", tmp_path / "c.json", "--gate", "5")
+    assert shown.code == 0
+    assert shown.err == (
+        "warning: the gate can't judge capture ms: measured once, so there is no spread to tell a change by\n"
+    )
+
+
+def test_a_regression_is_told_in_the_units_of_the_table(bcg, tmp_path: Path) -> None:
+    old = gpu_report()
+    grown = msgspec.structs.replace(old.totals, boundary_bytes=2 * old.totals.boundary_bytes)
+    write_report(old, tmp_path / "old.json")
+    write_report(gpu_report(totals=grown), tmp_path / "new.json")
+    shown = bcg("report", tmp_path / "new.json", "--against", tmp_path / "old.json", "--gate", "5")
+    assert shown.code == 3
+    assert "worst: all buckets: boundary MiB 168.0 before, 336.0 now\n" in shown.err
+
+
+def test_kinds_without_quantities_are_refused_with_a_hint(bcg, tmp_path: Path) -> None:
+    assert bcg("capture", "--dry-run", "--tokens", "8", "--json", tmp_path / "p.json").code == 0
+    shown = bcg("report", tmp_path / "p.json", "--against", tmp_path / "p.json")
+    assert shown.code == 2
+    assert shown.err.startswith("error: reports of kind plan have nothing to compare\nhint: give two of `bcg capture`")
 
 
 def test_reports_of_two_kinds_are_not_compared(bcg, saved: Path, tmp_path: Path) -> None:

@@ -196,7 +196,7 @@ def test_infinity_is_nowhere_near(value: float) -> None:
 class Planted:
     """A mode whose results are off by a part of their norm."""
 
-    is_graph, runner = True, None
+    runner = None
 
     def __init__(self, name: ModeName, target: Target) -> None:
         self.name, self._eager = name, Eager(target)

@@ -220,3 +220,13 @@ def test_a_compiler_that_skips_its_graphs_fell_back() -> None:
     assert preparation.status == "fell back", preparation.reason
     assert "CUDA graphs skipped" in preparation.reason
     torch._dynamo.reset()
+
+
+def test_functions_that_are_breaks_are_no_modules_to_the_compiled_modes() -> None:
+    from bcg import load_target
+    from bcg.modes.compiled import remove_module_breaks
+
+    target = load_target("qwen3-tiny", device="cpu", break_globs=["torch.nn.functional:silu", "layers.0.mlp"])
+    assert "forward" in vars(target.module.layers[0].mlp)
+    remove_module_breaks(target)
+    assert "forward" not in vars(target.module.layers[0].mlp)

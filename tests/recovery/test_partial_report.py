@@ -89,11 +89,13 @@ def test_the_buckets_before_the_failed_one_are_reported(device: str, models: Pat
     assert report.totals.num_captured == 2
 
 
-def test_there_is_no_report_of_nothing(device: str, models: Path) -> None:
+def test_where_nothing_was_captured_nothing_is_shown_but_the_failure_is_written(device: str, models: Path) -> None:
     done, path = capture(models, "raises", "4", device)
     assert done.returncode == 1
     assert done.stdout == ""
-    assert not path.exists()
+    report = read_report(path)
+    assert isinstance(report, CaptureReport)
+    assert [(row.tokens, row.status) for row in report.buckets] == [(4, "failed")]
 
 
 @pytest.mark.gpu

@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from bcg.errors import UsageError
-from bcg.report import ProfileReport
+from bcg.report import ModeRow, ProfileBucket, ProfileReport
 from bcg.report.compare import Change, Comparison, compare_reports
-from tests.cli.reports import gpu_report, profile_report
+from tests.cli.reports import STEP_MS, bucket, gpu_report, host_report, profile_report
 
 rename = msgspec.structs.replace
 
@@ -78,11 +78,21 @@ def test_a_time_that_was_measured_once_is_unclear() -> None:
 
 def test_bytes_and_counts_are_exact() -> None:
     old = gpu_report()
-    new = rename(old, totals=rename(old.totals, pool_bytes=old.totals.pool_bytes * 2, driver_bytes=0))
-    verdicts = {change.quantity: change.verdict for change in compare_reports(old, new, gate=0.05).changes}
+    one_more = [rename(bucket, num_kernels=bucket.num_kernels + 1) for bucket in old.buckets]
+    new = rename(old, buckets=one_more, totals=rename(old.totals, pool_bytes=old.totals.pool_bytes * 2, driver_bytes=0))
+    changes = {change.quantity: change for change in compare_reports(old, new, gate=0.05).changes}
+    verdicts = {quantity: change.verdict for quantity, change in changes.items()}
     assert verdicts["pool bytes"] == "LARGER"
     assert verdicts["driver bytes"] == "SMALLER"
-    assert verdicts["kernels"] == "SAME"
+    assert verdicts["boundary bytes"] == "SAME"
+    assert verdicts["kernels"] == "LARGER"
+    assert not changes["kernels"].is_regression(0.05)
+
+
+def test_what_the_host_counts_are_operations() -> None:
+    found = compare_reports(host_report(), host_report(), gate=0.05).changes
+    assert "operations" in {change.quantity for change in found}
+    assert "kernels" not in {change.quantity for change in found}
 
 
 def test_something_from_nothing_is_an_infinite_change() -> None:
@@ -95,12 +105,73 @@ def test_something_from_nothing_is_an_infinite_change() -> None:
     assert (found.verdict, found.is_regression(10)) == ("LARGER", True)
 
 
-def test_rows_of_one_report_only_and_other_machines_are_named() -> None:
+def test_rows_of_one_report_only_are_named_once_each() -> None:
     old = profile_report()
-    new = rename(old, buckets=old.buckets[1:], environment=rename(old.environment, device="NVIDIA H200"))
+    fewer = compare_reports(old, rename(old, buckets=old.buckets[1:]), gate=0.05)
+    assert fewer.lost == [f"{mode}, 16 tokens: only in the old report" for mode in STEP_MS]
+    captured = gpu_report()
+    more = compare_reports(rename(captured, buckets=captured.buckets[1:]), captured, gate=0.05)
+    assert (more.lost, more.remarks[0]) == ([], "2048 tokens: only in the new report")
+
+
+def test_a_measured_row_that_has_no_time_any_more_is_lost() -> None:
+    old = profile_report()
+    new = rename(old, buckets=[_wrong(old.buckets[0], "breakable"), *old.buckets[1:]])
     found = compare_reports(old, new, gate=0.05)
-    assert found.missing[0] == "eager, 16 tokens: step ms is only in the old report"
-    assert found.differences == ["device: NVIDIA H100 80GB HBM3 before, NVIDIA H200 now"]
+    assert found.lost == ["breakable, 16 tokens: measured before, now wrong (differs from eager by 0.5)"]
+    back = compare_reports(new, old, gate=0.05)
+    assert back.lost == []
+    assert back.remarks[0] == "breakable, 16 tokens: measured now, before wrong (differs from eager by 0.5)"
+
+
+def test_a_bucket_that_is_not_captured_any_more_is_lost() -> None:
+    old = gpu_report()
+    new = rename(old, buckets=[old.buckets[0], bucket(4096, 28, status="out of memory", error="4 GiB asked for")])
+    assert compare_reports(old, new, gate=0.05).lost == [
+        "4096 tokens: measured before, now out of memory (4 GiB asked for)"
+    ]
+
+
+def test_sums_are_compared_over_the_same_token_counts_only() -> None:
+    captured = gpu_report()
+    found = compare_reports(rename(captured, buckets=captured.buckets[1:]), captured, gate=0.05)
+    assert {change.what for change in found.changes} == {"4096 tokens"}
+    assert "all buckets: pool, driver, boundary not compared, because the token counts differ" in found.remarks
+    profiled = profile_report()
+    new = rename(profiled, buckets=[_wrong(profiled.buckets[0], "breakable"), *profiled.buckets[1:]])
+    found = compare_reports(new, profiled, gate=0.05)
+    assert found.remarks[1:] == ["breakable: start-up, memory not compared, because the token counts differ"]
+    assert "fused" in {change.what for change in found.changes}
+
+
+def test_facts_and_options_that_differ_are_named() -> None:
+    old = profile_report(options={"tokens": [16], "rounds": 20, "attention_break": True, "break": [], "seed": 0})
+    new = rename(
+        old,
+        environment=rename(old.environment, device="NVIDIA H200", driver=None, transformers="5.24.0"),
+        model=rename(old.model, dtype="float32"),
+        options={"tokens": [32], "rounds": 4, "attention_break": False, "break": ["*.mlp"], "seed": 1, "tp": 2},
+    )
+    assert compare_reports(old, new, gate=0.05).differences == [
+        "weights: 8,190,735,360 parameters in bfloat16 before, 8,190,735,360 parameters in float32 now",
+        "device: NVIDIA H100 80GB HBM3 before, NVIDIA H200 now",
+        "driver: 580.95.05 before, none now",
+        "transformers: 5.17.0 before, 5.24.0 now",
+        "attention break: yes before, no now",
+        "break: none before, *.mlp now",
+        "seed: 0 before, 1 now",
+    ]
+
+
+def _wrong(bucket: ProfileBucket, mode: str) -> ProfileBucket:
+    """The same bucket, in which a mode differs from eager."""
+    reason = "differs from eager by 0.5"
+    return rename(
+        bucket,
+        modes=[
+            ModeRow(mode=row.mode, status="wrong", reason=reason) if row.mode == mode else row for row in bucket.modes
+        ],
+    )
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
@@ -108,3 +179,5 @@ def test_what_cannot_be_compared_is_refused() -> None:
         compare_reports(gpu_report(), profile_report(), gate=0.05)
     with pytest.raises(UsageError, match="^the two reports have no row in common"):
         compare_reports(profile_report(), profile_report(buckets=[], modes=[]), gate=0.05)
+    with pytest.raises(UsageError, match="^the two reports have no row in common"):
+        compare_reports(gpu_report(), gpu_report(buckets=[bucket(64, 28)]), gate=0.05)

@@ -7,7 +7,7 @@ from transformers import AutoModel
 from bcg.errors import ModelError, UsageError
 from bcg.models import huggingface, load_target
 from bcg.models.huggingface import preset_config, random_model
-from bcg.models.presets import DEFAULT_PRESET, PRESETS, find_preset
+from bcg.models.presets import PRESETS, find_preset
 
 TINY = [name for name in PRESETS if name.endswith("-tiny")]
 PUBLISHED_BILLIONS = {
@@ -24,7 +24,6 @@ PUBLISHED_BILLIONS = {
 def test_all_presets_of_the_command_line_exist() -> None:
     assert set(PRESETS) == {*PUBLISHED_BILLIONS, *TINY}
     assert sorted(TINY) == ["deepseek-v3-tiny", "nemotron-h-tiny", "qwen3-moe-tiny", "qwen3-tiny"]
-    assert DEFAULT_PRESET == "qwen3-tiny"
 
 
 @pytest.mark.parametrize(("name", "billions"), PUBLISHED_BILLIONS.items())

@@ -14,6 +14,7 @@ from bcg.context import ForwardContext, forward_context
 from bcg.errors import ReplayError, UsageError
 from bcg.models import load_target
 from bcg.rules import break_mixers, break_modules
+from bcg.whereabouts import source_line_of
 
 
 class Scale(nn.Module):
@@ -68,6 +69,21 @@ def labels(monkeypatch: pytest.MonkeyPatch) -> list[BreakLabel]:
 
     monkeypatch.setattr(rules, "call_break", recording)
     return seen
+
+
+@pytest.mark.parametrize("globs", [(), ("mixer",)])
+def test_the_line_of_a_break_is_that_of_the_modules_own_forward(
+    globs: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, lines = Wrapper(), []
+    own = source_line_of(RunningSum.forward)
+    monkeypatch.setattr(rules, "call_break", lambda function, *_: lines.append(source_line_of(function)))
+    if globs:
+        break_modules(root, globs)
+    else:
+        break_mixers(root)
+    root(torch.ones(1, 2, 1))
+    assert own and lines == [own]
 
 
 @pytest.mark.parametrize(

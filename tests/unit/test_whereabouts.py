@@ -11,8 +11,7 @@ import torch
 import transformers
 
 import bcg.attention
-from bcg.summary import source_line
-from bcg.whereabouts import from_search_path, is_users
+from bcg.whereabouts import from_search_path, is_users, source_line_of
 
 
 def test_a_file_is_told_from_where_python_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,8 +24,8 @@ def test_a_file_is_told_from_where_python_finds_it(tmp_path: Path, monkeypatch: 
 
 
 def test_a_report_names_no_folder_of_the_machine() -> None:
-    assert str(source_line(bcg.attention.AttentionBreak.run)).startswith("bcg/attention.py:")
-    assert source_line(len) is None
+    assert from_search_path(source_line_of(bcg.attention.AttentionBreak.run)).startswith("bcg/attention.py:")
+    assert source_line_of(len) == ""
 
 
 def test_users_code_is_no_librarys(tmp_path: Path) -> None:

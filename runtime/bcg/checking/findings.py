@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -224,11 +223,6 @@ def padding_warnings(verification: Verification) -> list[ReportWarning]:
             remedy="let the forward run at every size that is served, or never serve that one",
         )
     ]
-
-
-def short_line(source_line: str) -> str:
-    """Return ``file:line`` with the file's name alone."""
-    return Path(source_line).name
 
 
 def on_device(tensor: Tensor, root: nn.Module) -> bool:

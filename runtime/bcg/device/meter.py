@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -56,10 +57,20 @@ class Meter(Protocol):
         """
 
     def free_bytes(self) -> int:
-        """Return what could still be allocated."""
+        """Return what could still be allocated; 0 where that is not known."""
 
     def tool_range(self) -> AbstractContextManager[None]:
         """Tell an attached profiling tool that the block is what it is after (``cudaProfilerStart``/``Stop``)."""
+
+
+def available_bytes() -> int | None:
+    """Return the memory that the system has left; None where it doesn't say, as only Linux does."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    kibibytes = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+    return None if kibibytes is None else int(kibibytes) * 1024
 
 
 class HostMeter:
@@ -85,9 +96,7 @@ class HostMeter:
         yield []
 
     def free_bytes(self) -> int:
-        with open("/proc/meminfo") as file:
-            kibibytes = next(line.split()[1] for line in file if line.startswith("MemAvailable:"))
-        return int(kibibytes) * 1024
+        return available_bytes() or 0
 
     def tool_range(self) -> AbstractContextManager[None]:
         return contextlib.nullcontext()

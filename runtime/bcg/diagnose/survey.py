@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 
 from bcg.breaks import BreakLabel, running_breaks
+from bcg.checking.trace import numbers_in
 from bcg.device import find_device
 from bcg.device.asking import pretend_capturing, telling_the_truth
 from bcg.device.base import Device
@@ -231,7 +232,7 @@ class _SurveyTape(Tape):
 
     def _note_numbers(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         assert self._survey.numbers is not None
-        values = tuple(_numbers_in((args, tuple(kwargs.values()))))
+        values = tuple(numbers_in((args, tuple(kwargs.values()))))
         name = str(function)
         frame = users_frame(sys._getframe(1))
         source = f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else ""
@@ -239,14 +240,6 @@ class _SurveyTape(Tape):
         self._survey.numbers.append(
             _Numbers(name, values, lambda hazard, reason: Finding(hazard, name, reason, modules, source))
         )
-
-
-def _numbers_in(value: Any) -> Iterator[Any]:
-    if isinstance(value, (bool, int, float, complex)):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _numbers_in(item)
 
 
 def _asking_frame(frame: FrameType | None) -> FrameType | None:

@@ -10,6 +10,7 @@ import torch
 
 from bcg.alignment import Alignment
 from bcg.errors import UsageError
+from bcg.models.build import find_dtype
 from bcg.models.factory import load_factory
 from bcg.models.huggingface import load_directory, load_hub, load_preset
 from bcg.models.presets import find_preset
@@ -17,7 +18,6 @@ from bcg.models.sharding import Sharding
 from bcg.target import Target, TargetWords
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def load_target(
@@ -50,9 +50,7 @@ def load_target(
         UsageError: If `model`, `dtype` or a glob names nothing.
         ModelError: If the model can't be built, doesn't fit, or doesn't take its inputs.
     """
-    if dtype is not None and dtype not in _DTYPES:
-        raise UsageError(f"unknown dtype {dtype!r}", hint=f"dtypes: {', '.join(_DTYPES)}")
-    wanted = None if dtype is None else _DTYPES[dtype]
+    wanted = find_dtype(dtype)
     place = torch.device(device)
     if place.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"can't load {model} on {place}: there is no usable GPU", hint="use device cpu")

@@ -19,13 +19,26 @@ from bcg.attention_interface import (
     install_attention_break,
     without_attention_break,
 )
-from bcg.errors import ModelError
+from bcg.errors import ModelError, UsageError
 from bcg.inputs import MakeInputs, describe_inputs
 from bcg.models.sharding import Sharding, sharding_warnings, whole_weights_warnings
 from bcg.probe import describe_outputs, is_same_within
 from bcg.report import ModelInfo, ModelSource, ReportWarning, Weights
 from bcg.rules import BreakRules, NamedBreaks, break_mixers, break_modules, is_named
 from bcg.target import Target
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def find_dtype(name: str | None) -> torch.dtype | None:
+    """Return the data type of that name; None for None.
+
+    Raises:
+        UsageError: Models are not loaded in such a type.
+    """
+    if name is not None and name not in _DTYPES:
+        raise UsageError(f"unknown dtype {name!r}", hint=f"dtypes: {', '.join(_DTYPES)}")
+    return None if name is None else _DTYPES[name]
 
 
 def build_target(

@@ -13,6 +13,7 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
+from bcg.device.meter import available_bytes
 from bcg.errors import BcgError, ModelError, UsageError
 from bcg.models.build import build_target, quiet
 from bcg.models.presets import Preset
@@ -120,12 +121,7 @@ def _free_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    kibibytes = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
-    return None if kibibytes is None else int(kibibytes) * 1024
+    return available_bytes()
 
 
 def load_directory(

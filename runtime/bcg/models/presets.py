@@ -13,8 +13,6 @@ from typing import Any
 
 from bcg.errors import UsageError
 
-DEFAULT_PRESET = "qwen3-tiny"
-
 
 @dataclass(frozen=True)
 class Preset:

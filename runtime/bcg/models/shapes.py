@@ -13,16 +13,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
-from bcg.errors import ModelError, UsageError
-from bcg.models.build import describe_target, quiet
+from bcg.errors import ModelError
+from bcg.models.build import describe_target, find_dtype, quiet
 from bcg.models.factory import call_factory, num_on_meta
 from bcg.models.huggingface import attention_options, preset_config
 from bcg.models.presets import find_preset
 from bcg.models.sharding import Sharding, apply_plan, like_shard, plan_of
 from bcg.report import ModelSource
 from bcg.target import Target, first_line
-
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def load_shapes(
@@ -49,9 +47,7 @@ def load_shapes(
         UsageError: `model`, `dtype` or a glob names nothing.
         ModelError: The model can't be built without weights.
     """
-    if dtype is not None and dtype not in _DTYPES:
-        raise UsageError(f"unknown dtype {dtype!r}", hint=f"dtypes: {', '.join(_DTYPES)}")
-    wanted = None if dtype is None else _DTYPES[dtype]
+    wanted = find_dtype(dtype)
     name, colon, factory = model.rpartition(":")
     make_inputs = None
     source: ModelSource

@@ -65,10 +65,6 @@ class Mode(Protocol):
         """What reports call it."""
 
     @property
-    def is_graph(self) -> bool:
-        """Whether a run without a single graph launch would not be this mode at all."""
-
-    @property
     def runner(self) -> GraphRunner | None:
         """The captured segments, where the mode has any."""
 

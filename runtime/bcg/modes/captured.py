@@ -24,7 +24,6 @@ class Captured:
     """
 
     name: ModeName
-    is_graph = True
 
     def __init__(self, target: Target, *, tape: bool = True) -> None:
         self.target = target

@@ -22,6 +22,7 @@ from bcg.modes.base import Counts, Preparation, bucket_batch, failed, seconds
 from bcg.modes.compilers import compiler_settings, read_counts, skip_reasons
 from bcg.modes.fused import unhook
 from bcg.report import ModeName
+from bcg.rules import is_named
 from bcg.target import Target, plain_output
 
 TRACEABLE = "bcg_traceable_sdpa"
@@ -31,7 +32,6 @@ class Compiled:
     """A target under the compiler, with the compiler's own CUDA graphs."""
 
     name: ModeName = "compiled"
-    is_graph = True
     runner = None
 
     def __init__(self, target: Target) -> None:
@@ -118,7 +118,11 @@ def set_attention(target: Target, implementation: str) -> None:
 
 
 def remove_module_breaks(target: Target) -> None:
-    """Give modules that are breaks their own forward back: in this mode the compiler sees all of them."""
+    """Give modules that are breaks their own forward back: in this mode the compiler sees all of them.
+
+    Functions and operations that are breaks are so only for a capture that follows the forward.
+    """
     rules = target.break_rules
     for path in (*rules.mixers, *(path for paths in rules.globs.values() for path in paths)):
-        vars(target.module.get_submodule(path)).pop("forward", None)
+        if not is_named(path):
+            vars(target.module.get_submodule(path)).pop("forward", None)

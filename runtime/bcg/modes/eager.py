@@ -17,7 +17,6 @@ class Eager:
     """The target as it is; what all other modes are checked against."""
 
     name: ModeName = "eager"
-    is_graph = False
     runner = None
 
     def __init__(self, target: Target) -> None:

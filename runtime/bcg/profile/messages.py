@@ -60,12 +60,14 @@ class Loaded(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """The target is there.
 
     Attributes:
+        max_tokens: The most that the model takes; None where nothing says so.
         free_bytes: Device memory that is left now that the weights are there.
     """
 
     environment: Environment
     model: ModelInfo
     warnings: list[ReportWarning]
+    max_tokens: int | None = None
     weight_bytes: int
     free_bytes: int
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from bcg.buckets import default_buckets
 from bcg.child import Child, ChildFailed, needed_bytes
 from bcg.distributed.member import DEFAULT_TIMEOUT_S
 from bcg.errors import BcgError
@@ -35,6 +36,7 @@ class Plan:
 
     Attributes:
         device: As in `torch.device`.
+        buckets: Token counts; none for the defaults of the device that the model takes.
         steps_per_round: Measured steps of each mode and bucket in a round.
         nvtx: Whether an attached tool gets NVTX ranges.
         trace: Where to write a trace of one step of each bucket, if anywhere.
@@ -63,6 +65,10 @@ class Plan:
     @property
     def device_type(self) -> str:
         return self.device.partition(":")[0]
+
+    def for_model(self, max_tokens: int | None) -> Plan:
+        """Return the plan with its buckets, for a model that takes at most so many tokens."""
+        return replace(self, buckets=self.buckets or default_buckets(self.device_type, max_tokens))
 
 
 @dataclass
@@ -153,6 +159,7 @@ def _run_modes(plan: Plan, live: list[ModeRun], on_step: Progress) -> None:
         on_step(f"making {plan.model}")
         first = stack.enter_context(start_session())
         live[0].loaded = loaded = first.ask(_load(plan, live[0].mode), Loaded)
+        plan = plan.for_model(loaded.max_tokens)
         if plan.num_ranks is None and _fit_together(plan, loaded, len(live)):
             for run in live:
                 run.in_turns = True

@@ -38,6 +38,7 @@ def profile_report(plan: Plan, runs: Sequence[ModeRun]) -> ProfileReport:
         runs: One a mode; what one did not come to, because the profile was interrupted, has no time.
     """
     loaded = next(run.loaded for run in runs if run.loaded is not None)
+    plan = plan.for_model(loaded.max_tokens)
     buckets = [
         ProfileBucket(tokens=tokens, modes=_with_speedups([_row(run, tokens) for run in runs]))
         for tokens in sorted(plan.buckets)

@@ -23,17 +23,16 @@ def nsys_command(words: Sequence[str], mode: ModeName) -> str:
     )
 
 
-def ncu_command(words: Sequence[str], mode: ModeName, range_name: str = "segment 0") -> str:
-    """Return the command that lists the kernels of one segment with Nsight Compute, at the clocks that the GPU has.
+def ncu_command(words: Sequence[str], mode: ModeName) -> str:
+    """Return the command that lists the first segment's kernels with Nsight Compute, at the clocks that the GPU has.
 
     Args:
         words: The words of ``bcg profile`` without modes, rounds and tools.
         mode: A mode with segments.
-        range_name: The NVTX range whose kernels are wanted: ``segment N`` or ``break N``.
     """
     return _join(
         *("ncu", "--target-processes", "all", "--graph-profiling", "node", "--clock-control", "none", "--nvtx"),
-        *("--nvtx-include", f"bcg@{range_name}/", "--set", "none", "--metrics", "gpu__time_duration.sum"),
+        *("--nvtx-include", "bcg@segment 0/", "--set", "none", "--metrics", "gpu__time_duration.sum"),
         *_profile(words, mode),
     )
 

@@ -87,6 +87,7 @@ class Worker:
             environment=environment(self._target.device),
             model=self._target.info,
             warnings=self._target.warnings,
+            max_tokens=self._target.max_tokens,
             weight_bytes=self._target.info.weight_bytes,
             free_bytes=self._meter.free_bytes(),
         )

@@ -8,7 +8,9 @@ import msgspec
 
 SCHEMA_VERSION = 1
 
-BreakSource: TypeAlias = Literal["attention", "mixer", "rule", "decorator", "explicit", "automatic", "collective"]
+BreakSource: TypeAlias = Literal[
+    "attention", "mixer", "rule", "decorator", "explicit", "automatic", "collective", "debug"
+]
 ModelSource: TypeAlias = Literal["preset", "directory", "hub", "factory"]
 Weights: TypeAlias = Literal["random", "safetensors", "user"]
 OptionValue: TypeAlias = str | int | float | bool | list[str | int] | None
@@ -18,7 +20,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     """What the run was measured on.
 
     Attributes:
-        device: The device's own name, such as ``NVIDIA H100 80GB HBM3`` or ``host (x86_64, 16 threads)``.
+        device: The device's own name, such as ``NVIDIA H100 80GB HBM3`` or ``host (x86_64 CPU)``.
         device_type: ``cpu`` is the host device; else as in `torch.device.type`.
         driver: Version of the GPU driver; None without one.
         cuda: Version of CUDA that torch was built with; None for a CPU build.

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from bcg.errors import UsageError
 from bcg.report.capture import CaptureReport
+from bcg.report.common import ModelInfo, OptionValue
 from bcg.report.file import Report
-from bcg.report.profile import ModeRow, ModeSummary, ProfileReport
+from bcg.report.profile import ModeSummary, ProfileReport
 
 Verdict: TypeAlias = Literal["FASTER", "SLOWER", "SMALLER", "LARGER", "SAME", "UNCLEAR"]
 
 SMALLEST_CHANGE = 0.01
-"""Changes below this part are called SAME: two runs of one program differ by as much."""
+"""Times that changed by less than this part are called SAME: two runs of one program differ by as much."""
+
+STEP = "step ms"
+"""The one quantity whose spread is measured, round by round."""
+
+_FACTS = ("device", "driver", "cuda", "torch", "cuda_python", "transformers", "bcg", "python")
+_TOLD_ELSEWHERE = {
+    *("tokens", "workload", "buckets", "memory_budget", "modes", "device", "dtype"),
+    *("rounds", "expect_breaks", "gpu"),
+}
+"""Options that rows and facts tell better, or that change no number."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +38,8 @@ class Change:
         what: Whose quantity, such as ``breakable, 16 tokens``.
         quantity: What was measured, with its unit: ``step ms``, ``pool bytes``.
         change: New over old, minus 1; 0 where both are 0, infinite where only the old one is.
-        uncertainty: Half the width of the 95 % interval of `change`; None where there is no spread to tell.
+        uncertainty: Half the width of the 95 % interval of `change`: 0 for bytes and counts, which are exact; None
+            where there is no spread to tell.
         verdict: FASTER, SLOWER for times; SMALLER, LARGER for bytes and counts; SAME; UNCLEAR where the spread
             is too wide, or unknown, to tell a change of the gate's size from none.
     """
@@ -50,13 +62,20 @@ class Comparison:
     """All changes from an old to a new report.
 
     Attributes:
-        missing: Rows that only one of the two has, in words.
+        lost: Rows that the old report measured and the new one did not, and why, in words.
+        remarks: What else is in one of the two only, or can't be compared, in words.
         differences: Facts of the two runs that make their numbers hard to compare, in words.
     """
 
     changes: list[Change]
-    missing: list[str]
+    lost: list[str]
+    remarks: list[str]
     differences: list[str]
+
+    @property
+    def unclear(self) -> list[Change]:
+        """The changes that could not be judged."""
+        return [change for change in self.changes if change.verdict == "UNCLEAR"]
 
 
 def compare_reports(old: Report, new: Report, *, gate: float) -> Comparison:
@@ -68,20 +87,29 @@ def compare_reports(old: Report, new: Report, *, gate: float) -> Comparison:
         gate: The smallest change that matters, as a part: 0.05 is 5 %. A row whose spread is wider is UNCLEAR.
 
     Raises:
-        UsageError: They are of different kinds, of a kind without quantities, or have no row in common.
+        UsageError: They are of different kinds, of a kind without quantities, or the new one has no row that was
+            measured in the old one.
     """
     kinds = [report.__struct_config__.tag for report in (old, new)]
     if type(old) is not type(new):
         raise UsageError(
             f"a {kinds[1]} report can't be compared with a {kinds[0]} report", hint="give two of the same kind"
         )
-    before, after = _quantities(old), _quantities(new)
-    common = [key for key in after if key in before]
-    if not common:
-        raise UsageError("the two reports have no row in common: other token counts or modes, or nothing measured")
+    before, after = _rows(old), _rows(new)
+    if not any(row.quantities and what in after for what, row in before.items()):
+        raise UsageError(
+            "the two reports have no row in common: other token counts or modes, or nothing measured",
+            hint="give both runs the same --tokens and --modes",
+        )
+    old_totals, new_totals = _totals(old), _totals(new)
+    same = [what for what, row in new_totals.items() if what in old_totals and row.tokens == old_totals[what].tokens]
     return Comparison(
-        changes=[_change(*key, before[key], after[key], gate) for key in common],
-        missing=[*_only_in("old", before, after), *_only_in("new", after, before)],
+        changes=[
+            *_changes(before, after, gate),
+            *_changes({what: old_totals[what] for what in same}, new_totals, gate),
+        ],
+        lost=list(_lost(before, after)),
+        remarks=[*_gained(before, after), *_apart(old_totals, new_totals, same)],
         differences=list(_differences(old, new)),
     )
 
@@ -105,54 +133,133 @@ class _Quantity:
         return 1.57 * (high - low) / math.sqrt(len(self.samples)) / self.value
 
 
-def _quantities(report: Report) -> dict[tuple[str, str], _Quantity]:
+@dataclass(frozen=True)
+class _Row:
+    """What was measured about one thing.
+
+    Attributes:
+        tokens: The token counts that it is about.
+        status: What became of it, with the reason if there is one.
+        quantities: None where it was not measured.
+    """
+
+    tokens: tuple[int, ...]
+    status: str = "measured"
+    quantities: Mapping[str, _Quantity] = field(default_factory=dict)
+
+
+def _rows(report: Report) -> dict[str, _Row]:
+    """Return a row for each token count, of each mode."""
     if isinstance(report, ProfileReport):
-        pairs = _profile_quantities(report)
-    elif isinstance(report, CaptureReport):
-        pairs = _capture_quantities(report)
-    else:
-        raise UsageError(f"reports of kind {report.__struct_config__.tag} have nothing to compare")
-    return {(what, quantity): value for what, quantity, value in pairs}
+        return dict(_profile_rows(report))
+    if isinstance(report, CaptureReport):
+        return dict(_capture_rows(report))
+    raise UsageError(
+        f"reports of kind {report.__struct_config__.tag} have nothing to compare",
+        hint="give two of `bcg capture`, or two of `bcg profile`; `bcg report FILE` shows each of these",
+    )
 
 
-def _only_in(
-    which: str, these: dict[tuple[str, str], _Quantity], others: dict[tuple[str, str], _Quantity]
-) -> Iterator[str]:
-    for what, quantity in these:
-        if (what, quantity) not in others:
-            yield f"{what}: {quantity} is only in the {which} report"
+def _totals(report: Report) -> dict[str, _Row]:
+    """Return a row for each sum over token counts."""
+    if isinstance(report, ProfileReport):
+        return dict(_profile_totals(report))
+    assert isinstance(report, CaptureReport)
+    return {"all buckets": _capture_total(report)}
 
 
-def _capture_quantities(report: CaptureReport) -> Iterator[tuple[str, str, _Quantity]]:
+def _capture_rows(report: CaptureReport) -> Iterator[tuple[str, _Row]]:
     for bucket in report.buckets:
-        if bucket.status == "captured":
-            what = f"{bucket.tokens} tokens"
-            yield what, "capture ms", _Quantity(bucket.capture_ms, is_time=True)
-            yield what, "segments", _Quantity(bucket.num_segments, is_time=False)
-            yield what, "kernels", _Quantity(bucket.num_kernels, is_time=False)
+        quantities = {
+            "capture ms": _Quantity(bucket.capture_ms, is_time=True),
+            "segments": _Quantity(bucket.num_segments, is_time=False),
+            "operations" if report.on_host else "kernels": _Quantity(bucket.num_kernels, is_time=False),
+        }
+        row = _Row((bucket.tokens,), quantities=quantities)
+        if bucket.status != "captured":
+            row = _Row((bucket.tokens,), _status(bucket.status, bucket.error))
+        yield f"{bucket.tokens} tokens", row
+
+
+def _capture_total(report: CaptureReport) -> _Row:
     totals = report.totals
-    yield "all buckets", "pool bytes", _Quantity(totals.pool_bytes, is_time=False)
-    yield "all buckets", "driver bytes", _Quantity(totals.driver_bytes, is_time=False)
-    yield "all buckets", "boundary bytes", _Quantity(totals.boundary_bytes, is_time=False)
+    return _Row(
+        tuple(bucket.tokens for bucket in report.buckets if bucket.status == "captured"),
+        quantities={
+            "pool bytes": _Quantity(totals.pool_bytes, is_time=False),
+            "driver bytes": _Quantity(totals.driver_bytes, is_time=False),
+            "boundary bytes": _Quantity(totals.boundary_bytes, is_time=False),
+        },
+    )
 
 
-def _profile_quantities(report: ProfileReport) -> Iterator[tuple[str, str, _Quantity]]:
+def _profile_rows(report: ProfileReport) -> Iterator[tuple[str, _Row]]:
     for bucket in report.buckets:
         for row in bucket.modes:
-            if row.p50_ms is not None:
-                yield f"{row.mode}, {bucket.tokens} tokens", "step ms", _step(row, row.p50_ms)
+            what = f"{row.mode}, {bucket.tokens} tokens"
+            if row.p50_ms is None:
+                yield what, _Row((bucket.tokens,), _status(row.status, row.reason))
+            else:
+                step = _Quantity(row.p50_ms, is_time=True, samples=row.round_ms)
+                yield what, _Row((bucket.tokens,), quantities={STEP: step})
+
+
+def _profile_totals(report: ProfileReport) -> Iterator[tuple[str, _Row]]:
     for mode in report.modes:
         if mode.status == "measured" and mode.mode != "eager":
-            yield from _costs(mode)
+            yield mode.mode, _mode_total(report, mode)
 
 
-def _step(row: ModeRow, p50_ms: float) -> _Quantity:
-    return _Quantity(p50_ms, is_time=True, samples=row.round_ms)
+def _mode_total(report: ProfileReport, mode: ModeSummary) -> _Row:
+    measured = (
+        bucket.tokens
+        for bucket in report.buckets
+        for row in bucket.modes
+        if row.mode == mode.mode and row.p50_ms is not None
+    )
+    return _Row(
+        tuple(measured),
+        quantities={
+            "start-up s": _Quantity(mode.startup_s, is_time=True),
+            "memory bytes": _Quantity(mode.memory_bytes, is_time=False),
+        },
+    )
 
 
-def _costs(mode: ModeSummary) -> Iterator[tuple[str, str, _Quantity]]:
-    yield mode.mode, "start-up s", _Quantity(mode.startup_s, is_time=True)
-    yield mode.mode, "memory bytes", _Quantity(mode.memory_bytes, is_time=False)
+def _status(status: str, reason: str | None) -> str:
+    return f"{status} ({reason})" if reason else status
+
+
+def _changes(before: Mapping[str, _Row], after: Mapping[str, _Row], gate: float) -> Iterator[Change]:
+    for what, row in after.items():
+        old = before[what].quantities if what in before else {}
+        for quantity, value in row.quantities.items():
+            if quantity in old:
+                yield _change(what, quantity, old[quantity], value, gate)
+
+
+def _lost(before: Mapping[str, _Row], after: Mapping[str, _Row]) -> Iterator[str]:
+    for what, row in before.items():
+        if what not in after:
+            if row.quantities:
+                yield f"{what}: only in the old report"
+        elif row.quantities and not after[what].quantities:
+            yield f"{what}: measured before, now {after[what].status}"
+
+
+def _gained(before: Mapping[str, _Row], after: Mapping[str, _Row]) -> Iterator[str]:
+    for what, row in after.items():
+        if what not in before:
+            yield f"{what}: only in the new report"
+        elif row.quantities and not before[what].quantities:
+            yield f"{what}: measured now, before {before[what].status}"
+
+
+def _apart(before: Mapping[str, _Row], after: Mapping[str, _Row], same: Sequence[str]) -> Iterator[str]:
+    for what, row in after.items():
+        if what in before and what not in same:
+            names = ", ".join(quantity.rpartition(" ")[0] for quantity in row.quantities)
+            yield f"{what}: {names} not compared, because the token counts differ"
 
 
 def _change(what: str, quantity: str, old: _Quantity, new: _Quantity, gate: float) -> Change:
@@ -183,21 +290,33 @@ def _ratio(old: float, new: float) -> float:
 def _verdict(change: float, uncertainty: float | None, gate: float, *, is_time: bool) -> Verdict:
     if uncertainty is None:
         return "UNCLEAR"
+    if not is_time:
+        return "LARGER" if change > 0 else "SMALLER" if change < 0 else "SAME"
     if abs(change) > max(uncertainty, SMALLEST_CHANGE):
-        if is_time:
-            return "SLOWER" if change > 0 else "FASTER"
-        return "LARGER" if change > 0 else "SMALLER"
+        return "SLOWER" if change > 0 else "FASTER"
     return "UNCLEAR" if uncertainty > gate else "SAME"
 
 
 def _differences(old: Report, new: Report) -> Iterator[str]:
-    facts = {
-        "model": (old.model.name, new.model.name),
-        "weights": (f"{old.model.num_parameters} {old.model.dtype}", f"{new.model.num_parameters} {new.model.dtype}"),
-        "device": (old.environment.device, new.environment.device),
-        "driver": (old.environment.driver, new.environment.driver),
-        "torch": (old.environment.torch, new.environment.torch),
-    }
-    for fact, (before, after) in facts.items():
+    facts: list[tuple[str, OptionValue, OptionValue]] = [
+        ("model", old.model.name, new.model.name),
+        ("weights", _weights(old.model), _weights(new.model)),
+    ]
+    facts += [(fact, getattr(old.environment, fact), getattr(new.environment, fact)) for fact in _FACTS]
+    shared = [option for option in old.options if option in new.options and option not in _TOLD_ELSEWHERE]
+    facts += [(option, old.options[option], new.options[option]) for option in shared]
+    for fact, before, after in facts:
         if before != after:
-            yield f"{fact}: {before} before, {after} now"
+            yield f"{fact.replace('_', ' ')}: {_in_words(before)} before, {_in_words(after)} now"
+
+
+def _weights(model: ModelInfo) -> str:
+    return f"{model.num_parameters:,} parameters in {model.dtype}"
+
+
+def _in_words(value: OptionValue) -> str:
+    if value is None or value == []:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -119,9 +119,7 @@ def write_whole(content: bytes, path: str | Path) -> None:
         finally:
             beside.unlink(missing_ok=True)
     except OSError as error:
-        raise ReportError(
-            f"cannot write report {path}: {error.strerror}", hint="choose another path, or `-` for stdout"
-        ) from error
+        raise ReportError(f"cannot write report {path}: {error.strerror}", hint="choose another path") from error
 
 
 def check_output_path(path: str | Path) -> None:
@@ -132,7 +130,7 @@ def check_output_path(path: str | Path) -> None:
     """
     target = Path(path)
     folder = target.resolve().parent
-    hint = "choose another path, or `-` for stdout"
+    hint = "choose another path"
     if not folder.is_dir():
         raise UsageError(f"cannot write {path}: there is no folder {folder}", hint="make the folder first")
     if target.exists() and not target.is_file():

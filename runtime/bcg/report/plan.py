@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import msgspec
 
-from bcg.report.common import SCHEMA_VERSION, BreakRow, Environment, ModelInfo, OptionValue, ReportWarning, SegmentRow
+from bcg.report.common import (
+    SCHEMA_VERSION,
+    BreakRow,
+    Environment,
+    ModelInfo,
+    OptionValue,
+    ReportWarning,
+    SegmentRow,
+    check_map,
+)
 from bcg.report.findings import AutomaticBreak
 
 
@@ -89,3 +98,6 @@ class PlanReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
     warnings: list[ReportWarning] = []
     automatic_breaks: list[AutomaticBreak] = []
     unknown: list[str] = []
+
+    def __post_init__(self) -> None:
+        check_map(self.map, self.segments, self.breaks)
