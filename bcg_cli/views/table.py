@@ -141,7 +141,7 @@ def _bucket_table(report: CaptureReport) -> RuledTable:
         ("capture\nms", f"{totals.capture_ms:,.1f}"),
         ("pool Δ\nMiB", format_mebibytes(totals.pool_bytes)),
         ("driver\nΔ MiB", format_mebibytes(totals.driver_bytes)),
-        ("boundaries\nMiB", ""),
+        ("boundary\nMiB", ""),
         ("eager\npeak", format_mebibytes(totals.eager_peak_bytes)),
     ):
         table.add_column(header, footer, justify="right", vertical="top")

@@ -49,7 +49,7 @@ def test_boundaries_are_said_to_share_the_pool() -> None:
 def test_words_and_numbers_stay_whole_on_a_narrow_terminal() -> None:
     lines = shown(gpu_report(map=[]), width=40)
     assert "…" not in "".join(lines)
-    assert row_of(lines, "4096") == ["4096", "29", "28", "406", "70.0", "160.0", "7.00", "112.0", "301.0", "captured"]
+    assert row_of(lines, "4,096") == ["4,096", "29", "28", "406", "70.0", "160.0", "7.00", "112.0", "301.0", "captured"]
     assert "boundary" in "".join(lines)
 
 
