@@ -47,11 +47,11 @@ def _time_table(report: ProfileReport) -> RuledTable:
             if row.status == "not available":
                 continue
             if row.p50_ms is None or row.p95_ms is None:
-                table.add_row(row.mode, str(bucket.tokens), Text(row.status, _STYLES.get(row.status, "yellow")))
+                table.add_row(row.mode, f"{bucket.tokens:,}", Text(row.status, _STYLES.get(row.status, "yellow")))
             else:
                 style = "bold green" if row.mode == fastest else ""
                 own = [_error_over_eagers(row)] if report.has_exact_errors else []
-                table.add_row(Text(row.mode, style), str(bucket.tokens), *_times(row, style), *own)
+                table.add_row(Text(row.mode, style), f"{bucket.tokens:,}", *_times(row, style), *own)
         table.add_section()
     return table
 
@@ -114,7 +114,7 @@ def _notes(report: ProfileReport) -> Iterator[Text]:
     for bucket in report.buckets:
         for row in bucket.modes:
             if row.reason and row.reason not in {mode.reason for mode in report.modes}:
-                yield Text(f"{row.mode}, {bucket.tokens} tokens: {row.reason}", "yellow")
+                yield Text(f"{row.mode}, {bucket.tokens:,} tokens: {row.reason}", "yellow")
 
 
 def _number(value: float | None, form: str) -> str:
