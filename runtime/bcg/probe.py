@@ -90,7 +90,8 @@ def is_same_within(target: Target, surroundings: AbstractContextManager[None]) -
         outside = [tensor.clone() for tensor in _probe(target, request)]
     with state.kept(), surroundings:
         inside = [tensor.clone() for tensor in _probe(target, request)]
-    return all(map(same_bits, outside, inside)) or _are_close(inside, outside, _SAME_SHAPE_TOLERANCE)
+    # The wide tolerance: with and without a mask, 16-bit attention may be two kernels' work.
+    return all(map(same_bits, outside, inside)) or _are_close(inside, outside, _TOLERANCE)
 
 
 def _versions(module: nn.Module) -> set[tuple[str, int]]:
