@@ -142,7 +142,7 @@ _ROWS = (
     ),
     Hazard(
         "S1",
-        cause="a Python branch depends on the data",
+        cause="a Python branch depends on the data, or on how many rows there are",
         symptom="the branch taken at capture is taken for ever",
         detection="a replay with inputs that take the other branch",
         remedy="compute both sides and choose with torch.where, or break there",

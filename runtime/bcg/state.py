@@ -194,5 +194,18 @@ def restore_generators(snapshot: Snapshot) -> None:
         torch.cuda.set_rng_state(state, index)
 
 
+def have_drawn(since: Snapshot) -> bool:
+    """Tell whether a random generator is no more where it was."""
+    now = (*_generator_states(), *(generator.get_state() for generator in since.own_generators))
+    return not _same_state((*since.generators, *since.own_states), now)
+
+
+def _same_state(one: Any, other: Any) -> bool:
+    """Compare states of generators: tensors, arrays and numbers in tuples."""
+    if isinstance(one, tuple):
+        return len(one) == len(other) and all(map(_same_state, one, other))
+    return torch.equal(one, other) if isinstance(one, Tensor) else numpy.array_equal(one, other)
+
+
 def _uses_gpu() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_initialized()

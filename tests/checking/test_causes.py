@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bcg import check, current_forward_context, eager_on_graph
 from bcg.report import CheckReport
-from tests.targets import Seeds, own_target
+from tests.targets import Around, Seeds, own_target
 
 TABLES = {"scale": torch.ones(4)}
 
@@ -245,6 +245,69 @@ def test_a_leak_in_a_layer_of_torch_is_where_it_is_called(device: str) -> None:
     assert Path(file).read_text().splitlines()[int(line) - 1].strip() == "result: Tensor = self.norm(x)"
     warning = next(warning for warning in report.warnings if warning.code == "padding-not-compared")
     assert warning.message.startswith("eager fails for 1 token without padding: ValueError: Expected more than 1 value")
+
+
+class OverRows(nn.Module):
+    """Depends on rows beyond its own: on what they hold, or on how many there are."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 2
+        if self.kind == "mean":
+            return x - x.mean(0)
+        if self.kind == "length":
+            return x.cumsum(0) / len(x)
+        if len(x) > 3:
+            x = x + 1
+        return x
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "operation", "line", "says"),
+    [
+        ("mean", "S10", "aten.mean.dim", "x - x.mean(0)", "3 padding rows change the 1 real row in the bucket of 4"),
+        ("length", "S2", "aten.div.Tensor", "/ len(x)", "1 row alone gives something else than in the bucket of 4, wh"),
+        (
+            "branch",
+            "S1",
+            "aten.add.Tensor",
+            "x = x + 1",
+            "1 row alone gives something else than in the bucket of 4, wh",
+        ),
+    ],
+)
+def test_padding_that_matters_is_told_from_a_number_of_rows_that_does(
+    kind: str, row: str, operation: str, line: str, says: str, device: str
+) -> None:
+    target = own_target(Around(OverRows(kind)), device, make_inputs)
+    target.packs_requests = False
+    report = check(target, buckets=(4,))
+    assert report.verdict == "mismatch"
+    (card,) = report.findings
+    assert (card.hazard, card.module, card.operation) == (row, "inner", operation)
+    assert card.title.startswith(says)
+    assert line in Path(__file__).read_text().splitlines()[int(card.source_line.rpartition(":")[2]) - 1]
+    assert card.break_option == ""
+
+
+class DrawsTwice(nn.Module):
+    """The second draw begins where the first one ended: elsewhere for other rows."""
+
+    def __init__(self, mixes: bool) -> None:
+        super().__init__()
+        self.mixes = mixes
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.dropout(nn.functional.dropout(x, 0.3, True) + 1, 0.3, True)
+        return y - y.mean(0) if self.mixes else y
+
+
+def test_random_numbers_are_no_padding(device: str) -> None:
+    assert checked(DrawsTwice(mixes=False), device).verdict == "match"
+    assert [card.hazard for card in checked(DrawsTwice(mixes=True), device).findings] == ["S10"]
 
 
 class Hook:

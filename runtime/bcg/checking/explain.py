@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from bcg.checking import findings
 from bcg.checking.advance import find_advanced
 from bcg.checking.compare import Tolerance
-from bcg.checking.locate import Location, locate, locate_leak
+from bcg.checking.leaks import Leak, LeakSearch
+from bcg.checking.locate import Location, locate
 from bcg.checking.parting import find_nan, find_parting
 from bcg.checking.places import module_line
 from bcg.checking.plan import Trial
@@ -101,8 +102,13 @@ class _Explainer:
         failed = worst_trial([trial for bucket in verification.buckets for trial in bucket.failed])
         if failed is not None:
             return [self._explain_mismatch(failed)]
-        leak = worst_trial([trial for bucket in verification.buckets for trial in bucket.leaks])
-        return self._explain_doubt(verification) if leak is None else [self._explain_leak(verification, leak)]
+        for by_size in (False, True):
+            trials = [
+                trial for bucket in verification.buckets for trial in (bucket.resized if by_size else bucket.leaks)
+            ]
+            if (leak := worst_trial(trials)) is not None:
+                return [self._explain_leak(leak, by_size, len(trials))]
+        return self._explain_doubt(verification)
 
     def _explain_mismatch(self, trial: Trial) -> Card:
         if not self._locates:
@@ -143,10 +149,10 @@ class _Explainer:
             return []
         return [findings.operation_card(self._root, found.hazard, found.title, found.operation, remedy=found.remedy)]
 
-    def _explain_leak(self, verification: Verification, leak: Trial) -> Card:
-        module = None
+    def _explain_leak(self, trial: Trial, by_size: bool, num_trials: int) -> Card:
+        leak = Leak()
         if self._locates:
-            self._on_step(f"locating, {leak.tokens} tokens")
-            module = locate_leak(self._runner, leak, self._state, self._state.save(), self._tolerance)
-        line = "" if module is None else module_line(self._root, module)
-        return findings.leak_card(verification, leak, module or "", line)
+            self._on_step(f"locating, {trial.tokens} tokens")
+            search = LeakSearch(self._runner, trial, self._state, self._state.save(), self._tolerance, by_size=by_size)
+            leak = search.find()
+        return findings.leak_card(self._root, trial, leak, by_size, num_trials)
