@@ -212,10 +212,11 @@ _ROWS = (
     ),
     Hazard(
         "S11",
-        cause="the caller keeps an output that the next replay overwrites",
+        cause="the caller or the forward keeps a tensor that the next replay overwrites",
         symptom="all results equal the last one",
         detection="two replays, of which the first result is kept",
-        remedy="clone what is to be kept",
+        remedy="copy it into a buffer made before the capture, buffer.copy_(value), or clone it outside the graph: "
+        "in a break, or after the replay",
     ),
     Hazard(
         "S12",

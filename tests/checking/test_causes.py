@@ -293,6 +293,35 @@ def test_padding_that_matters_is_told_from_a_number_of_rows_that_does(
     assert card.break_option == ""
 
 
+class KeepsRow(nn.Module):
+    """Keeps a row of what it computes."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.register_buffer("last", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "copy":
+            self.last.copy_(x[0])
+        else:
+            self.last = x[0].clone() if self.how == "clone" else x[0]
+        return x * 2
+
+
+@pytest.mark.parametrize("how", ["view", "clone"])
+def test_what_the_forward_keeps_lies_in_the_pool_clone_or_not(how: str, device: str) -> None:
+    (card,) = checked(Wrapped(KeepsRow(how)), device).findings
+    assert (card.hazard, card.module, card.break_option) == ("S11", "inner", "--break 'inner'")
+    assert "buffer.copy_(value)" in card.remedy and "in a break" in card.remedy
+
+
+@pytest.mark.parametrize(("how", "break_globs"), [("copy", ()), ("clone", ("inner",))])
+def test_the_remedies_of_a_kept_output_help(how: str, break_globs: tuple[str, ...], device: str) -> None:
+    target = own_target(Wrapped(KeepsRow(how)), device, make_inputs, break_globs=break_globs)
+    assert check(target, buckets=(4, 8)).verdict == "match"
+
+
 class DrawsTwice(nn.Module):
     """The second draw begins where the first one ended: elsewhere for other rows."""
 

@@ -24,7 +24,7 @@ from bcg.tape import FirstRead, Operation
 from bcg.whereabouts import source_line_of
 
 _MAX_ERRORS = 3
-_HELPED_BY_A_BREAK = ("S1", "S2", "S3", "S4", "S12", "S15", "S16", "L9")
+_HELPED_BY_A_BREAK = ("S1", "S2", "S3", "S4", "S11", "S12", "S15", "S16", "L9")
 _COUNT_REAL_ROWS = (
     "do the same for every number of rows, or break there and take the number of real ones from the forward context"
 )
