@@ -251,7 +251,7 @@ _ROWS = (
         cause="dropout or sampling draws from a random stream that the replay does not advance",
         symptom="every replay draws the same numbers",
         detection="two replays that are equal where two eager runs differ",
-        remedy="register the generator with the graph",
+        remedy="draw on the device, from a generator that the graph knows, or break there",
     ),
     Hazard(
         "S17",
