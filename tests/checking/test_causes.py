@@ -322,6 +322,95 @@ def test_the_remedies_of_a_kept_output_help(how: str, break_globs: tuple[str, ..
     assert check(target, buckets=(4, 8)).verdict == "match"
 
 
+class Alternates(nn.Module):
+    """Takes turns: other weights in every second forward, or another operation."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.how = how
+        self.flag = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.flag = not self.flag
+        if self.how == "operation":
+            return x * 2 if self.flag else self.one(x)
+        if self.how == "weight":
+            return nn.functional.linear(x, self.one.weight if self.flag else self.other.weight)
+        result: Tensor = (self.one if self.flag else self.other)(x)
+        return result
+
+
+class Advances(nn.Module):
+    """Writes rows of a cache from where the forward before it ended, and may read the cache."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.register_buffer("cache", torch.zeros(256, 4))
+        self.position = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        start = self.position
+        self.cache[start : start + len(x)] = x
+        self.position += len(x)
+        return x + self.cache[: self.position].sum(0) if self.how == "reads" else x + 1
+
+
+@pytest.mark.parametrize("kind", [Alternates, Advances])
+@pytest.mark.parametrize("how", ["module", "weight", "operation", "reads"])
+def test_one_fault_of_two_layers_is_one_card(kind: type[Any], how: str) -> None:
+    layers = nn.Sequential(kind(how), kind(how))
+    target = own_target(Around(layers), "cpu", make_inputs)
+    target.packs_requests = False
+    cards = [card for card in check(target, buckets=(8,)).findings if card.hazard != "S13"]
+    (card,) = cards
+    assert (card.hazard, card.module, card.occurrences) == ("S12", "inner.0", 2)
+    assert "flag is " in card.title or "position is " in card.title
+
+
+class WritesWhereTold(nn.Module):
+    """Writes the row of a cache that the live batch names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("cache", torch.zeros(64, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        context = current_forward_context()
+        self.cache[context.num_tokens if context else 0] += 1
+        return x + 1
+
+
+def test_a_line_that_is_replayed_is_not_said_to_run_at_capture_only(device: str) -> None:
+    (card,) = checked(Wrapped(WritesWhereTold()), device).findings
+    assert card.hazard == "S12"
+    assert card.title == "inner.cache is not what eager leaves there: a replay writes where, or what, the capture wrote"
+
+
+class Recurrent(nn.Module):
+    """Carries a state from forward to forward, and hands it to a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(4, 4)
+        self.hidden = torch.zeros(1, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden: Tensor = self.cell(x * 2, self.hidden.to(x.device).expand(len(x), 4))
+        self.hidden = hidden[:1]
+        return hidden
+
+
+@pytest.mark.parametrize("break_globs", [(), ("cell",)])
+def test_the_module_that_sets_an_attribute_is_to_blame_not_the_one_that_reads_it(break_globs: tuple[str, ...]) -> None:
+    target = own_target(Recurrent(), "cpu", make_inputs, break_globs=break_globs)
+    target.packs_requests = False
+    (card,) = check(target, buckets=(8,)).findings
+    assert (card.hazard, card.module, card.break_option) == ("S12", "", "")
+    assert card.title.startswith("eager reads hidden and puts another tensor there")
+
+
 class DrawsTwice(nn.Module):
     """The second draw begins where the first one ended: elsewhere for other rows."""
 

@@ -82,16 +82,21 @@ class _Explainer:
         is_sharded = self._runner.target.alignment is not None  # its ranks must run the same forwards
         upkeep = Upkeep() if is_sharded else find_upkeep(self._runner, verification, self._state, after)
         state_cards = findings.state_cards(root, verification, after, pool, upkeep)
-        cards += dict.fromkeys([*state_cards, *findings.pool_cards(root, verification, upkeep)])
         advanced = find_advanced(self._runner, self._state, before, after)
-        cards += [findings.advanced_card(root, path) for path in advanced.harmful]
+        cards += findings.one_a_line(
+            [
+                *dict.fromkeys([*state_cards, *findings.pool_cards(root, verification, upkeep)]),
+                *(findings.advanced_card(root, path) for path in advanced.harmful),
+            ]
+        )
         self._found.warnings.extend(findings.advanced_warning(path) for path in advanced.harmless)
         told = {(card.hazard, card.module) for card in cards if card.hazard in ("S8", "S12")}
-        cards += [card for card in self._explain_results(verification) if (card.hazard, card.module) not in told]
+        results = self._explain_results(verification, state_is_told=any(card.hazard == "S12" for card in cards))
+        cards += [card for card in results if (card.hazard, card.module) not in told]
         cards += findings.launch_cards(root, verification)
         return self._found
 
-    def _explain_results(self, verification: Verification) -> list[Card]:
+    def _explain_results(self, verification: Verification, *, state_is_told: bool) -> list[Card]:
         moved = next((found for bucket in verification.buckets for found in bucket.moved.values()), None)
         if moved is not None:
             return [findings.moved_card(self._root, self._state, *moved)]
@@ -101,7 +106,7 @@ class _Explainer:
                 return [findings.make_card(bucket.hazard or "", bucket.errors[0], module=module, source_line=line)]
         failed = worst_trial([trial for bucket in verification.buckets for trial in bucket.failed])
         if failed is not None:
-            return [self._explain_mismatch(failed)]
+            return self._explain_mismatch(failed, state_is_told)
         for by_size in (False, True):
             trials = [
                 trial for bucket in verification.buckets for trial in (bucket.resized if by_size else bucket.leaks)
@@ -110,21 +115,25 @@ class _Explainer:
                 return [self._explain_leak(leak, by_size, len(trials))]
         return self._explain_doubt(verification)
 
-    def _explain_mismatch(self, trial: Trial) -> Card:
+    def _explain_mismatch(self, trial: Trial, state_is_told: bool) -> list[Card]:
         if not self._locates:
-            return findings.make_card("", f"replay differs from eager in the bucket of {trial.tokens}")
+            return [findings.make_card("", f"replay differs from eager in the bucket of {trial.tokens}")]
         self._on_step(f"locating, {trial.tokens} tokens")
         base = self._state.save()
         buckets: Sequence[int] = list(self._runner.graphs)
         try:
             location = locate(self._runner.target, trial, buckets, self._state, base, self._tolerance)
-            card = suspect(gather(self._runner, trial, self._state, base))
+            evidence = gather(self._runner, trial, self._state, base)
         except BcgError as error:
             self._state.restore(base)
-            return findings.make_card("", f"replay differs from eager, and it could not be located: {error.message}")
+            title = f"replay differs from eager, and it could not be located: {error.message}"
+            return [findings.make_card("", title)]
         if location.divergence is not None:
             self._found.divergences[trial.tokens] = location.divergence
-        return card or self._unexplained(trial, location)
+        card = None if state_is_told and evidence.follows_state else suspect(evidence)
+        if card is None and state_is_told:
+            return []
+        return [card or self._unexplained(trial, location)]
 
     def _unexplained(self, trial: Trial, location: Location) -> Card:
         if location.divergence is None:

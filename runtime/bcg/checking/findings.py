@@ -95,12 +95,18 @@ def state_cards(
         if any(change.is_tensor and change.path in upkeep.refilled for change in changes.values())
     }
     caches = {module for module, _ in refilled}
+    counting = {
+        module for (module, _), group in groups.items() if not all(change.is_tensor for change in group.values())
+    }
     cards = []
     for place, group in groups.items():
         if any(path in upkeep.carried for path in group):
             cards.append(_carried_card(root, *place))
         elif place in refilled:
             cards.append(_cache_card(root, *place))
+        elif upkeep.in_place.issuperset(group):
+            if place[0] not in counting:  # else a number of the same module says where it is written
+                cards.append(_written_card(root, *place))
         elif place[0] not in caches or not upkeep.refilled.issuperset(group):  # else it is the key of a cache
             cards.append(_state_card(root, *place, list(group.values()), captured, pool))
     return cards
@@ -118,6 +124,12 @@ def _state_card(
         title = f"{path} is not what eager leaves there: the line that sets it ran at capture only"
     else:
         title = f"{change.path} is {_show(change.after)} after a replay, {_show(change.before)} in eager"
+    return make_card("S12", title, module=module, source_line=attribute_line(root, module, attribute))
+
+
+def _written_card(root: nn.Module, module: str, attribute: str) -> Card:
+    path = f"{module}.{attribute}" if module else attribute
+    title = f"{path} is not what eager leaves there: a replay writes where, or what, the capture wrote"
     return make_card("S12", title, module=module, source_line=attribute_line(root, module, attribute))
 
 
@@ -146,6 +158,19 @@ def _kept_card(root: nn.Module, module: str, attribute: str) -> Card:
     path = f"{module}.{attribute}" if module else attribute
     title = f"{path} keeps a tensor of the graph's pool, which the next replay overwrites"
     return make_card("S11", title, module=module, source_line=attribute_line(root, module, attribute))
+
+
+def one_a_line(cards: Iterable[Card]) -> list[Card]:
+    """Join the cards that say the same of one line in several modules: layers of one kind."""
+    groups: dict[tuple[str, str, str], list[Card]] = {}
+    for card in cards:
+        groups.setdefault((card.hazard, card.source_line, card.title.replace(f"{card.module}.", "", 1)), []).append(
+            card
+        )
+    return [
+        msgspec.structs.replace(group[0], occurrences=sum(card.occurrences for card in group))
+        for group in groups.values()
+    ]
 
 
 def advanced_card(root: nn.Module, path: str) -> Card:
