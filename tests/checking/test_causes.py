@@ -411,6 +411,46 @@ def test_the_module_that_sets_an_attribute_is_to_blame_not_the_one_that_reads_it
     assert card.title.startswith("eager reads hidden and puts another tensor there")
 
 
+def line_of(source_line: str) -> str:
+    file, _, number = source_line.rpartition(":")
+    assert file == __file__
+    return Path(file).read_text().splitlines()[int(number) - 1].strip()
+
+
+def test_a_list_that_a_hook_fills_has_the_line_of_the_hook() -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    module.seen = []
+
+    def note(layer: nn.Module, args: Any, output: Tensor) -> None:
+        module.seen.append(output.sum())
+
+    module[0].register_forward_hook(note)
+    cards = checked(
+        module, "cpu", lambda n, device, generator: {"input": torch.rand((n, 4), generator=generator)}
+    ).findings
+    assert [card.hazard for card in cards] == ["S12", "S11"]
+    assert {line_of(card.source_line) for card in cards} == {"module.seen.append(output.sum())"}
+
+
+class Shrinks(nn.Module):
+    """Changes the weight of a layer of torch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.linear.weight.data.mul_(0.9)
+        result: Tensor = self.linear(x)
+        return result
+
+
+def test_a_weight_that_is_changed_has_the_line_that_changes_it() -> None:
+    (card,) = checked(Wrapped(Shrinks()), "cpu").findings
+    assert (card.hazard, card.module) == ("S13", "inner.linear")
+    assert line_of(card.source_line) == "self.linear.weight.data.mul_(0.9)"
+
+
 class DrawsTwice(nn.Module):
     """The second draw begins where the first one ended: elsewhere for other rows."""
 
