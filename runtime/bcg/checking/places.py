@@ -50,7 +50,7 @@ def attribute_line(root: nn.Module, module: str, attribute: str) -> str:
         looked_into.append((outer, rf"\.{re.escape(names[-1])}{inside}"))
     looked_into += [(hook, inside) for hook in hooks_of(root)]
     found = (_changing_line(code, path) for code, path in looked_into)
-    return next(filter(None, found), "") or _class_line(type(owner)) or _if_users(module_line(root, module))
+    return next(filter(None, found), "") or _class_line(type(owner)) or module_line(root, module)
 
 
 def hooks_of(root: nn.Module) -> Iterator[Callable[..., Any]]:
@@ -84,14 +84,12 @@ def _if_users(line: str) -> str:
 
 def module_line(root: nn.Module, module: str) -> str:
     """Return ``file:line`` of a module's forward; of a layer of torch's, the line that calls it or what it is in."""
-    own = source_line_of(type(root.get_submodule(module)).forward)
     names = module.split(".") if module else []
     for depth in range(len(names), -1, -1):
         outer = type(root.get_submodule(".".join(names[:depth])))
-        line = source_line_of(outer.forward)
-        if is_users(line.rpartition(":")[0]):
+        if line := _if_users(source_line_of(outer.forward)):
             return line if depth == len(names) else _calling_line(outer, names[depth]) or line
-    return own
+    return ""
 
 
 def _calling_line(kind: type[nn.Module], name: str) -> str:
