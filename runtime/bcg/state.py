@@ -1,7 +1,7 @@
 """State that a forward changes in place: saved, restored, compared.
 
-State is what the module tree holds (see `bcg.holdings`), further tensors that a forward was seen to write, and the
-random generators.
+State is what the module tree holds (see `bcg.holdings`), parameters that a forward puts in place of others, further
+tensors that it was seen to write, and the random generators.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ class ModelState:
 
     def __init__(self, module: nn.Module, extra: Mapping[str, Tensor] | None = None) -> None:
         self._module = module
+        self._parameters = dict(module.named_parameters(remove_duplicate=False))
         self.extra = dict(extra or {})
 
     def save(self) -> Snapshot:
@@ -88,6 +89,9 @@ class ModelState:
 
     def _collect(self, holdings: Holdings) -> None:
         collect(self._module, holdings)
+        for path, parameter in self._module.named_parameters(remove_duplicate=False):
+            if parameter is not self._parameters.get(path):
+                holdings.tensors[path] = parameter
         held = {id(tensor) for tensor in holdings.tensors.values()}
         holdings.tensors.update({name: tensor for name, tensor in self.extra.items() if id(tensor) not in held})
 

@@ -451,6 +451,45 @@ def test_a_weight_that_is_changed_has_the_line_that_changes_it() -> None:
     assert line_of(card.source_line) == "self.linear.weight.data.mul_(0.9)"
 
 
+class ReplacesWeight(nn.Module):
+    """Leaves another parameter to the next forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        result = x * self.weight
+        self.weight = nn.Parameter(self.weight * 0.9, requires_grad=False)
+        return result
+
+
+class BetweenLayers(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x * 2) + 1
+
+
+def test_a_parameter_that_the_forward_replaces_is_state() -> None:
+    module = BetweenLayers(ReplacesWeight())
+    (card,) = checked(module, "cpu").findings
+    assert (card.hazard, card.module, card.break_option) == ("S12", "inner", "--break 'inner'")
+    assert card.title.startswith("eager reads inner.weight and puts another tensor there")
+    assert line_of(card.source_line).startswith("self.weight = nn.Parameter")
+    target = own_target(BetweenLayers(ReplacesWeight()), "cpu", make_inputs, break_globs=("inner",))
+    assert check(target, buckets=(4, 8)).verdict == "match"
+
+
+def test_a_weight_that_a_break_changes_is_put_back_between_runs() -> None:
+    target = own_target(BetweenLayers(Shrinks()), "cpu", make_inputs, break_globs=("inner",))
+    report = check(target, buckets=(4, 8))
+    assert report.spread == 0 and all(bucket.verdict == "match" for bucket in report.buckets)
+    assert [card.hazard for card in report.findings] == ["S13"]
+
+
 class DrawsTwice(nn.Module):
     """The second draw begins where the first one ended: elsewhere for other rows."""
 
