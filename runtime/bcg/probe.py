@@ -14,7 +14,7 @@ from bcg.context import ForwardContext, forward_context
 from bcg.errors import BcgError, ModelError, ReplayError
 from bcg.inputs import PROBE_SIZES, Batch, find_token_dim
 from bcg.state import ModelState
-from bcg.structure import same_bits, tensors_in
+from bcg.structure import as_doubles, same_bits, tensors_in
 from bcg.target import Target, first_line, make_batch
 
 _SAME_SHAPE_TOLERANCE = {True: 1e-3, False: 0.02}
@@ -133,8 +133,9 @@ def _back_halves(outputs: list[Tensor], dims: tuple[int | None, ...]) -> list[Te
 def _are_close(expected: list[Tensor], got: list[Tensor], tolerances: dict[bool, float]) -> bool:
     for one, other in zip(expected, got, strict=True):
         tolerance = tolerances[one.element_size() >= 4]
-        difference = (one.double() - other.double()).abs().mean()
-        if not bool(difference <= tolerance * one.double().abs().mean()):
+        expected_values, values = as_doubles(one), as_doubles(other)
+        difference = (expected_values - values).abs().mean()
+        if not bool(difference <= tolerance * expected_values.abs().mean()):
             return False
     return True
 

@@ -338,3 +338,28 @@ class Mixes(nn.Module):
 
 def test_a_model_may_hold_a_sparse_tensor() -> None:
     assert check(Mixes(), make_inputs=make_inputs, device="cpu", buckets=(4, 8)).verdict == "match"
+
+
+class Spectrum(nn.Module):
+    """Takes and gives complex numbers; the phase alone may be wrong, and padding may be mixed in."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__()
+        self.fault = fault
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.fft.fft(x, dim=-1)
+        if self.fault == "phase":
+            context = current_forward_context()
+            x = x * 1j ** (context.max_length if context else 1)
+        return x * x.sum(0) if self.fault == "padding" else x
+
+
+@pytest.mark.parametrize(("fault", "rows"), [("", []), ("phase", ["S2"]), ("padding", ["S10"])])
+def test_complex_numbers_are_compared_with_both_parts(fault: str, rows: list[str]) -> None:
+    def make_complex(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"x": torch.rand((num_tokens, 4), dtype=torch.complex64, generator=generator)}
+
+    report = check(Spectrum(fault), buckets=(4, 8), make_inputs=make_complex)
+    assert [card.hazard for card in report.findings] == rows
+    assert report.verdict == ("mismatch" if fault else "match")

@@ -58,7 +58,7 @@ def find_parting(runner: GraphRunner, trial: Trial, state: ModelState, base: Sna
 def find_nan(runner: GraphRunner, trial: Trial, state: ModelState, base: Snapshot) -> Parting | None:
     """Return the first operation of an eager run that gives NaN."""
     for step in _run(runner, trial, state, base).steps:
-        if any(bool(result.isnan().any()) for result in step.results if result.is_floating_point()):
+        if any(bool(result.isnan().any()) for result in step.results):
             return Parting(
                 "", step.operation, f"the first NaN of eager is made by {step.operation.name}", _MAKE_NUMBERS
             )
