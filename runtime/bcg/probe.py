@@ -16,6 +16,7 @@ from bcg.inputs import PROBE_SIZES, Batch, find_token_dim
 from bcg.state import ModelState
 from bcg.structure import as_doubles, same_bits, tensors_in
 from bcg.target import Target, first_line, make_batch
+from bcg.whereabouts import users_line
 
 _SAME_SHAPE_TOLERANCE = {True: 1e-3, False: 0.02}
 _TOLERANCE = {True: 1e-3, False: 0.25}
@@ -152,7 +153,14 @@ def _probe(target: Target, batch: Batch) -> list[Tensor]:
         raise
     except Exception as error:
         given = ", ".join(f"{name} {list(value.shape)}" for name, value in batch.inputs.items())
+        what, line = f"{type(error).__name__}: {first_line(error)}", users_line(error)
+        if isinstance(error, TypeError) and not line:
+            raise ModelError(
+                f"{target.name} does not take its inputs ({given}): {what}",
+                hint="a factory can return (module, make_inputs) to make other inputs; see --traceback",
+            ) from error
         raise ModelError(
-            f"{target.name} does not take its inputs ({given}): {type(error).__name__}: {first_line(error)}",
-            hint="a factory can return (module, make_inputs) to make other inputs; see --traceback",
+            f"the forward of {target.name} raised{f' at {line}' if line else ''}, given {given}: {what}",
+            hint="it must run eagerly before it can be captured; if its inputs are wrong, let the factory return "
+            "(module, make_inputs); see --traceback",
         ) from error
