@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bcg import check, current_forward_context, eager_on_graph
 from bcg.report import CheckReport
-from tests.targets import Around, Seeds, own_target
+from tests.targets import Around, Between, Seeds, own_target
 
 TABLES = {"scale": torch.ones(4)}
 
@@ -464,27 +464,18 @@ class ReplacesWeight(nn.Module):
         return result
 
 
-class BetweenLayers(nn.Module):
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x * 2) + 1
-
-
 def test_a_parameter_that_the_forward_replaces_is_state() -> None:
-    module = BetweenLayers(ReplacesWeight())
+    module = Between(ReplacesWeight())
     (card,) = checked(module, "cpu").findings
     assert (card.hazard, card.module, card.break_option) == ("S12", "inner", "--break 'inner'")
     assert card.title.startswith("eager reads inner.weight and puts another tensor there")
     assert line_of(card.source_line).startswith("self.weight = nn.Parameter")
-    target = own_target(BetweenLayers(ReplacesWeight()), "cpu", make_inputs, break_globs=("inner",))
+    target = own_target(Between(ReplacesWeight()), "cpu", make_inputs, break_globs=("inner",))
     assert check(target, buckets=(4, 8)).verdict == "match"
 
 
 def test_a_weight_that_a_break_changes_is_put_back_between_runs() -> None:
-    target = own_target(BetweenLayers(Shrinks()), "cpu", make_inputs, break_globs=("inner",))
+    target = own_target(Between(Shrinks()), "cpu", make_inputs, break_globs=("inner",))
     report = check(target, buckets=(4, 8))
     assert report.spread == 0 and all(bucket.verdict == "match" for bucket in report.buckets)
     assert [card.hazard for card in report.findings] == ["S13"]
