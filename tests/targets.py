@@ -45,6 +45,13 @@ class Around(nn.Module):
         return result
 
 
+class Between(Around):
+    """Has operations of its own before and after that module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * 2) + 1
+
+
 class Seeds(nn.Module):
     """Draws the same numbers in every forward, on the host device; on a GPU it can't be captured."""
 

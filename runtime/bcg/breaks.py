@@ -137,11 +137,16 @@ def eager_on_graph(function: Any = None, /, *, enable: bool = True, name: str | 
         function: The function, when used bare.
         enable: With `False` the very same function is returned, unmarked.
         name: What to call the break in errors and reports; the function's qualified name by default.
+
+    Raises:
+        TypeError: `function` can't be called.
     """
     if isinstance(function, bool):
         function, enable = None, function
     if function is None:
-        return functools.partial(_mark, enable=enable, name=name)
+        return functools.partial(eager_on_graph, enable=enable, name=name)
+    if not callable(function):
+        raise TypeError(f"eager_on_graph marks a function as a break, got {type(function).__name__}")
     return _mark(function, enable=enable, name=name)
 
 

@@ -135,7 +135,9 @@ def find_function(path: str) -> FunctionReference:
         module = _loaded_file(module_name) if module_name.endswith(".py") else importlib.import_module(module_name)
         owner: Any = functools.reduce(getattr, name.split(".")[:-1], module)
         function = getattr(owner, name.rpartition(".")[2])
-    except (ImportError, AttributeError, ValueError) as error:
+    except AttributeError as error:
+        raise UsageError(f"--break {path!r} names no function: {module_name} has no {name!r}", hint=hint) from error
+    except (ImportError, ValueError) as error:
         raise UsageError(f"--break {path!r} names no function: {error}", hint=hint) from error
     code = code_of(function)
     if code is None:

@@ -142,7 +142,7 @@ _ROWS = (
     ),
     Hazard(
         "S1",
-        cause="a Python branch depends on the data",
+        cause="a Python branch depends on the data, or on how many rows there are",
         symptom="the branch taken at capture is taken for ever",
         detection="a replay with inputs that take the other branch",
         remedy="compute both sides and choose with torch.where, or break there",
@@ -212,10 +212,11 @@ _ROWS = (
     ),
     Hazard(
         "S11",
-        cause="the caller keeps an output that the next replay overwrites",
+        cause="the caller or the forward keeps a tensor that the next replay overwrites",
         symptom="all results equal the last one",
         detection="two replays, of which the first result is kept",
-        remedy="clone what is to be kept",
+        remedy="copy it into a buffer made before the capture, buffer.copy_(value), or clone it outside the graph: "
+        "in a break, or after the replay",
     ),
     Hazard(
         "S12",
@@ -250,7 +251,7 @@ _ROWS = (
         cause="dropout or sampling draws from a random stream that the replay does not advance",
         symptom="every replay draws the same numbers",
         detection="two replays that are equal where two eager runs differ",
-        remedy="register the generator with the graph",
+        remedy="draw on the device, from a generator that the graph knows, or break there",
     ),
     Hazard(
         "S17",

@@ -54,9 +54,9 @@ def collect(root: nn.Module, into: Holdings) -> None:
         owned = vars(module)
         into.holders.append((module, {name: value for name, value in owned.items() if name not in PLACED}))
         for name, value in owned.items():
+            if name in ("_buffers", "_parameters") and isinstance(value, dict):  # a scripted module's can't be refilled
+                into.holders.append((value, dict(value)))
             if name == "_buffers":
-                if isinstance(value, dict):  # a scripted module's can't be refilled
-                    into.holders.append((value, dict(value)))
                 for key, buffer in value.items():
                     _visit(into, _join(path, key), buffer, seen, 0)
             elif name not in _TORCHS_OWN and name not in PLACED:

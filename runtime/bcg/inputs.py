@@ -11,6 +11,7 @@ from typing import TypeAlias
 import torch
 
 from bcg.errors import BcgError, ModelError, ReplayError, UsageError
+from bcg.structure import same_bits
 
 MakeInputs: TypeAlias = Callable[[int, torch.device, torch.Generator], dict[str, torch.Tensor]]
 """Makes the inputs for that many tokens, on that device, drawn from that generator (which lives there)."""
@@ -114,6 +115,12 @@ def describe_inputs(make_inputs: MakeInputs, device: torch.device) -> tuple[Inpu
             hint="make_inputs(num_tokens, device, generator) must make inputs for num_tokens tokens",
         )
     return tuple(specs)
+
+
+def unseeded_inputs(make_inputs: MakeInputs, device: torch.device) -> list[str]:
+    """Return the names of inputs that are other ones when they are made again from the same seed."""
+    first, second = (_ask(make_inputs, PROBE_SIZES[0], device) for _ in range(2))
+    return [name for name, value in first.items() if name not in second or not same_bits(value, second[name])]
 
 
 def made_inputs(

@@ -14,8 +14,9 @@ from bcg.context import ForwardContext, forward_context
 from bcg.errors import BcgError, ModelError, ReplayError
 from bcg.inputs import PROBE_SIZES, Batch, find_token_dim
 from bcg.state import ModelState
-from bcg.structure import same_bits, tensors_in
+from bcg.structure import as_doubles, same_bits, tensors_in
 from bcg.target import Target, first_line, make_batch
+from bcg.whereabouts import users_line
 
 _SAME_SHAPE_TOLERANCE = {True: 1e-3, False: 0.02}
 _TOLERANCE = {True: 1e-3, False: 0.25}
@@ -134,8 +135,9 @@ def _back_halves(outputs: list[Tensor], dims: tuple[int | None, ...]) -> list[Te
 def _are_close(expected: list[Tensor], got: list[Tensor], tolerances: dict[bool, float]) -> bool:
     for one, other in zip(expected, got, strict=True):
         tolerance = tolerances[one.element_size() >= 4]
-        difference = (one.double() - other.double()).abs().mean()
-        if not bool(difference <= tolerance * one.double().abs().mean()):
+        expected_values, values = as_doubles(one), as_doubles(other)
+        difference = (expected_values - values).abs().mean()
+        if not bool(difference <= tolerance * expected_values.abs().mean()):
             return False
     return True
 
@@ -152,7 +154,14 @@ def _probe(target: Target, batch: Batch) -> list[Tensor]:
         raise
     except Exception as error:
         given = ", ".join(f"{name} {list(value.shape)}" for name, value in batch.inputs.items())
+        what, line = f"{type(error).__name__}: {first_line(error)}", users_line(error)
+        if isinstance(error, TypeError) and not line:
+            raise ModelError(
+                f"{target.name} does not take its inputs ({given}): {what}",
+                hint="a factory can return (module, make_inputs) to make other inputs; see --traceback",
+            ) from error
         raise ModelError(
-            f"{target.name} does not take its inputs ({given}): {type(error).__name__}: {first_line(error)}",
-            hint="a factory can return (module, make_inputs) to make other inputs; see --traceback",
+            f"the forward of {target.name} raised{f' at {line}' if line else ''}, given {given}: {what}",
+            hint="it must run eagerly before it can be captured; if its inputs are wrong, let the factory return "
+            "(module, make_inputs); see --traceback",
         ) from error

@@ -1,7 +1,7 @@
 """State that a forward changes in place: saved, restored, compared.
 
-State is what the module tree holds (see `bcg.holdings`), further tensors that a forward was seen to write, and the
-random generators.
+State is what the module tree holds (see `bcg.holdings`), parameters that a forward puts in place of others, further
+tensors that it was seen to write, and the random generators.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ class ModelState:
 
     def __init__(self, module: nn.Module, extra: Mapping[str, Tensor] | None = None) -> None:
         self._module = module
+        self._parameters = dict(module.named_parameters(remove_duplicate=False))
         self.extra = dict(extra or {})
 
     def save(self) -> Snapshot:
@@ -88,6 +89,9 @@ class ModelState:
 
     def _collect(self, holdings: Holdings) -> None:
         collect(self._module, holdings)
+        for path, parameter in self._module.named_parameters(remove_duplicate=False):
+            if parameter is not self._parameters.get(path):
+                holdings.tensors[path] = parameter
         held = {id(tensor) for tensor in holdings.tensors.values()}
         holdings.tensors.update({name: tensor for name, tensor in self.extra.items() if id(tensor) not in held})
 
@@ -192,6 +196,19 @@ def restore_generators(snapshot: Snapshot) -> None:
     torch.set_rng_state(host)
     for index, state in enumerate(devices):
         torch.cuda.set_rng_state(state, index)
+
+
+def have_drawn(since: Snapshot) -> bool:
+    """Tell whether a random generator is no more where it was."""
+    now = (*_generator_states(), *(generator.get_state() for generator in since.own_generators))
+    return not _same_state((*since.generators, *since.own_states), now)
+
+
+def _same_state(one: Any, other: Any) -> bool:
+    """Compare states of generators: tensors, arrays and numbers in tuples."""
+    if isinstance(one, tuple):
+        return len(one) == len(other) and all(map(_same_state, one, other))
+    return torch.equal(one, other) if isinstance(one, Tensor) else numpy.array_equal(one, other)
 
 
 def _uses_gpu() -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -193,7 +195,14 @@ class Sweep:
                 alignment=ranks,
             )
             views = self.inputs.views(tokens)
-            with stretch("capture", tokens), torch.inference_mode(), noted_compilations() as compiled_at, capture:
+            compiling = noted_compilations()
+            with (
+                stretch("capture", tokens),
+                torch.inference_mode(),
+                _silent_logging(),
+                compiling as compiled_at,
+                capture,
+            ):
                 output = self._forward(views)
             captured = time.perf_counter()
         after = device.memory(self.pool)
@@ -257,3 +266,13 @@ class Sweep:
         if self._everything_eager:
             return call_break(self.target, (views,), {}, BreakLabel(self.target.name, source="debug"))
         return self.target(views)
+
+
+@contextlib.contextmanager
+def _silent_logging() -> Iterator[None]:
+    """Let `logging` print no traceback for a record that it can't format: the tape refuses to print a tensor itself."""
+    raises, logging.raiseExceptions = logging.raiseExceptions, False
+    try:
+        yield
+    finally:
+        logging.raiseExceptions = raises

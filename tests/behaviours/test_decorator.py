@@ -26,6 +26,12 @@ def test_8_disabled_it_returns_the_very_function() -> None:
     assert eager_on_graph(True)(plain) is not plain
 
 
+def test_8_what_can_not_be_called_is_no_break() -> None:
+    for mark in (eager_on_graph, eager_on_graph(enable=True)):
+        with pytest.raises(TypeError, match="^eager_on_graph marks a function as a break, got int$"):
+            mark(3)  # type: ignore[call-overload,type-var]
+
+
 def test_9_outside_a_capture_the_function_runs(device: str) -> None:
     t = torch.ones(4, device=device)
     assert torch.equal(eager_on_graph(plain)(t), t * 2)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bcg import check, current_forward_context, eager_on_graph
 from bcg.report import CheckReport
-from tests.targets import Seeds, own_target
+from tests.targets import Around, Between, Seeds, own_target
 
 TABLES = {"scale": torch.ones(4)}
 
@@ -245,6 +245,257 @@ def test_a_leak_in_a_layer_of_torch_is_where_it_is_called(device: str) -> None:
     assert Path(file).read_text().splitlines()[int(line) - 1].strip() == "result: Tensor = self.norm(x)"
     warning = next(warning for warning in report.warnings if warning.code == "padding-not-compared")
     assert warning.message.startswith("eager fails for 1 token without padding: ValueError: Expected more than 1 value")
+
+
+class OverRows(nn.Module):
+    """Depends on rows beyond its own: on what they hold, or on how many there are."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 2
+        if self.kind == "mean":
+            return x - x.mean(0)
+        if self.kind == "length":
+            return x.cumsum(0) / len(x)
+        if len(x) > 3:
+            x = x + 1
+        return x
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "operation", "line", "says"),
+    [
+        ("mean", "S10", "aten.mean.dim", "x - x.mean(0)", "3 padding rows change the 1 real row in the bucket of 4"),
+        ("length", "S2", "aten.div.Tensor", "/ len(x)", "1 row alone gives something else than in the bucket of 4, wh"),
+        (
+            "branch",
+            "S1",
+            "aten.add.Tensor",
+            "x = x + 1",
+            "1 row alone gives something else than in the bucket of 4, wh",
+        ),
+    ],
+)
+def test_padding_that_matters_is_told_from_a_number_of_rows_that_does(
+    kind: str, row: str, operation: str, line: str, says: str, device: str
+) -> None:
+    target = own_target(Around(OverRows(kind)), device, make_inputs)
+    target.packs_requests = False
+    report = check(target, buckets=(4,))
+    assert report.verdict == "mismatch"
+    (card,) = report.findings
+    assert (card.hazard, card.module, card.operation) == (row, "inner", operation)
+    assert card.title.startswith(says)
+    assert line in Path(__file__).read_text().splitlines()[int(card.source_line.rpartition(":")[2]) - 1]
+    assert card.break_option == ""
+
+
+class KeepsRow(nn.Module):
+    """Keeps a row of what it computes."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.register_buffer("last", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "copy":
+            self.last.copy_(x[0])
+        else:
+            self.last = x[0].clone() if self.how == "clone" else x[0]
+        return x * 2
+
+
+@pytest.mark.parametrize("how", ["view", "clone"])
+def test_what_the_forward_keeps_lies_in_the_pool_clone_or_not(how: str, device: str) -> None:
+    (card,) = checked(Wrapped(KeepsRow(how)), device).findings
+    assert (card.hazard, card.module, card.break_option) == ("S11", "inner", "--break 'inner'")
+    assert "buffer.copy_(value)" in card.remedy and "in a break" in card.remedy
+
+
+@pytest.mark.parametrize(("how", "break_globs"), [("copy", ()), ("clone", ("inner",))])
+def test_the_remedies_of_a_kept_output_help(how: str, break_globs: tuple[str, ...], device: str) -> None:
+    target = own_target(Wrapped(KeepsRow(how)), device, make_inputs, break_globs=break_globs)
+    assert check(target, buckets=(4, 8)).verdict == "match"
+
+
+class Alternates(nn.Module):
+    """Takes turns: other weights in every second forward, or another operation."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.how = how
+        self.flag = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.flag = not self.flag
+        if self.how == "operation":
+            return x * 2 if self.flag else self.one(x)
+        if self.how == "weight":
+            return nn.functional.linear(x, self.one.weight if self.flag else self.other.weight)
+        result: Tensor = (self.one if self.flag else self.other)(x)
+        return result
+
+
+class Advances(nn.Module):
+    """Writes rows of a cache from where the forward before it ended, and may read the cache."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.register_buffer("cache", torch.zeros(256, 4))
+        self.position = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        start = self.position
+        self.cache[start : start + len(x)] = x
+        self.position += len(x)
+        return x + self.cache[: self.position].sum(0) if self.how == "reads" else x + 1
+
+
+@pytest.mark.parametrize("kind", [Alternates, Advances])
+@pytest.mark.parametrize("how", ["module", "weight", "operation", "reads"])
+def test_one_fault_of_two_layers_is_one_card(kind: type[Any], how: str) -> None:
+    layers = nn.Sequential(kind(how), kind(how))
+    target = own_target(Around(layers), "cpu", make_inputs)
+    target.packs_requests = False
+    cards = [card for card in check(target, buckets=(8,)).findings if card.hazard != "S13"]
+    (card,) = cards
+    assert (card.hazard, card.module, card.occurrences) == ("S12", "inner.0", 2)
+    assert "flag is " in card.title or "position is " in card.title
+
+
+class WritesWhereTold(nn.Module):
+    """Writes the row of a cache that the live batch names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("cache", torch.zeros(64, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        context = current_forward_context()
+        self.cache[context.num_tokens if context else 0] += 1
+        return x + 1
+
+
+def test_a_line_that_is_replayed_is_not_said_to_run_at_capture_only(device: str) -> None:
+    (card,) = checked(Wrapped(WritesWhereTold()), device).findings
+    assert card.hazard == "S12"
+    assert card.title == "inner.cache is not what eager leaves there: a replay writes where, or what, the capture wrote"
+
+
+class Recurrent(nn.Module):
+    """Carries a state from forward to forward, and hands it to a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(4, 4)
+        self.hidden = torch.zeros(1, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden: Tensor = self.cell(x * 2, self.hidden.to(x.device).expand(len(x), 4))
+        self.hidden = hidden[:1]
+        return hidden
+
+
+@pytest.mark.parametrize("break_globs", [(), ("cell",)])
+def test_the_module_that_sets_an_attribute_is_to_blame_not_the_one_that_reads_it(break_globs: tuple[str, ...]) -> None:
+    target = own_target(Recurrent(), "cpu", make_inputs, break_globs=break_globs)
+    target.packs_requests = False
+    (card,) = check(target, buckets=(8,)).findings
+    assert (card.hazard, card.module, card.break_option) == ("S12", "", "")
+    assert card.title.startswith("eager reads hidden and puts another tensor there")
+
+
+def line_of(source_line: str) -> str:
+    file, _, number = source_line.rpartition(":")
+    assert file == __file__
+    return Path(file).read_text().splitlines()[int(number) - 1].strip()
+
+
+def test_a_list_that_a_hook_fills_has_the_line_of_the_hook() -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    module.seen = []
+
+    def note(layer: nn.Module, args: Any, output: Tensor) -> None:
+        module.seen.append(output.sum())
+
+    module[0].register_forward_hook(note)
+    cards = checked(
+        module, "cpu", lambda n, device, generator: {"input": torch.rand((n, 4), generator=generator)}
+    ).findings
+    assert [card.hazard for card in cards] == ["S12", "S11"]
+    assert {line_of(card.source_line) for card in cards} == {"module.seen.append(output.sum())"}
+
+
+class Shrinks(nn.Module):
+    """Changes the weight of a layer of torch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.linear.weight.data.mul_(0.9)
+        result: Tensor = self.linear(x)
+        return result
+
+
+def test_a_weight_that_is_changed_has_the_line_that_changes_it() -> None:
+    (card,) = checked(Wrapped(Shrinks()), "cpu").findings
+    assert (card.hazard, card.module) == ("S13", "inner.linear")
+    assert line_of(card.source_line) == "self.linear.weight.data.mul_(0.9)"
+
+
+class ReplacesWeight(nn.Module):
+    """Leaves another parameter to the next forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        result = x * self.weight
+        self.weight = nn.Parameter(self.weight * 0.9, requires_grad=False)
+        return result
+
+
+def test_a_parameter_that_the_forward_replaces_is_state() -> None:
+    module = Between(ReplacesWeight())
+    (card,) = checked(module, "cpu").findings
+    assert (card.hazard, card.module, card.break_option) == ("S12", "inner", "--break 'inner'")
+    assert card.title.startswith("eager reads inner.weight and puts another tensor there")
+    assert line_of(card.source_line).startswith("self.weight = nn.Parameter")
+    target = own_target(Between(ReplacesWeight()), "cpu", make_inputs, break_globs=("inner",))
+    assert check(target, buckets=(4, 8)).verdict == "match"
+
+
+def test_a_weight_that_a_break_changes_is_put_back_between_runs() -> None:
+    target = own_target(Between(Shrinks()), "cpu", make_inputs, break_globs=("inner",))
+    report = check(target, buckets=(4, 8))
+    assert report.spread == 0 and all(bucket.verdict == "match" for bucket in report.buckets)
+    assert [card.hazard for card in report.findings] == ["S13"]
+
+
+class DrawsTwice(nn.Module):
+    """The second draw begins where the first one ended: elsewhere for other rows."""
+
+    def __init__(self, mixes: bool) -> None:
+        super().__init__()
+        self.mixes = mixes
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.dropout(nn.functional.dropout(x, 0.3, True) + 1, 0.3, True)
+        return y - y.mean(0) if self.mixes else y
+
+
+def test_random_numbers_are_no_padding(device: str) -> None:
+    assert checked(DrawsTwice(mixes=False), device).verdict == "match"
+    assert [card.hazard for card in checked(DrawsTwice(mixes=True), device).findings] == ["S10"]
 
 
 class Hook:

@@ -310,6 +310,38 @@ def test_bad_arguments(options: dict[str, Any], message: str) -> None:
         check("qwen3-tiny", **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"buckets": ()}, "^no token counts were given$"),
+        ({"buckets": 8}, "^buckets must be whole numbers in a list, got 8$"),
+        ({"buckets": (8.0,)}, r"^buckets must be whole numbers in a list, got \(8.0,\)$"),
+        ({"buckets": "8"}, "^buckets must be whole numbers in a list, got '8'$"),
+        ({"device": "nowhere"}, "^there is no device 'nowhere'$"),
+        ({"device": "meta"}, "^device 'meta' can't record graphs$"),
+        ({"model": lambda x: x}, "^a model must be a module, a target or a name, got function$"),
+        ({"model": "qwen3-tiny"}, "^make_inputs is for a module: qwen3-tiny has inputs of its own$"),
+    ],
+)
+def test_arguments_that_mean_nothing(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        check(options.pop("model", Doubles()), make_inputs=make_inputs, **options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there() -> None:
+    with pytest.raises(UsageError, match="^device 'cuda' was asked for, but torch .* sees no GPU$"):
+        check(Doubles(), make_inputs=make_inputs, device="cuda")
+
+
+def test_parameters_that_were_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        module = nn.Sequential(nn.Linear(4, 4))
+    make: Any = lambda n, device, generator: {"input": torch.rand((n, 4), generator=generator)}  # noqa: E731
+    assert check(module, buckets=(4,), make_inputs=make).verdict == "match"
+    assert all(parameter.requires_grad for parameter in module.parameters())
+
+
 def test_without_the_attention_break_padding_leaks_in_a_bidirectional_model(minilm: Path) -> None:
     report = check(load_target(str(minilm), attention_break=False), buckets=(8, 16), num_rounds=1)
     assert [card.hazard for card in report.findings] == ["S10"]
@@ -355,3 +387,28 @@ class Mixes(nn.Module):
 
 def test_a_model_may_hold_a_sparse_tensor() -> None:
     assert check(Mixes(), make_inputs=make_inputs, device="cpu", buckets=(4, 8)).verdict == "match"
+
+
+class Spectrum(nn.Module):
+    """Takes and gives complex numbers; the phase alone may be wrong, and padding may be mixed in."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__()
+        self.fault = fault
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.fft.fft(x, dim=-1)
+        if self.fault == "phase":
+            context = current_forward_context()
+            x = x * 1j ** (context.max_length if context else 1)
+        return x * x.sum(0) if self.fault == "padding" else x
+
+
+@pytest.mark.parametrize(("fault", "rows"), [("", []), ("phase", ["S2"]), ("padding", ["S10"])])
+def test_complex_numbers_are_compared_with_both_parts(fault: str, rows: list[str]) -> None:
+    def make_complex(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"x": torch.rand((num_tokens, 4), dtype=torch.complex64, generator=generator)}
+
+    report = check(Spectrum(fault), buckets=(4, 8), make_inputs=make_complex)
+    assert [card.hazard for card in report.findings] == rows
+    assert report.verdict == ("mismatch" if fault else "match")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 
+import msgspec
 import numpy
 import pytest
 import torch
 from torch import Tensor, nn
 
 from bcg import CheckFailure, assert_graph_safe, check, eager_on_graph
+from bcg.checking import failure_of
 from tests.targets import Around, own_target
 
 COUNT = itertools.count(1)
@@ -105,3 +107,23 @@ def test_what_is_drawn_from_the_default_generator_is_healthy(device: str) -> Non
     target.packs_requests = False
     report = check(target, buckets=(4, 8))
     assert (report.verdict, report.findings) == ("match", [])
+
+
+@pytest.mark.parametrize("draws", ["as told", "at will"])
+def test_inputs_that_are_not_drawn_from_the_generator_are_warned_of(draws: str) -> None:
+    def make_unseeded(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, Tensor]:
+        rows = torch.rand((num_tokens, 4), generator=generator if draws == "as told" else None)
+        return {"input": rows}
+
+    report = check(own_target(nn.Linear(4, 4), "cpu", make_unseeded), buckets=(4,))
+    if draws == "as told":
+        assert (report.verdict, report.warnings) == ("match", [])
+        return
+    (warning,) = report.warnings
+    assert (report.verdict, warning.code) == ("inconclusive", "inputs-not-seeded")
+    assert warning.message.startswith("make_inputs gives other values of 'input' each time")
+    assert "generator=generator" in warning.remedy
+    failure = failure_of(report)
+    assert failure is not None and failure.hint == "see the warnings of the report"
+    failure = failure_of(msgspec.structs.replace(report, warnings=[]))
+    assert failure is not None and failure.hint is None

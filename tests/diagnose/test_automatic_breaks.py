@@ -14,6 +14,7 @@ from bcg.errors import CaptureError
 from bcg.runner import GraphRunner
 from tests.diagnose import models
 from tests.diagnose.models import Model, target_of
+from tests.targets import own_target
 
 BUCKETS = (4, 8)
 
@@ -191,3 +192,13 @@ def test_functions_mean_what_they_meant_afterwards(device: str) -> None:
     function = models.scaled_by_nonzero
     captured(Model(models.calls_a_function), device)
     assert models.scaled_by_nonzero is function
+
+
+def test_breaks_that_leave_no_segment_do_not_help() -> None:
+    target = own_target(
+        torch.nn.Sequential(models.Inner(models.takes_a_branch)),
+        "cpu",
+        lambda n, device, generator: {"input": torch.rand((1, n, 8), generator=generator)},
+    )
+    with pytest.raises(UncapturableError, match="no automatic break helps: no segment is left, everything runs as bre"):
+        break_where_needed(target, BUCKETS)

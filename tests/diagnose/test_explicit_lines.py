@@ -157,7 +157,8 @@ def test_the_decorator(factory: str) -> None:
     ("words", "message"),
     [
         ("aten.mm.default@model.py:1", "is no break of .*: its forward never calls that operation at that line"),
-        ("model.py:scaled", "names no function: module 'bcg_user_model_.*' has no attribute 'scaled'"),
+        ("model.py:scaled", "names no function: model.py has no 'scaled'$"),
+        ("model.py:Inner.scaled", "names no function: model.py has no 'Inner.scaled'$"),
         ("other.py:scaled", "names no function: no module of other.py is loaded"),
         ("aten.mm.default@model.py:x", "names no operation"),
     ],

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
 import itertools
+import logging
 import random
 from collections.abc import Callable
 
@@ -19,6 +22,8 @@ from bcg.diagnose import UncapturableError, break_where_needed, diagnose, failur
 from bcg.errors import CaptureError
 from bcg.runner import GraphRunner
 from tests.diagnose.models import Inner, Model, reads_a_value, target_of
+
+LOGGER = logging.Logger("of its own, out of reach of pytest's handlers")
 
 
 def raises_under_capture(inner: Inner, x: Tensor) -> Tensor:
@@ -183,3 +188,26 @@ def test_code_that_asks_whether_it_is_captured(device: str, monkeypatch: pytest.
     (card,) = [card for card in cards if card.hazard == "S3"]
     assert card.module == "layers.1.inner"
     assert card.source_line.startswith(inspect.getfile(Inner)), "the line that calls the helper"
+
+
+def logs_a_tensor(inner: Inner, x: Tensor) -> Tensor:
+    LOGGER.warning("largest %s", x.max())
+    return x * 2
+
+
+def test_a_tensor_that_is_logged_is_one_card_and_no_traceback() -> None:
+    written = io.StringIO()
+    handler = logging.StreamHandler(written)
+    LOGGER.addHandler(handler)
+    target = target_of(Model(logs_a_tensor), "cpu")
+    try:
+        with pytest.raises(UncapturableError) as caught, failures_explained(target, (8,)):
+            with contextlib.redirect_stderr(written):
+                GraphRunner(target).capture((8,))
+    finally:
+        LOGGER.removeHandler(handler)
+    (card,) = caught.value.cards
+    assert (card.hazard, card.operation, card.title) == ("L1", "Tensor.__repr__", "printing reads it")
+    assert card.source_line.startswith(f"{__file__}:")
+    assert "Traceback" not in written.getvalue()
+    assert logging.raiseExceptions

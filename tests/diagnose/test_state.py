@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import random
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -11,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bcg import current_forward_context, eager_on_graph
+from bcg import check, current_forward_context, eager_on_graph
 from bcg.diagnose import break_where_needed
-from tests.targets import Around, Seeds, own_target
+from tests.targets import Around, Between, Seeds, own_target
 
 
 @dataclass(slots=True)
@@ -123,7 +124,7 @@ def scaled_by_length(x: Tensor) -> Tensor:
 
 
 def test_a_number_that_depends_on_the_requests_is_frozen(device: str) -> None:
-    diagnosis = break_where_needed(own_target(Around(ByLength(in_break=False)), device, make_inputs), (4, 8))
+    diagnosis = break_where_needed(own_target(Between(ByLength(in_break=False)), device, make_inputs), (4, 8))
     (found,) = diagnosis.automatic_breaks
     assert (found.size, found.module, found.card.hazard) == ("module", "inner", "S2")
     assert found.card.source_line.startswith(__file__)
@@ -134,8 +135,41 @@ def test_a_number_that_depends_on_the_requests_is_healthy_in_a_break(device: str
     assert (diagnosis.automatic_breaks, diagnosis.cards) == ([], [])
 
 
+class Scales(nn.Module):
+    """Scales by a number of Python's own generator, or decides by it; perhaps the same one in every forward."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "seeds":
+            random.seed(3)
+        drawn = random.random()
+        if self.how == "branches":
+            return x + 1e-6 if drawn < 0.5 else x * (1 + 1e-6)
+        return x * (1 + 1e-6 * drawn)
+
+
+@pytest.mark.parametrize("how", ["draws", "branches"])
+def test_a_number_that_python_draws_is_told_from_one_that_depends_on_the_inputs(how: str) -> None:
+    random.seed(1)
+    diagnosis = break_where_needed(own_target(Between(Scales(how)), "cpu", make_inputs), (4, 8))
+    (found,) = diagnosis.automatic_breaks
+    assert (found.module, found.card.hazard) == ("inner", "S16")
+    assert "drawn anew" in found.card.title or "a random number decides the branch" in found.card.title
+    assert found.card.remedy == "draw on the device, from a generator that the graph knows, or break there"
+
+
+def test_a_seed_of_pythons_own_generator_makes_every_draw_the_same() -> None:
+    target = own_target(Between(Scales("seeds")), "cpu", make_inputs)
+    diagnosis = break_where_needed(target, (4, 8))
+    assert (diagnosis.automatic_breaks, diagnosis.cards) == ([], [])
+    assert check(target, buckets=(4, 8)).verdict == "match"
+
+
 def test_a_seed_that_is_set_in_the_forward_gets_a_break(device: str) -> None:
-    diagnosis = break_where_needed(own_target(Around(Seeds(True)), device, make_inputs), (4, 8))
+    diagnosis = break_where_needed(own_target(Between(Seeds(True)), device, make_inputs), (4, 8))
     (found,) = diagnosis.automatic_breaks
     assert (found.module, found.card.hazard, found.card.operation) == ("inner", "L9", "Generator.manual_seed")
     assert found.card.source_line.startswith(inspect.getfile(Seeds))

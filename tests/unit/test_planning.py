@@ -87,6 +87,23 @@ def test_a_value_that_shapes_cannot_give_is_named(tmp_path: Path) -> None:
     assert (card.module, card.operation, card.break_option) == ("reads", "Tensor.item", "--break 'reads'")
 
 
+def test_a_model_that_copies_a_layer_is_planned_without_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "model.py"
+    path.write_text(
+        "import copy\n"
+        "import torch\n"
+        "def model():\n"
+        "    layer = torch.nn.Linear(4, 4)\n"
+        "    model = torch.nn.Sequential(layer, copy.deepcopy(layer))\n"
+        "    return model, lambda n, device, generator: {'input': torch.rand(n, 4, device=device)}\n"
+    )
+    torch.set_warn_always(True)
+    try:
+        assert len(plan_of(f"{path}:model", 8).segments) == 1
+    finally:
+        torch.set_warn_always(False)
+
+
 GUESSED = """
 import torch
 class Halves(torch.nn.Module):

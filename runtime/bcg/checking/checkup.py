@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import operator
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -29,6 +30,7 @@ from bcg.checking.verdicts import LostDeviceError, Verification
 from bcg.checking.verification import CHECK_SEED, is_sticky, verify
 from bcg.checking.writes import written_parameters
 from bcg.compilations import late_compilation_warnings
+from bcg.device import find_device
 from bcg.environment import environment
 from bcg.errors import BcgError, UsageError
 from bcg.inputs import MakeInputs
@@ -65,7 +67,7 @@ def check(
     Args:
         model: A target, a module, or what the command line takes as MODEL.
         buckets: Token counts; by default those of the device.
-        make_inputs: Makes a module's inputs; by default token ids.
+        make_inputs: Makes a module's inputs, by default token ids; a target, or a model that is named, has its own.
         device: Where a module, which is back on its own afterwards, or the model that is named, runs; a target has its
             own.
         num_rounds: How often every batch is replayed.
@@ -79,7 +81,8 @@ def check(
         on_step: Told what happens next.
 
     Raises:
-        UsageError: A bucket, the tolerances or the number of rounds make no sense, or the model takes no prompts.
+        UsageError: A bucket, the tolerances or the number of rounds make no sense, the model is none of the three,
+            takes no prompts or has inputs of its own, or there is no such device.
         CaptureError: The capture failed.
         ModelError: The model could not be made, or its eager forward fails.
         UnfinishedCheckError: A replay took the device from this process; it holds the report so far.
@@ -87,11 +90,22 @@ def check(
     tolerance = _tolerance(rtol, atol)
     if num_rounds < 1:
         raise UsageError(f"a check needs at least one round, got {num_rounds}")
+    if not isinstance(model, (Target, nn.Module, str)):
+        raise UsageError(
+            f"a model must be a module, a target or a name, got {type(model).__name__}",
+            hint="give a torch.nn.Module that calls it",
+        )
+    if make_inputs is not None and not isinstance(model, nn.Module):
+        name = model if isinstance(model, str) else model.name
+        raise UsageError(f"make_inputs is for a module: {name} has inputs of its own", hint="leave it out")
+    given = None if buckets is None else _token_counts(buckets)
+    if not isinstance(model, Target):
+        device = _place(device)
     with _left_as_it_was(model):
         if isinstance(model, nn.Module):
-            model.to(_place(device))
+            model.to(device)
         target = _target(model, make_inputs, device)
-        wanted = check_buckets(list(buckets or default_buckets(target.device.type, target.max_tokens)))
+        wanted = given or default_buckets(target.device.type, target.max_tokens)
         encoded = None if prompts is None else tokenize(target, prompts)
         return _Check(target, tolerance, on_step).run(wanted, num_rounds, locates, encoded, dict(options or {}))
 
@@ -149,7 +163,8 @@ def _left_as_it_was(model: Target | nn.Module | str) -> Iterator[None]:
             if tensor.device != data.device:
                 tensor.data = data
         for parameter in trained:
-            parameter.requires_grad_(True)
+            with torch.inference_mode(parameter.is_inference()):
+                parameter.requires_grad_(True)
 
 
 def _target(model: Target | nn.Module | str, make_inputs: MakeInputs | None, device: str | torch.device) -> Target:
@@ -166,7 +181,7 @@ def _target(model: Target | nn.Module | str, make_inputs: MakeInputs | None, dev
         source="factory",
         weights="user",
         seed=None,
-        device=_place(device),
+        device=torch.device(device),
         attention_break=True,
         break_globs=(),
         make_inputs=make_inputs,
@@ -174,8 +189,17 @@ def _target(model: Target | nn.Module | str, make_inputs: MakeInputs | None, dev
 
 
 def _place(device: str | torch.device) -> torch.device:
-    place = torch.device(device)
-    return torch.device("cuda", torch.cuda.current_device()) if place == torch.device("cuda") else place
+    try:
+        return find_device(device).torch_device
+    except RuntimeError as error:
+        raise UsageError(f"there is no device {device!r}", hint="use 'cpu' or 'cuda'") from error
+
+
+def _token_counts(buckets: Iterable[int]) -> tuple[int, ...]:
+    try:
+        return check_buckets([operator.index(count) for count in buckets])
+    except TypeError as error:
+        raise UsageError(f"buckets must be whole numbers in a list, got {buckets!r}", hint="such as [8, 16]") from error
 
 
 class UnfinishedCheckError(BcgError):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bcg.structure import same_bits, tensors_in
+from bcg.structure import as_doubles, same_bits, tensors_in
 
 _RTOL = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 _LOOSE_MEAN = {True: 1e-3, False: 0.25}
@@ -30,7 +30,7 @@ class Tolerance:
 
     def allowed(self, dtype: torch.dtype, scale: float) -> float:
         """Return the largest difference that counts as a match."""
-        rtol = _RTOL.get(dtype, 0.0) if self.rtol is None else self.rtol
+        rtol = _RTOL.get(dtype.to_real(), 0.0) if self.rtol is None else self.rtol
         return self.atol + rtol * scale
 
 
@@ -81,7 +81,7 @@ def compare_tensors(expected: Tensor, got: Tensor, tolerance: Tolerance) -> Comp
         return APART
     if same_bits(expected, got):
         return Comparison()
-    one, other = _as_double(expected), _as_double(got)
+    one, other = as_doubles(expected), as_doubles(got)
     same = (one == other) | (one.isnan() & other.isnan())
     error = torch.where(same, 0.0, (one - other).abs())
     if not (expected.is_floating_point() or expected.is_complex()):  # doubles round what is above 2**53
@@ -91,10 +91,6 @@ def compare_tensors(expected: Tensor, got: Tensor, tolerance: Tolerance) -> Comp
     largest = float(error.nan_to_num(nan=float("inf"), posinf=float("inf")).max())
     relative = largest / scale if scale else (float("inf") if largest else 0.0)
     return Comparison(False, largest <= tolerance.allowed(expected.dtype, scale), largest, relative)
-
-
-def _as_double(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor.to(torch.complex128)) if tensor.is_complex() else tensor.double()
 
 
 def are_near(expected: Any, got: Any) -> bool:
@@ -108,7 +104,7 @@ def _is_near(one: Tensor, other: Tensor) -> bool:
         return False
     if one.numel() == 0:
         return True
-    left, right = _as_double(one), _as_double(other)
+    left, right = as_doubles(one), as_doubles(other)
     allowed = _LOOSE_MEAN[one.element_size() >= 4] * left.abs().mean()
     return bool((left - right).abs().mean() <= allowed) or same_bits(one, other)
 
@@ -116,4 +112,4 @@ def _is_near(one: Tensor, other: Tensor) -> bool:
 def has_numbers(result: Any) -> bool:
     """Tell whether a result holds anything but NaN, so that comparing it can tell something."""
     tensors: Sequence[Tensor] = [tensor for tensor in tensors_in(result) if tensor.numel()]
-    return any(not (tensor.is_floating_point() and bool(tensor.isnan().all())) for tensor in tensors)
+    return any(not bool(tensor.isnan().all()) for tensor in tensors)

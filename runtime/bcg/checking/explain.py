@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from bcg.checking import findings
 from bcg.checking.advance import find_advanced
 from bcg.checking.compare import Tolerance
-from bcg.checking.locate import Location, locate, locate_leak
+from bcg.checking.leaks import Leak, LeakSearch
+from bcg.checking.locate import Location, locate
 from bcg.checking.parting import find_nan, find_parting
 from bcg.checking.places import module_line
 from bcg.checking.plan import Trial
@@ -81,16 +82,21 @@ class _Explainer:
         is_sharded = self._runner.target.alignment is not None  # its ranks must run the same forwards
         upkeep = Upkeep() if is_sharded else find_upkeep(self._runner, verification, self._state, after)
         state_cards = findings.state_cards(root, verification, after, pool, upkeep)
-        cards += dict.fromkeys([*state_cards, *findings.pool_cards(root, verification, upkeep)])
         advanced = find_advanced(self._runner, self._state, before, after)
-        cards += [findings.advanced_card(root, path) for path in advanced.harmful]
+        cards += findings.one_a_line(
+            [
+                *dict.fromkeys([*state_cards, *findings.pool_cards(root, verification, upkeep)]),
+                *(findings.advanced_card(root, path) for path in advanced.harmful),
+            ]
+        )
         self._found.warnings.extend(findings.advanced_warning(path) for path in advanced.harmless)
         told = {(card.hazard, card.module) for card in cards if card.hazard in ("S8", "S12")}
-        cards += [card for card in self._explain_results(verification) if (card.hazard, card.module) not in told]
+        results = self._explain_results(verification, state_is_told=any(card.hazard == "S12" for card in cards))
+        cards += [card for card in results if (card.hazard, card.module) not in told]
         cards += findings.launch_cards(root, verification)
         return self._found
 
-    def _explain_results(self, verification: Verification) -> list[Card]:
+    def _explain_results(self, verification: Verification, *, state_is_told: bool) -> list[Card]:
         moved = next((found for bucket in verification.buckets for found in bucket.moved.values()), None)
         if moved is not None:
             return [findings.moved_card(self._root, self._state, *moved)]
@@ -100,25 +106,34 @@ class _Explainer:
                 return [findings.make_card(bucket.hazard or "", bucket.errors[0], module=module, source_line=line)]
         failed = worst_trial([trial for bucket in verification.buckets for trial in bucket.failed])
         if failed is not None:
-            return [self._explain_mismatch(failed)]
-        leak = worst_trial([trial for bucket in verification.buckets for trial in bucket.leaks])
-        return self._explain_doubt(verification) if leak is None else [self._explain_leak(verification, leak)]
+            return self._explain_mismatch(failed, state_is_told)
+        for by_size in (False, True):
+            trials = [
+                trial for bucket in verification.buckets for trial in (bucket.resized if by_size else bucket.leaks)
+            ]
+            if (leak := worst_trial(trials)) is not None:
+                return [self._explain_leak(leak, by_size, len(trials))]
+        return self._explain_doubt(verification)
 
-    def _explain_mismatch(self, trial: Trial) -> Card:
+    def _explain_mismatch(self, trial: Trial, state_is_told: bool) -> list[Card]:
         if not self._locates:
-            return findings.make_card("", f"replay differs from eager in the bucket of {trial.tokens}")
+            return [findings.make_card("", f"replay differs from eager in the bucket of {trial.tokens}")]
         self._on_step(f"locating, {trial.tokens} tokens")
         base = self._state.save()
         buckets: Sequence[int] = list(self._runner.graphs)
         try:
             location = locate(self._runner.target, trial, buckets, self._state, base, self._tolerance)
-            card = suspect(gather(self._runner, trial, self._state, base))
+            evidence = gather(self._runner, trial, self._state, base)
         except BcgError as error:
             self._state.restore(base)
-            return findings.make_card("", f"replay differs from eager, and it could not be located: {error.message}")
+            title = f"replay differs from eager, and it could not be located: {error.message}"
+            return [findings.make_card("", title)]
         if location.divergence is not None:
             self._found.divergences[trial.tokens] = location.divergence
-        return card or self._unexplained(trial, location)
+        card = None if state_is_told and evidence.follows_state else suspect(evidence)
+        if card is None and state_is_told:
+            return []
+        return [card or self._unexplained(trial, location)]
 
     def _unexplained(self, trial: Trial, location: Location) -> Card:
         if location.divergence is None:
@@ -143,10 +158,10 @@ class _Explainer:
             return []
         return [findings.operation_card(self._root, found.hazard, found.title, found.operation, remedy=found.remedy)]
 
-    def _explain_leak(self, verification: Verification, leak: Trial) -> Card:
-        module = None
+    def _explain_leak(self, trial: Trial, by_size: bool, num_trials: int) -> Card:
+        leak = Leak()
         if self._locates:
-            self._on_step(f"locating, {leak.tokens} tokens")
-            module = locate_leak(self._runner, leak, self._state, self._state.save(), self._tolerance)
-        line = "" if module is None else module_line(self._root, module)
-        return findings.leak_card(verification, leak, module or "", line)
+            self._on_step(f"locating, {trial.tokens} tokens")
+            search = LeakSearch(self._runner, trial, self._state, self._state.save(), self._tolerance, by_size=by_size)
+            leak = search.find()
+        return findings.leak_card(self._root, trial, leak, by_size, num_trials)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
+from bcg.checking.leaks import Leak
 from bcg.checking.places import attribute_line, module_line, split_path
 from bcg.checking.plan import Trial
 from bcg.checking.upkeep import Upkeep
@@ -21,7 +23,10 @@ from bcg.structure import storage_key
 from bcg.whereabouts import source_line_of
 
 _MAX_ERRORS = 3
-_HELPED_BY_A_BREAK = ("S1", "S2", "S3", "S4", "S12", "S15", "S16", "L9")
+_HELPED_BY_A_BREAK = ("S1", "S2", "S3", "S4", "S11", "S12", "S15", "S16", "L9")
+_COUNT_REAL_ROWS = (
+    "do the same for every number of rows, or break there and take the number of real ones from the forward context"
+)
 
 
 def make_card(
@@ -89,12 +94,18 @@ def state_cards(
         if any(change.is_tensor and change.path in upkeep.refilled for change in changes.values())
     }
     caches = {module for module, _ in refilled}
+    counting = {
+        module for (module, _), group in groups.items() if not all(change.is_tensor for change in group.values())
+    }
     cards = []
     for place, group in groups.items():
         if any(path in upkeep.carried for path in group):
             cards.append(_carried_card(root, *place))
         elif place in refilled:
             cards.append(_cache_card(root, *place))
+        elif upkeep.in_place.issuperset(group):
+            if place[0] not in counting:  # else a number of the same module says where it is written
+                cards.append(_written_card(root, *place))
         elif place[0] not in caches or not upkeep.refilled.issuperset(group):  # else it is the key of a cache
             cards.append(_state_card(root, *place, list(group.values()), captured, pool))
     return cards
@@ -112,6 +123,12 @@ def _state_card(
         title = f"{path} is not what eager leaves there: the line that sets it ran at capture only"
     else:
         title = f"{change.path} is {_show(change.after)} after a replay, {_show(change.before)} in eager"
+    return make_card("S12", title, module=module, source_line=attribute_line(root, module, attribute))
+
+
+def _written_card(root: nn.Module, module: str, attribute: str) -> Card:
+    path = f"{module}.{attribute}" if module else attribute
+    title = f"{path} is not what eager leaves there: a replay writes where, or what, the capture wrote"
     return make_card("S12", title, module=module, source_line=attribute_line(root, module, attribute))
 
 
@@ -142,6 +159,19 @@ def _kept_card(root: nn.Module, module: str, attribute: str) -> Card:
     return make_card("S11", title, module=module, source_line=attribute_line(root, module, attribute))
 
 
+def one_a_line(cards: Iterable[Card]) -> list[Card]:
+    """Join the cards that say the same of one line in several modules: layers of one kind."""
+    groups: dict[tuple[str, str, str], list[Card]] = {}
+    for card in cards:
+        groups.setdefault((card.hazard, card.source_line, card.title.replace(f"{card.module}.", "", 1)), []).append(
+            card
+        )
+    return [
+        msgspec.structs.replace(group[0], occurrences=sum(card.occurrences for card in group))
+        for group in groups.values()
+    ]
+
+
 def advanced_card(root: nn.Module, path: str) -> Card:
     """Name a tensor that captures changed in place, to the effect that forwards go on otherwise (S13)."""
     module, attribute = split_path(root, path)
@@ -159,11 +189,34 @@ def advanced_warning(path: str) -> ReportWarning:
     )
 
 
-def leak_card(verification: Verification, trial: Trial, module: str, source_line: str) -> Card:
-    """Name padding that reaches real rows (S10)."""
-    num_leaks = sum(len(bucket.leaks) for bucket in verification.buckets)
-    title = f"{trial.num_padding} padding rows change the {trial.num_tokens} real rows in the bucket of {trial.tokens}"
-    return make_card("S10", title, module=module, source_line=source_line, occurrences=num_leaks)
+def leak_card(root: nn.Module, trial: Trial, leak: Leak, by_size: bool, occurrences: int) -> Card:
+    """Name padding that reaches real rows (S10), or a branch (S1) or number (S2) that depends on their number.
+
+    Args:
+        root: The module tree.
+        trial: A batch of which real rows depend on padding.
+        leak: Where.
+        by_size: Whether only the number of rows matters.
+        occurrences: Batches that show it.
+    """
+    hazard, remedy = "S10", ""
+    title = (
+        f"{_num(trial.num_padding, 'padding row')} change{'s' if trial.num_padding == 1 else ''} the "
+        f"{_num(trial.num_tokens, 'real row')} in the bucket of {trial.tokens}"
+    )
+    if by_size:
+        hazard, remedy = ("S1" if leak.branches else "S2"), _COUNT_REAL_ROWS
+        title = (
+            f"{_num(trial.num_tokens, 'row')} alone give{'s' if trial.num_tokens == 1 else ''} something else than "
+            f"in the bucket of {trial.tokens}, whatever padding holds"
+        )
+    module = leak.module or ""
+    if leak.operation is not None:
+        card = operation_card(root, hazard, title, leak.operation, remedy=remedy)
+    else:
+        line = "" if leak.module is None else module_line(root, module)
+        card = make_card(hazard, title, module=module, source_line=line, remedy=remedy)
+    return msgspec.structs.replace(card, occurrences=occurrences, break_option="")
 
 
 def launch_cards(root: nn.Module, verification: Verification) -> list[Card]:
@@ -241,7 +294,9 @@ def reasons(verification: Verification, tokens: int) -> Iterator[str]:
     if bucket.moved:
         yield "it was not replayed: a tensor that the graph reads was freed or got other memory"
     if bucket.leaks:
-        yield f"padding reaches real rows in a batch of {bucket.leaks[0].num_tokens} tokens"
+        yield f"padding reaches real rows in a batch of {_tokens(bucket.leaks[0].num_tokens)}"
+    if bucket.resized:
+        yield f"in a batch of {_tokens(bucket.resized[0].num_tokens)} real rows depend on how many rows there are"
     for change in bucket.state_changes[:3]:
         yield f"replay leaves {change.path} otherwise than eager"
     for path in bucket.kept_outputs[:3]:
@@ -263,8 +318,12 @@ def _lengths(lengths: tuple[int, ...]) -> str:
     return "+".join(str(length) for length in lengths)
 
 
+def _num(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def _tokens(count: int) -> str:
-    return f"{count} token{'s' if count > 1 else ''}"
+    return _num(count, "token")
 
 
 def _buckets(tokens: list[int]) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from bcg.checking.compare import Comparison, Tolerance, are_near, compare
-from bcg.checking.outputs import Event, EventKey, keeping_outputs
+from bcg.checking.compare import Comparison, Tolerance, compare
+from bcg.checking.outputs import Event, EventKey, culprit_of, keeping_outputs
 from bcg.checking.places import module_line
 from bcg.checking.plan import Trial, batch_of, poisoned_padding
 from bcg.device import find_device
@@ -84,12 +83,8 @@ def _capture_again(
             continue
         comparison = compare(other.tensors, event.tensors, tolerance)
         if not comparison.within:
-            return Location(_divergence(target.module, event.key, comparison), _culprit(event))
+            return Location(_divergence(target.module, event.key, comparison), culprit_of(event))
     return Location()
-
-
-def _culprit(event: Event) -> str:
-    return event.parent if event.key.part == "input" else event.key.module
 
 
 def _divergence(root: nn.Module, key: EventKey, comparison: Comparison) -> Divergence:
@@ -101,51 +96,3 @@ def _divergence(root: nn.Module, key: EventKey, comparison: Comparison) -> Diver
         max_rel_error=error if error < float("inf") else None,
         source_line=module_line(root, key.module),
     )
-
-
-def locate_leak(
-    runner: GraphRunner, trial: Trial, state: ModelState, base: Snapshot, tolerance: Tolerance
-) -> str | None:
-    """Return the path of the first module in which padding changes real rows; None if none shows it.
-
-    Rows are found by comparing shapes with those of the batch alone. Poison against zeros as padding runs the same
-    kernels and so is exact; a leak that doesn't depend on the padding's values shows against the batch alone.
-    """
-    target = runner.target
-    batch, padding = batch_of(trial, target), poisoned_padding(trial, target)
-    root = target.module
-    runs: list[dict[EventKey, Event]] = []
-    forwards: list[Callable[[], Any]] = [
-        lambda: runner.eager(batch),
-        lambda: runner.eager_padded(batch, padding),
-        lambda: runner.eager_padded(batch),
-    ]
-    for run in forwards:
-        state.restore(base)
-        with keeping_outputs(root) as events:
-            run()
-        runs.append({event.key: event for event in events})
-    state.restore(base)
-    alone, poisoned, zeroed = runs
-    for key, event in poisoned.items():
-        if key in alone and key in zeroed:
-            rows = [_real_rows(event.tensors, alone[key].tensors), _real_rows(zeroed[key].tensors, alone[key].tensors)]
-            if not compare(rows[1], rows[0], tolerance).within:
-                return _culprit(event)
-    for key, event in poisoned.items():
-        if key in alone and not are_near(list(alone[key].tensors), _real_rows(event.tensors, alone[key].tensors)):
-            return _culprit(event)
-    return None
-
-
-def _real_rows(padded: Sequence[Tensor], alone: Sequence[Tensor]) -> list[Any]:
-    cut = []
-    for tensor, like in zip(padded, alone, strict=False):
-        if tensor.dim() != like.dim():
-            continue
-        rows = tensor
-        for dim, size in enumerate(like.shape):
-            if rows.shape[dim] > size:
-                rows = rows.narrow(dim, 0, size)
-        cut.append(rows)
-    return cut

@@ -65,9 +65,9 @@ def failure_of(report: CheckReport) -> CheckFailure | None:
         cause, hint = f"{card.title}{where}", card.remedy or None
     if report.verdict == "inconclusive":
         because = f"; {cause}" if cause else ""
-        return CheckFailure(
-            f"the check is inconclusive {what}: {reason}{because}", hint=hint or "see the warnings of the report"
-        )
+        if report.warnings:
+            hint = hint or "see the warnings of the report"
+        return CheckFailure(f"the check is inconclusive {what}: {reason}{because}", hint=hint)
     if card is not None:
         reason = f"{card.hazard or 'unknown cause'}: {cause}"
     if all_match:

@@ -42,6 +42,11 @@ class Event:
     tensors: tuple[Tensor, ...]
 
 
+def culprit_of(event: Event) -> str:
+    """Return the path of the module whose own code gave the tensors of the first event that differs."""
+    return event.parent if event.key.part == "input" else event.key.module
+
+
 @contextlib.contextmanager
 def keeping_outputs(root: nn.Module) -> Iterator[list[Event]]:
     """Keep copies of what every module of `root` takes and gives in the last forward, in execution order.

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from bcg.checking.compare import Comparison, Tolerance, compare
 from bcg.checking.plan import Trial, batch_of, poisoned_padding
-from bcg.checking.trace import numbers_in
-from bcg.device import find_device
-from bcg.device.bystander import Bystander
+from bcg.checking.results import ResultTape, Step, keep_results
 from bcg.runner import GraphRunner
 from bcg.segment_tape import Operation
 from bcg.state import ModelState, Snapshot
-from bcg.structure import storage_key, tensors_in
-from bcg.tape import Tape
 
 _NUM_RUNS = 5
-_UNINITIALIZED = re.compile(r"aten\.(new_)?empty")
 _SEED_IT = "seed what it draws from, or draw from torch's default generator, which is put back between runs"
 _KEEP_IT = "keep it as an attribute of the module, where it is found and put back between runs"
 _CHOOSE_KERNEL = "call torch.use_deterministic_algorithms(True), or give a wider --rtol"
@@ -47,17 +36,6 @@ class Parting:
     remedy: str
 
 
-@dataclass(frozen=True)
-class _Step:
-    """One operation of a run: what it was given beside the forward's own tensors, and copies of what it made."""
-
-    operation: Operation
-    is_random: bool
-    numbers: tuple[Any, ...]
-    outside: tuple[int, ...]
-    results: tuple[Tensor, ...]
-
-
 def find_parting(runner: GraphRunner, trial: Trial, state: ModelState, base: Snapshot) -> Parting | None:
     """Run a batch eagerly a few times from the same state, and return where the first two runs that differ part.
 
@@ -80,14 +58,14 @@ def find_parting(runner: GraphRunner, trial: Trial, state: ModelState, base: Sna
 def find_nan(runner: GraphRunner, trial: Trial, state: ModelState, base: Snapshot) -> Parting | None:
     """Return the first operation of an eager run that gives NaN."""
     for step in _run(runner, trial, state, base).steps:
-        if any(bool(result.isnan().any()) for result in step.results if result.is_floating_point()):
+        if any(bool(result.isnan().any()) for result in step.results):
             return Parting(
                 "", step.operation, f"the first NaN of eager is made by {step.operation.name}", _MAKE_NUMBERS
             )
     return None
 
 
-def _difference(one: _Step, other: _Step, before: _ResultTape) -> Parting | None:
+def _difference(one: Step, other: Step, before: ResultTape) -> Parting | None:
     if one.operation != other.operation:
         return _at(one, "", f"is run in one, {other.operation.name} in the other", _SAME_INPUTS)
     if repr(one.numbers) != repr(other.numbers):
@@ -106,7 +84,7 @@ def _difference(one: _Step, other: _Step, before: _ResultTape) -> Parting | None
     return _at(one, "", f"gives other results for the same arguments{_by(comparison)}", _CHOOSE_KERNEL)
 
 
-def _at(step: _Step, hazard: str, what: str, remedy: str) -> Parting:
+def _at(step: Step, hazard: str, what: str, remedy: str) -> Parting:
     return Parting(hazard, step.operation, f"two eager runs of one batch part: {step.operation.name} {what}", remedy)
 
 
@@ -114,44 +92,9 @@ def _by(comparison: Comparison) -> str:
     return f", apart by {comparison.max_rel_error:.1e} of the scale"
 
 
-def _run(runner: GraphRunner, trial: Trial, state: ModelState, base: Snapshot) -> _ResultTape:
+def _run(runner: GraphRunner, trial: Trial, state: ModelState, base: Snapshot) -> ResultTape:
     batch, padding = batch_of(trial, runner.target), poisoned_padding(trial, runner.target)
     state.restore(base)
-    tape = _ResultTape(runner)
-    with torch.inference_mode(), tape.watching():
-        runner.eager_padded(batch, padding)
+    tape = keep_results(lambda: runner.eager_padded(batch, padding), runner.target.device)
     state.restore(base)
     return tape
-
-
-class _ResultTape(Tape):
-    """Copies what every operation makes, in breaks as well."""
-
-    def __init__(self, runner: GraphRunner) -> None:
-        super().__init__(find_device(runner.target.device), Bystander())
-        self.steps: list[_Step] = []
-        self._read: list[StorageWeakRef] = []  # so that no other storage gets the key of one that was read
-
-    def has_made(self, key: int) -> bool:
-        return key in self._made
-
-    def refuse(self, name: str, reason: str) -> None:
-        return None
-
-    def run(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not self.module_path:  # loading inputs and cutting outputs is no part of the forward
-            return function(*args, **kwargs)
-        read = [tensor.untyped_storage() for tensor in tensors_in((args, kwargs)) if not self.made(tensor)]
-        self._read.extend(map(StorageWeakRef, read))
-        outside = tuple(storage._cdata for storage in read)
-        result = function(*args, **kwargs)
-        for tensor in tensors_in(result):
-            if storage_key(tensor) not in outside:
-                self.add_made(tensor)
-                if _UNINITIALIZED.match(str(function)):
-                    tensor.zero_()
-        copies = tuple(tensor.clone() for tensor in tensors_in(result) if self.made(tensor))
-        is_random = torch.Tag.nondeterministic_seeded in function.tags
-        numbers = tuple(numbers_in((args, tuple(kwargs.values()))))
-        self.steps.append(_Step(self._operation(str(function)), is_random, numbers, outside, copies))
-        return result

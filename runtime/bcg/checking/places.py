@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import nn
+from torch.nn.modules import module as nn_module
 
 from bcg.whereabouts import is_users, source_line_of
 
@@ -33,33 +34,62 @@ def split_path(root: nn.Module, path: str) -> tuple[str, str]:
 
 
 def attribute_line(root: nn.Module, module: str, attribute: str) -> str:
-    """Return ``file:line`` where the module's class changes ``self.attribute`` outside its constructor."""
+    """Return ``file:line`` where the user's code changes an attribute of a module outside its constructor.
+
+    It is looked for in the module's class, in those of the modules around it, and in hooks. Where none does so
+    plainly, it is the module's own place.
+    """
     owner = root.get_submodule(module)
     if not hasattr(owner, attribute):
         return ""
-    lines, place = _source_of(type(owner))
-    changing = re.compile(
-        rf"\.{re.escape(attribute)}\b(\[[^\]]*\])?\s*([-+*/|&]|//|\*\*)?=(?!=)|\.{re.escape(attribute)}\.\w+\("
-    )
+    names = module.split(".") if module else []
+    inside = rf"\.{re.escape(attribute)}"
+    looked_into: list[tuple[type | Callable[..., Any], str]] = [(type(owner), inside)]
+    for depth in range(len(names) - 1, -1, -1):
+        outer = type(root.get_submodule(".".join(names[:depth])))
+        looked_into.append((outer, rf"\.{re.escape(names[-1])}{inside}"))
+    looked_into += [(hook, inside) for hook in hooks_of(root)]
+    found = (_changing_line(code, path) for code, path in looked_into)
+    return next(filter(None, found), "") or _class_line(type(owner)) or module_line(root, module)
+
+
+def hooks_of(root: nn.Module) -> Iterator[Callable[..., Any]]:
+    """Yield the forward hooks of a module tree, those of all modules at once among them."""
+    yield from (*nn_module._global_forward_pre_hooks.values(), *nn_module._global_forward_hooks.values())
+    for module in root.modules():
+        yield from (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+
+
+def _changing_line(code: type | Callable[..., Any], path: str) -> str:
+    """Return the first line of the user's code, outside a constructor, that sets `path` or calls its methods."""
+    lines, place = _source_of(code)
+    changing = re.compile(rf"{path}\b(\[[^\]]*\])?(\s*([-+*/|&]|//|\*\*)?=(?!=)|(\.data)?\.\w+\()")
     in_constructor = False
     for offset, line in enumerate(lines):
         if re.match(r"\s*def ", line):
             in_constructor = "__init__" in line
         if not in_constructor and changing.search(line):
-            return place(offset)
-    return place(0)
+            return _if_users(place(offset))
+    return ""
+
+
+def _class_line(kind: type[nn.Module]) -> str:
+    lines, place = _source_of(kind)
+    return _if_users(place(0)) if lines else ""
+
+
+def _if_users(line: str) -> str:
+    return line if is_users(line.rpartition(":")[0]) else ""
 
 
 def module_line(root: nn.Module, module: str) -> str:
     """Return ``file:line`` of a module's forward; of a layer of torch's, the line that calls it or what it is in."""
-    own = source_line_of(type(root.get_submodule(module)).forward)
     names = module.split(".") if module else []
     for depth in range(len(names), -1, -1):
         outer = type(root.get_submodule(".".join(names[:depth])))
-        line = source_line_of(outer.forward)
-        if is_users(line.rpartition(":")[0]):
+        if line := _if_users(source_line_of(outer.forward)):
             return line if depth == len(names) else _calling_line(outer, names[depth]) or line
-    return own
+    return ""
 
 
 def _calling_line(kind: type[nn.Module], name: str) -> str:

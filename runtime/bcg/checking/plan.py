@@ -82,7 +82,7 @@ def batch_of(trial: Trial, target: Target) -> Batch:
 
 
 def poisoned_padding(trial: Trial, target: Target) -> dict[str, torch.Tensor] | None:
-    """Make values for the padding rows that a leak would show in: valid ones, floats a hundred times too large.
+    """Make values for the padding rows that a leak would show in: valid ones, fractions a hundred times too large.
 
     Returns:
         Inputs for the padding rows; None where there are none.
@@ -91,7 +91,10 @@ def poisoned_padding(trial: Trial, target: Target) -> dict[str, torch.Tensor] | 
         return None
     generator = _generator(target, trial.seed + _PADDING_SEED)
     inputs = made_inputs(target.make_inputs, trial.num_padding, target.device, generator)
-    return {name: value * 100 if value.is_floating_point() else value for name, value in inputs.items()}
+    return {
+        name: value * 100 if value.is_floating_point() or value.is_complex() else value
+        for name, value in inputs.items()
+    }
 
 
 def _generator(target: Target, seed: int) -> torch.Generator:

@@ -18,8 +18,11 @@ _SEEDERS = frozenset({"manual_seed", "seed"})
 _RESTORERS = frozenset({"set_state", "setstate"})
 
 
-def find_seeding(forward: Callable[[], Any]) -> Operation | None:
-    """Run `forward` and return the first call outside its breaks that sets the state of a generator, or None.
+def find_seeding(
+    forward: Callable[[], Any],
+    kinds: tuple[type[torch.Generator | random.Random], ...] = (torch.Generator, random.Random),
+) -> Operation | None:
+    """Run `forward` and return the first call outside its breaks that sets a generator of these kinds, or None.
 
     Calls into C are the ones looked at: whatever a generator is set through ends in one. Putting back the state that
     a generator has anyway, as torch's compiler does after its work, sets nothing.
@@ -32,7 +35,7 @@ def find_seeding(forward: Callable[[], Any]) -> Operation | None:
         if event not in ("c_call", "c_return") or found or is_in_break() or not modules.path:
             return
         name, generator = called.__name__, called.__self__
-        if name not in _SEEDERS | _RESTORERS or not isinstance(generator, (torch.Generator, random.Random)):
+        if name not in _SEEDERS | _RESTORERS or not isinstance(generator, kinds):
             return
         if event == "c_call" and name in _RESTORERS:
             before[id(generator)] = _state_of(generator)

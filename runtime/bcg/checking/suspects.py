@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bcg.checking.findings import operation_card
+from bcg.checking.findings import make_card, operation_card
+from bcg.checking.places import attribute_line, split_path
 from bcg.checking.plan import Trial, batch_of, poisoned_padding
 from bcg.checking.seeding import find_seeding
 from bcg.checking.trace import ForwardTrace, trace_forward
@@ -60,6 +61,19 @@ class Evidence:
     names_after: dict[int, str]
     inputs: frozenset[int]
     seeding: Operation | None
+
+    @property
+    def follows_state(self) -> bool:
+        """Whether eager does something else once a forward has changed the state that is put back between runs."""
+        now, again, warm = map(self._program, (self.now, self.again, self.warm))
+        return now == again != warm
+
+    def _program(self, trace: ForwardTrace) -> list[tuple[Operation, str, list[str]]]:
+        """Return a run's operations, the numbers that each was given, and the tensors of the module tree."""
+        return [
+            (operation, repr(numbers), [self.names[address] for address in reads if address in self.names])
+            for operation, numbers, reads in zip(trace.operations, trace.numbers, trace.reads, strict=True)
+        ]
 
 
 def gather(runner: GraphRunner, trial: Trial, state: ModelState, base: Snapshot) -> Evidence:
@@ -233,26 +247,34 @@ def _replaced_tensor(evidence: Evidence) -> Card | None:
                 continue
             if evidence.now.externals[address].dim() == 0:
                 continue  # a Python number
-            hazard, title = _unknown_read(evidence, operation, address)
-            if hazard:
-                return _card(evidence, hazard, title, operation)
+            card = _unknown_read(evidence, operation, address)
+            if card is not None:
+                return card
     return None
 
 
-def _unknown_read(evidence: Evidence, operation: Operation, address: int) -> tuple[str, str]:
-    """Tell why eager reads a tensor that the graph doesn't know; no row where it is merely a break's result."""
+def _unknown_read(evidence: Evidence, operation: Operation, address: int) -> Card | None:
+    """Tell why eager reads a tensor that the graph doesn't know; None where it is merely a break's result."""
     key = storage_key(evidence.now.externals[address])
     name, name_after = evidence.names.get(address, ""), evidence.names_after.get(address, "")
     tensor = name or name_after or f"a tensor of {tuple(evidence.now.externals[address].shape)}"
     if address in evidence.now.made_in_breaks:
-        if name_after or operation in evidence.replaced_at:
-            return "S4", f"eager reads {tensor}, which a break replaced, the graph the one of its capture"
-        return "", ""
+        if not name_after and operation not in evidence.replaced_at:
+            return None
+        title = f"eager reads {tensor}, which a break replaced, the graph the one of its capture"
+        return _card(evidence, "S4", title, operation)
     if key in evidence.at_capture.made or (name and name != name_after):
-        return "S12", f"eager reads {tensor}, which the forward before it left, the graph the one of its capture"
+        title = f"eager reads {tensor}, which the forward before it left, the graph the one of its capture"
+        if not name:
+            return _card(evidence, "S12", title, operation)
+        module, attribute = split_path(evidence.root, name)  # who sets it is to blame, not who reads it
+        line = attribute_line(evidence.root, module, attribute)
+        return make_card("S12", title, module=module, source_line=line, operation=operation.name)
     if key in evidence.now.met:
-        return "S4", f"eager reads {tensor}, the graph the one that was there when it was captured"
-    return "S14", f"{operation.name} reads a tensor that no operation of this thread and stream made"
+        title = f"eager reads {tensor}, the graph the one that was there when it was captured"
+        return _card(evidence, "S4", title, operation)
+    title = f"{operation.name} reads a tensor that no operation of this thread and stream made"
+    return _card(evidence, "S14", title, operation)
 
 
 def _seeding(evidence: Evidence) -> Card | None:

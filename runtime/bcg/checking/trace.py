@@ -35,6 +35,7 @@ class ForwardTrace:
         made: Storages that its operations made, by key.
         met: Storages that were there before it, by key.
         made_in_breaks: Addresses of what operations in breaks returned.
+        read_in_breaks: Addresses of what they were given.
         num_breaks: Breaks that it ran.
         context_reads: Indices of the operations before which it asked, outside a break, how the batch is split into
             requests.
@@ -47,6 +48,7 @@ class ForwardTrace:
     made: Mapping[int, StorageWeakRef] = field(default_factory=dict)
     met: Mapping[int, StorageWeakRef] = field(default_factory=dict)
     made_in_breaks: set[int] = field(default_factory=set)
+    read_in_breaks: set[int] = field(default_factory=set)
     num_breaks: int = 0
     context_reads: list[int] = field(default_factory=list)
 
@@ -111,8 +113,9 @@ class _EagerTape(Tape):
 
     def run(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if is_in_break():
+            self.trace.read_in_breaks.update(_addresses((args, kwargs)))
             result = function(*args, **kwargs)
-            self.trace.made_in_breaks.update(tensor.untyped_storage().data_ptr() for tensor in tensors_in(result))
+            self.trace.made_in_breaks.update(_addresses(result))
             return result
         if not self.module_path:  # loading inputs and cutting outputs is no part of the forward
             return function(*args, **kwargs)
@@ -123,6 +126,10 @@ class _EagerTape(Tape):
         self.trace.reads.append(tuple(tensor.untyped_storage().data_ptr() for tensor in outside))
         self.trace.externals.update({tensor.untyped_storage().data_ptr(): tensor for tensor in outside})
         return result
+
+
+def _addresses(value: Any) -> Iterator[int]:
+    return (tensor.untyped_storage().data_ptr() for tensor in tensors_in(value))
 
 
 def numbers_in(value: Any) -> Iterator[Any]:

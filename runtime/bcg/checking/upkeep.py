@@ -19,10 +19,12 @@ class Upkeep:
     Attributes:
         refilled: Changed by a forward of another size than the last one's, and left alone by the next of the same.
         carried: Tensors that every forward reads and then replaces by others.
+        in_place: Tensors whose contents every forward changes.
     """
 
     refilled: frozenset[str] = frozenset()
     carried: frozenset[str] = frozenset()
+    in_place: frozenset[str] = frozenset()
 
 
 def find_upkeep(runner: GraphRunner, verification: Verification, state: ModelState, base: Snapshot) -> Upkeep:
@@ -46,13 +48,17 @@ def find_upkeep(runner: GraphRunner, verification: Verification, state: ModelSta
     state.restore(base)
     changed = {change.path for change in changes(base, after_first)}
     is_cache = [operation.name for operation in first.operations] != [operation.name for operation in second.operations]
+    read = first.externals.keys() | first.read_in_breaks
     settled = changed - {change.path for change in changes(after_first, after_second)}
     return Upkeep(
         refilled=frozenset(settled if is_cache else ()),
         carried=frozenset(
             path
             for path, tensor in base.tensors.items()
-            if after_first.tensors.get(path) is not tensor and storage_address(tensor) in first.externals
+            if after_first.tensors.get(path) is not tensor and storage_address(tensor) in read
+        ),
+        in_place=frozenset(
+            path for path in changed & base.tensors.keys() if after_first.tensors.get(path) is base.tensors[path]
         ),
     )
 

@@ -30,7 +30,8 @@ class BucketVerdict:
         hazard: The row of the catalogue that the first of these named.
         place: Where it was raised.
         is_empty: The graph has no step at all.
-        leaks: Trials in which padding reached real rows.
+        leaks: Trials in which what padding holds reached real rows.
+        resized: Trials whose real rows depend on how many rows there are, whatever padding holds.
         state_changes: State that replay left otherwise than eager did.
         kept_outputs: Attribute paths where a tensor of the graph's pool is left: the next replay overwrites it.
         unsteady: Trials in which eager differs from itself, with how far replay is from eager: nothing can be told.
@@ -49,6 +50,7 @@ class BucketVerdict:
     place: Place = field(default_factory=Place)
     is_empty: bool = False
     leaks: list[Trial] = field(default_factory=list)
+    resized: list[Trial] = field(default_factory=list)
     state_changes: list[Change] = field(default_factory=list)
     kept_outputs: list[str] = field(default_factory=list)
     unsteady: dict[Trial, float] = field(default_factory=dict)
@@ -58,7 +60,7 @@ class BucketVerdict:
     @property
     def verdict(self) -> Verdict:
         """Match only if everything matched and something was replayed."""
-        if self.failed or self.moved or self.leaks or self.state_changes or self.kept_outputs:
+        if self.failed or self.moved or self.leaks or self.resized or self.state_changes or self.kept_outputs:
             return "mismatch"
         told = self.num_launches and not (self.doubts or self.unsteady or self.without_numbers)
         return "match" if told else "inconclusive"

@@ -18,7 +18,7 @@ from bcg.device import find_device
 from bcg.errors import BcgError, ModelError, Place, ReplayError
 from bcg.inputs import Batch
 from bcg.runner import GraphRunner
-from bcg.state import ModelState, Snapshot, changes, restore_generators
+from bcg.state import ModelState, Snapshot, changes, have_drawn, restore_generators
 from bcg.structure import map_tensors
 from bcg.target import first_line
 from bcg.whereabouts import users_line
@@ -153,8 +153,8 @@ class _Verifier:
             self._found.spread = max(self._found.spread, again.max_rel_error)
             if not again.within:
                 verdict.unsteady[trial] = 0.0
-        elif self._padding_leaks(trial, batch, output):
-            verdict.leaks.append(trial)
+        else:
+            self._look_for_leaks(trial, batch, output)
 
     def _eager(self, trial: Trial, batch: Batch, padding: dict[str, torch.Tensor] | None) -> Any:
         try:
@@ -168,21 +168,32 @@ class _Verifier:
                 hint="it must run eagerly with any values before its replay can be compared; see --traceback",
             ) from error
 
-    def _padding_leaks(self, trial: Trial, batch: Batch, output: Any) -> bool:
-        """Compare real rows beside poisoned padding with the batch alone, and in doubt with zeros as padding."""
+    def _look_for_leaks(self, trial: Trial, batch: Batch, output: Any) -> None:
+        """Compare real rows beside poisoned padding with the batch alone, and in doubt with zeros as padding.
+
+        A forward that draws random numbers draws others for another number of rows: there padding is all that is told
+        apart.
+        """
+        verdict = self._verdicts[trial.tokens]
         try:
             alone = self._runner.eager(batch)
         except Exception as error:
             if is_sticky(error):
                 raise
             self._found.fails_alone[trial.num_tokens] = f"{type(error).__name__}: {first_line(error)}"
-            return False
-        comparison = compare(alone, output, self._tolerance)
-        if comparison.within or self._is_within_spread(comparison, trial, output):
-            return False
+            return
+        draws = have_drawn(self._base)
+        if not draws and self._is_same(alone, trial, output):
+            return
         self._put_back()
-        beside_zeros = self._runner.eager_padded(batch)
-        return not (compare(beside_zeros, output, self._tolerance).within and are_near(alone, output))
+        if not self._is_same(self._runner.eager_padded(batch), trial, output):
+            verdict.leaks.append(trial)
+        elif not draws and not are_near(alone, output):
+            verdict.resized.append(trial)
+
+    def _is_same(self, expected: Any, trial: Trial, output: Any) -> bool:
+        comparison = compare(expected, output, self._tolerance)
+        return comparison.within or self._is_within_spread(comparison, trial, output)
 
     def _replay(self, trial: Trial, *, on_side_stream: bool) -> None:
         runner, verdict, reference = self._runner, self._verdicts[trial.tokens], self._references[trial]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,14 +18,18 @@ from bcg.structure import storage_key
 from bcg.target import Target, make_batch
 
 
-def written_parameters(target: Target) -> dict[str, Tensor]:
+def written_parameters(target: Target, others: Mapping[str, Tensor] = MappingProxyType({})) -> dict[str, Tensor]:
     """Run a small forward and return the parameters that it writes, by path; all is left as it was.
 
     Of a sharded target none are looked for.
+
+    Args:
+        target: Whose forward.
+        others: Tensors outside the module tree, by name, that it is known to write.
     """
     if target.alignment is not None:
         return {}
-    state = ModelState(target.module)
+    state = ModelState(target.module, others)
     base = state.save()
     generator = torch.Generator(target.device).manual_seed(0)
     batch = make_batch(target, PROBE_SIZES[:1], generator)
@@ -59,9 +65,10 @@ class _KeepingParameters(DispatchMode):
 
 
 def written_outside(runner: GraphRunner) -> dict[str, Tensor]:
-    """Return what segments write beside the module tree's state and static inputs: parameters, and tensors of nobody.
+    """Return what forwards write beside the module tree's state and static inputs: parameters, and tensors of nobody.
 
-    The tape knows them: those of every bucket on the host device, on a GPU those of the buckets that it followed.
+    The latter are those that segments write. The tape knows them: those of every bucket on the host device, on a GPU
+    those of the buckets that it followed.
     """
     parameters = {storage_key(tensor): path for path, tensor in runner.target.module.named_parameters()}
     known = {storage_key(tensor) for tensor in ModelState(runner.target.module).look().tensors.values()}
@@ -73,4 +80,5 @@ def written_outside(runner: GraphRunner) -> dict[str, Tensor]:
             for key in segment.tape.written_externals - known:
                 name = parameters.get(key) or f"the tensor of {segment.tape.first_reads[key].operation.place}"
                 found[key] = name, segment.tape.externals[key]
-    return dict(found.values())
+    outside = dict(found.values())
+    return written_parameters(runner.target, outside) | outside

@@ -86,6 +86,8 @@ def _disagreement(found: Verification) -> str | None:
             return bucket.errors[0]
         if bucket.moved:
             return "a tensor that a segment reads was freed or got other memory after the capture"
+        if bucket.num_replays and not bucket.num_launches:
+            return "no segment is left, everything runs as breaks"
         if bucket.failed:
             return f"replays of {bucket.failed[0].num_tokens} tokens differ from eager"
     return None

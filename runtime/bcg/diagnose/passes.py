@@ -53,17 +53,35 @@ def survey_all(target: Target, sizes: Sequence[int]) -> tuple[list[Finding], lis
             state_cards.append(_state_card(target.module, changed))
         difference = frozen_numbers(*surveys)
         if difference is not None:
-            frozen.append(difference)
+            frozen.append(_drawn(target, tokens) or difference)
     if sizes and target.alignment is None and (seeding := _seeding(target, min(sizes))) is not None:
         findings.setdefault(seeding.site, seeding)
     return list(findings.values()) or frozen[:1], state_cards + cards_of(questions.values())
 
 
+def _drawn(target: Target, tokens: int) -> Finding | None:
+    """Return the first number that two forwards of one batch, from one state, are given differently: it was drawn."""
+    if target.alignment is not None:
+        return None
+    state = ModelState(target.module)
+    base = state.save()
+    surveys = []
+    for _ in _SEEDS:
+        batch = _batch(target, (tokens,), _SEEDS[0])
+        with forward_context(ForwardContext((tokens,))):
+            surveys.append(survey(lambda: target(batch.inputs), target.device, notes_numbers=True))  # noqa: B023
+        state.restore(base, generators=False)
+    return frozen_numbers(*surveys, are_alike=True)
+
+
 def _seeding(target: Target, tokens: int) -> Finding | None:
-    """Return where the forward sets the state of a random generator, if it does."""
+    """Return where the forward sets the state of a generator of torch's, if it does.
+
+    What Python's own generators give is frozen in the graph, and after a seed it is what eager draws again.
+    """
     batch = _batch(target, (tokens,), _SEEDS[0])
     with forward_context(ForwardContext((tokens,))):
-        found = find_seeding(lambda: target(batch.inputs))
+        found = find_seeding(lambda: target(batch.inputs), (torch.Generator,))
     if found is None:
         return None
     reason = "it sets the state of a random generator"

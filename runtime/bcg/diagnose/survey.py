@@ -272,24 +272,32 @@ def survey(
     return found
 
 
-def frozen_numbers(first: Survey, second: Survey) -> Finding | None:
-    """Compare two surveys of the same shapes with other values: the first thing that Python decided differently.
+def frozen_numbers(first: Survey, second: Survey, *, are_alike: bool = False) -> Finding | None:
+    """Compare two surveys of the same shapes: the first thing that Python decided differently.
+
+    Args:
+        first: One survey.
+        second: Another.
+        are_alike: Inputs and state were the same in both, and only random numbers can make a difference.
 
     Returns:
-        A finding of S1 where another operation ran, of S2 where an operation was given another number; None if
-        Python did the same in both.
+        A finding of S1 where another operation ran, of S2 where an operation was given another number, of S16 in both
+        cases where it was drawn; None if Python did the same in both.
     """
     assert first.numbers is not None
     assert second.numbers is not None
+    branch, number = ("S16", "S16") if are_alike else ("S1", "S2")
+    takes_another = "a random number decides the branch" if are_alike else "other inputs take another branch"
+    others = "in the next forward, drawn anew," if are_alike else "with other inputs"
     for one, other in zip(first.numbers, second.numbers, strict=False):
         if one.operation != other.operation:
-            return one.finding("S1", f"other inputs take another branch: {other.operation}")
+            return one.finding(branch, f"{takes_another}: {other.operation}")
         if one.values != other.values and not _same(one.values, other.values):
-            return one.finding("S2", f"its numbers are {_show(one.values)}, with other inputs {_show(other.values)}")
+            return one.finding(number, f"its numbers are {_show(one.values)}, {others} {_show(other.values)}")
     if len(first.numbers) != len(second.numbers) and first.numbers:
         shorter = min(first.numbers, second.numbers, key=len)
         if shorter:
-            return shorter[-1].finding("S1", "other inputs take another branch after it")
+            return shorter[-1].finding(branch, f"{takes_another} after it")
     return None
 
 

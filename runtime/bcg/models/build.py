@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
@@ -20,7 +20,7 @@ from bcg.attention_interface import (
     without_attention_break,
 )
 from bcg.errors import ModelError, UsageError
-from bcg.inputs import MakeInputs, describe_inputs
+from bcg.inputs import MakeInputs, describe_inputs, unseeded_inputs
 from bcg.models.sharding import Sharding, sharding_warnings, whole_weights_warnings
 from bcg.probe import describe_outputs, is_same_within
 from bcg.report import ModelInfo, ModelSource, ReportWarning, Weights
@@ -76,6 +76,8 @@ def build_target(
         sharding=sharding,
     )
     target.alignment = None if sharding is None else sharding.ranks
+    if unseeded := unseeded_inputs(target.make_inputs, device):
+        target.warnings.append(_unseeded_warning(unseeded))
     with quiet():
         facts = describe_outputs(target)
         if attention_break and target.alignment is None and not _is_as_without_break(target):
@@ -95,6 +97,16 @@ def _is_as_without_break(target: Target) -> bool:
     if all(found.takes_model_masks for found in attention_breaks(target.module).values()):
         return True
     return is_same_within(target, without_attention_break(target.module))
+
+
+def _unseeded_warning(names: Sequence[str]) -> ReportWarning:
+    inputs = ", ".join(map(repr, names))
+    return ReportWarning(
+        code="inputs-not-seeded",
+        message=f"make_inputs gives other values of {inputs} each time, from a generator with the same seed",
+        cause="it draws from elsewhere, so that replay and eager are never given the same batch",
+        remedy="draw from the generator that it is given, such as torch.randn(…, generator=generator)",
+    )
 
 
 def _masks_warning(target: Target, cause: str) -> ReportWarning:

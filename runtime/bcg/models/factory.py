@@ -135,12 +135,12 @@ def _find(name: str, module: ModuleType, factory: str) -> Any:
     if callable(found):
         return found
     names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-    near = get_close_matches(factory, names, n=3, cutoff=0.5) or names[:8]
+    own = [key for key in names if getattr(vars(module)[key], "__module__", None) == module.__name__]
     problem = "has no factory" if found is None else "has no callable"
-    raise UsageError(
-        f"{name.rpartition(':')[0]} {problem} {factory!r}",
-        hint=f"near names: {', '.join(near)}" if near else "it defines no function",
-    )
+    hint = f"it defines {', '.join(own[:8])}{' and more' if len(own) > 8 else ''}" if own else "it defines no function"
+    if near := get_close_matches(factory, names, n=3, cutoff=0.5):
+        hint = f"near names: {', '.join(near)}"
+    raise UsageError(f"{name.rpartition(':')[0]} {problem} {factory!r}", hint=hint)
 
 
 def _call(name: str, factory: Any, device: torch.device, seed: int) -> Any:

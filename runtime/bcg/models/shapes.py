@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,8 @@ def _from_factory(
     name: str, source: str, factory: str, mode: FakeTensorMode, dtype: torch.dtype | None
 ) -> tuple[nn.Module, Any]:
     try:
-        with mode:
+        with mode, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # by a copy of a module
             module, make_inputs = call_factory(name, source, factory, torch.device("cpu"), 0)
     except ModelError as error:
         raise ModelError(f"{error.message}, in a dry run, without data", hint=error.hint) from error
