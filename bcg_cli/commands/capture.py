@@ -205,6 +205,11 @@ def _judge(report: CaptureReport, expect_breaks: int | None) -> None:
     captured = [bucket for bucket in report.buckets if bucket.status == "captured"]
     if not captured:
         raise BcgError("no bucket was captured: none fits into memory", hint="give smaller --tokens")
+    if not any(bucket.num_segments for bucket in captured):
+        raise BcgError(
+            f"a capture of {report.model.name} holds no segment: everything in it runs as a break",
+            hint="break at less of the model",
+        )
     if expect_breaks is None:
         return
     others = [

@@ -146,6 +146,19 @@ def test_memory_for_no_bucket_at_all_is_a_failure(bcg: Any, model: str) -> None:
     assert "error: no bucket was captured: none fits into memory\nhint: give smaller --tokens\n" in done.err
 
 
+def test_a_capture_of_breaks_alone_is_a_failure(bcg: Any, tmp_path: Path) -> None:
+    """Rule 9."""
+    path = tmp_path / "model.py"
+    path.write_text(
+        "import torch\ndef make():\n    return torch.nn.Sequential(torch.nn.Embedding(8, 4), torch.nn.ReLU())\n"
+    )
+    done = bcg("capture", f"{path}:make", "--tokens", 4, "--device", "cpu", "--break", "0", "--break", "1")
+    assert done.code == 1
+    assert f"error: a capture of {path}:make holds no segment: everything in it runs as a break" in done.err
+    planned = bcg("capture", f"{path}:make", "--tokens", 4, "--dry-run", "--break", "0", "--break", "1")
+    assert planned.code == 1
+
+
 def test_expected_breaks(bcg: Any, model: str, tmp_path: Path) -> None:
     words = ["capture", "--device", "cpu", "--tokens", "4,8", "--expect-breaks"]
     assert bcg(*words, 4).code == 0
