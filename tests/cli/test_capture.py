@@ -149,7 +149,7 @@ def test_memory_for_no_bucket_at_all_is_a_failure(bcg: Any, model: str) -> None:
 def test_a_capture_of_breaks_alone_is_a_failure(bcg: Any, tmp_path: Path) -> None:
     """Rule 9."""
     path = tmp_path / "model.py"
-    path.write_text(OUT_OF_MEMORY_ABOVE_8.replace("{limit}", "8").replace(".relu()", ""))
+    path.write_text(OUT_OF_MEMORY_ABOVE_8.replace("{limit}", "16").replace(".relu()", ""))
     words = ("capture", f"{path}:make", "--tokens", 4, "--break", "embedding")
     done = bcg(*words, "--device", "cpu")
     assert done.code == 1
