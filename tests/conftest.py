@@ -6,6 +6,7 @@ Where there is no GPU, tests that need one, among them all under ``tests/gpu``, 
 from __future__ import annotations
 
 import os
+import signal
 import zipfile
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Set what must be there before any test loads torch."""
     keep_log()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and their children, ignore it
     if hasattr(config, "workerinput"):  # the processes of one run share the cores
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
