@@ -17,8 +17,9 @@ def own_target(
     *,
     name: str = "test",
     break_globs: tuple[str, ...] = (),
+    attention_break: bool = False,
 ) -> Target:
-    """Make a target of `module` on `device`, without the default breaks."""
+    """Make a target of `module` on `device`, by default without the default breaks."""
     place = torch.device(device, 0) if device == "cuda" else torch.device(device)
     return build_target(
         name,
@@ -27,7 +28,7 @@ def own_target(
         weights="user",
         seed=None,
         device=place,
-        attention_break=False,
+        attention_break=attention_break,
         break_globs=break_globs,
         make_inputs=make_inputs,
     )

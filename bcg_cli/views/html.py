@@ -32,6 +32,8 @@ from bcg_cli.views.table import (
     format_size,
     modules_in_short,
     outside_words,
+    plural,
+    version_words,
 )
 
 SHOWN_KERNELS = 40
@@ -114,7 +116,7 @@ def map_section(
         ["step", "holds", "outside", "where"], lines, text_columns=(0, 1, 2), prose_columns=(3,)
     )
     details = "".join(_kernel_details(row) for row in _distinct(segments))
-    title = f"{_plural(len(segments), 'segment')} and {_plural(len(breaks), 'break')}"
+    title = f"{plural(len(segments), 'segment')} and {plural(len(breaks), 'break')}"
     return section(title, f"The steps of {tokens:,} tokens in the order of replay.", content + details)
 
 
@@ -141,16 +143,8 @@ def options_section(options: dict[str, OptionValue]) -> str:
 
 def footer(environment: Environment, *, on_host: bool) -> str:
     """Returns the versions, and on the host device what its times are worth."""
-    versions = [
-        f"driver {environment.driver}" if environment.driver else "",
-        f"CUDA {environment.cuda}" if environment.cuda else "",
-        f"torch {environment.torch}",
-        f"transformers {environment.transformers}",
-        f"Python {environment.python}",
-        f"bcg {environment.bcg}",
-    ]
     host = "Measured on the host device: its times say nothing about a GPU. " if on_host else ""
-    return f"<footer>{host}{escape(', '.join(filter(None, versions)))}</footer>"
+    return f"<footer>{host}{escape(version_words(environment, with_python=True))}</footer>"
 
 
 def _facts(report: CaptureReport) -> list[tuple[str, str]]:
@@ -216,8 +210,8 @@ def _map_cells(key: str, row: SegmentRow | BreakRow) -> list[str]:
 
 def _work(row: SegmentRow) -> str:
     if row.num_kernels is None:
-        return _plural(row.num_operations, "operation")
-    return _plural(row.num_kernels, "kernel")
+        return plural(row.num_operations, "operation")
+    return plural(row.num_kernels, "kernel")
 
 
 def _distinct(segments: Sequence[SegmentRow]) -> list[SegmentRow]:
@@ -233,7 +227,7 @@ def _kernel_details(row: SegmentRow) -> str:
     rows = [[str(count), f"<code>{escape(name[:300])}</code>"] for name, count in ordered[:SHOWN_KERNELS]]
     if len(ordered) > SHOWN_KERNELS:
         rows.append(["", f"… and {len(ordered) - SHOWN_KERNELS} more"])
-    externals = f"reads {_plural(row.num_externals, 'external tensor')} ({format_size(row.external_bytes)})"
+    externals = f"reads {plural(row.num_externals, 'external tensor')} ({format_size(row.external_bytes)})"
     what = externals if row.is_followed else NOT_FOLLOWED
     return fold(f"segment {row.index}: {_work(row)}, {what}", table(["", "kernel"], rows, prose_columns=(1,)))
 
@@ -286,7 +280,3 @@ def _option(value: OptionValue) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "default" if value is None else str(value)
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -108,16 +108,22 @@ def format_count(count: int) -> str:
     return f"{count:,}"
 
 
-def header_text(model: ModelInfo, environment: Environment) -> Text:
-    """Returns the model in one line, and what it was run on in another."""
-    seed = "" if model.seed is None else f", seed {model.seed}"
+def version_words(environment: Environment, *, with_python: bool = False) -> str:
+    """Returns the versions of a run in one line; those that a machine doesn't have are left out."""
     versions = [
         f"driver {environment.driver}" if environment.driver else "",
         f"CUDA {environment.cuda}" if environment.cuda else "",
         f"torch {environment.torch}",
         f"transformers {environment.transformers}",
+        f"Python {environment.python}" if with_python else "",
         f"bcg {environment.bcg}",
     ]
+    return ", ".join(filter(None, versions))
+
+
+def header_text(model: ModelInfo, environment: Environment) -> Text:
+    """Returns the model in one line, and what it was run on in another."""
+    seed = "" if model.seed is None else f", seed {model.seed}"
     return Text("\n").join(
         [
             Text.assemble(
@@ -125,7 +131,7 @@ def header_text(model: ModelInfo, environment: Environment) -> Text:
                 f": {model.architecture}, {format_count(model.num_parameters)} {model.dtype} weights "
                 f"({format_size(model.weight_bytes)}), {ORIGINS[model.weights]}{seed}",
             ),
-            Text.assemble((environment.device, "bold"), ": ", ", ".join(version for version in versions if version)),
+            Text.assemble((environment.device, "bold"), ": ", version_words(environment)),
         ]
     )
 
@@ -220,7 +226,7 @@ def map_view(
             first, count, place = _map_cells(step, rows[step.key])
             outside = Text(outside_words(rows[step.key]), "dim")
         table.add_row(first, count, *([outside] if shows_externals else []), place)
-    counts = f"{_plural(len(segments), 'segment')} and {_plural(len(breaks), 'break')}"
+    counts = f"{plural(len(segments), 'segment')} and {plural(len(breaks), 'break')}"
     yield Text(f"Map of {tokens:,} tokens: {counts} in order", "bold")
     yield table
 
@@ -230,7 +236,7 @@ def _map_cells(step: Step, row: SegmentRow | BreakRow) -> tuple[Text, Text, Text
     if isinstance(row, BreakRow):
         place = f"{row.module} ({row.name})" if row.module else row.name
         return Text(name, "yellow"), Text(row.source, "yellow"), Text(place)
-    count = _plural(row.num_operations, "operation") if row.num_kernels is None else _plural(row.num_kernels, "kernel")
+    count = plural(row.num_operations, "operation") if row.num_kernels is None else plural(row.num_kernels, "kernel")
     if not row.is_followed:
         return Text(name), Text(count), Text(NOT_FOLLOWED, "dim")
     return Text(name), Text(count), Text(modules_in_short(row.modules))
@@ -240,7 +246,7 @@ def outside_words(row: SegmentRow | BreakRow) -> str:
     """Returns what a segment reads from outside, or what the result of a break takes."""
     if isinstance(row, BreakRow):
         return f"boundary {format_size(row.boundary_bytes)}"
-    return f"{_plural(row.num_externals, 'external')}, {format_size(row.external_bytes)}"
+    return f"{plural(row.num_externals, 'external')}, {format_size(row.external_bytes)}"
 
 
 def modules_in_short(modules: Sequence[str]) -> str:
@@ -250,7 +256,8 @@ def modules_in_short(modules: Sequence[str]) -> str:
     return f"{modules[0]} … {modules[-1]}"
 
 
-def _plural(count: int, noun: str) -> str:
+def plural(count: int, noun: str) -> str:
+    """Returns a count with its noun: ``1 segment``, ``2 segments``."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 

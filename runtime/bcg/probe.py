@@ -13,15 +13,14 @@ from bcg.collectives import in_step
 from bcg.context import ForwardContext, forward_context
 from bcg.errors import BcgError, ModelError, ReplayError
 from bcg.inputs import PROBE_SIZES, Batch, find_token_dim
+from bcg.nearness import LOOSE_MEAN, is_near_in_mean
 from bcg.state import ModelState
-from bcg.structure import as_doubles, same_bits, tensors_in
+from bcg.structure import same_bits, tensors_in
 from bcg.target import Target, first_line, make_batch
 from bcg.whereabouts import users_line
 
 _SAME_SHAPE_TOLERANCE = {True: 1e-3, False: 0.02}
-_TOLERANCE = {True: 1e-3, False: 0.25}
-"""Mean difference, relative to the mean magnitude, above which requests are said to mix; for full-size dtypes
-and for 16-bit ones, which deep networks with random weights turn into several percent."""
+"""Mean difference above which requests are said to mix, where the same kernels ran (see `bcg.nearness`)."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def is_same_within(target: Target, surroundings: AbstractContextManager[None]) -
     with state.kept(), surroundings:
         inside = [tensor.clone() for tensor in _probe(target, request)]
     # The wide tolerance: with and without a mask, 16-bit attention may be two kernels' work.
-    return all(map(same_bits, outside, inside)) or _are_close(inside, outside, _TOLERANCE)
+    return all(map(same_bits, outside, inside)) or _are_close(inside, outside, LOOSE_MEAN)
 
 
 def _versions(module: nn.Module) -> set[tuple[str, int]]:
@@ -116,7 +115,7 @@ def _are_separate(alone: list[Tensor], packed: list[list[Tensor]], dims: tuple[i
     first, second = (_back_halves(outputs, dims) for outputs in packed)
     rows = [tensor for tensor, dim in zip(alone, dims, strict=True) if dim is not None]
     # The same shapes run the same kernels, so the first comparison is nearly exact in any dtype.
-    return _are_close(first, second, _SAME_SHAPE_TOLERANCE) and _are_close(rows, first, _TOLERANCE)
+    return _are_close(first, second, _SAME_SHAPE_TOLERANCE) and _are_close(rows, first, LOOSE_MEAN)
 
 
 def _packed(target: Target, front: Batch, back: Batch) -> Batch:
@@ -133,13 +132,7 @@ def _back_halves(outputs: list[Tensor], dims: tuple[int | None, ...]) -> list[Te
 
 
 def _are_close(expected: list[Tensor], got: list[Tensor], tolerances: dict[bool, float]) -> bool:
-    for one, other in zip(expected, got, strict=True):
-        tolerance = tolerances[one.element_size() >= 4]
-        expected_values, values = as_doubles(one), as_doubles(other)
-        difference = (expected_values - values).abs().mean()
-        if not bool(difference <= tolerance * expected_values.abs().mean()):
-            return False
-    return True
+    return all(is_near_in_mean(one, other, tolerances) for one, other in zip(expected, got, strict=True))
 
 
 def _probe(target: Target, batch: Batch) -> list[Tensor]:

@@ -170,7 +170,9 @@ def break_mixers(root: nn.Module) -> tuple[str, ...]:
     A mixer is an innermost module that keeps convolution or recurrent state in a cache: its forward takes
     ``cache_params``, or its class updates such state of transformers' caches.
     """
-    candidates = {path: module for path, module in root.named_modules() if path and _is_recurrent(module)}
+    inner = {path: module for path, module in root.named_modules() if path}
+    recurrent = {kind for kind in set(map(type, inner.values())) if _is_recurrent(kind)}
+    candidates = {path: module for path, module in inner.items() if type(module) in recurrent}
     mixers = tuple(path for path in candidates if not any(other.startswith(f"{path}.") for other in candidates))
     for path in mixers:
         module = candidates[path]
@@ -180,12 +182,12 @@ def break_mixers(root: nn.Module) -> tuple[str, ...]:
     return mixers
 
 
-def _is_recurrent(module: nn.Module) -> bool:
-    if isinstance(module, torch.jit.ScriptModule):
-        return False  # its class has no forward to look at
-    if "cache_params" in inspect.signature(type(module).forward).parameters:
+def _is_recurrent(kind: type[nn.Module]) -> bool:
+    if issubclass(kind, torch.jit.ScriptModule):
+        return False  # it has no forward to look at
+    if "cache_params" in inspect.signature(kind.forward).parameters:
         return True
-    functions = (value for base in type(module).__mro__ for value in vars(base).values() if inspect.isfunction(value))
+    functions = (value for base in kind.__mro__ for value in vars(base).values() if inspect.isfunction(value))
     return any(_STATE_UPDATES & set(inspect.unwrap(one).__code__.co_names) for one in functions)
 
 

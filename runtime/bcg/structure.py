@@ -165,11 +165,6 @@ def _bits(tensor: Tensor) -> Tensor:
     return tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
 
 
-def as_doubles(tensor: Tensor) -> Tensor:
-    """Return what `tensor` holds as doubles, of complex numbers both parts, so that any two can be compared."""
-    return torch.view_as_real(tensor.to(torch.complex128)) if tensor.is_complex() else tensor.double()
-
-
 def unowned_alias(tensor: Tensor) -> Tensor:
     """Return a tensor over the same memory that does not keep the memory alive.
 

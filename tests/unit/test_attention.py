@@ -17,6 +17,7 @@ from bcg.models.build import build_target
 from bcg.models.huggingface import quiet, random_model
 from bcg.target import Target, make_batch, plain_output
 from benchmarks.tiny import tiny_config
+from tests.targets import own_target
 
 CPU = torch.device("cpu")
 COMMON = {
@@ -106,16 +107,7 @@ def test_keys_of_their_own_and_options_per_row_are_not_cut_wrongly(name: str) ->
     if name not in CONFIG_MAPPING:
         pytest.skip(f"this transformers has no {name}")
     stock, broken = (
-        build_target(
-            name,
-            random_model(name, tiny_config(name), CPU, torch.float32, 0),
-            source="preset",
-            weights="random",
-            seed=0,
-            device=CPU,
-            attention_break=attention_break,
-            break_globs=(),
-        )
+        own_target(random_model(name, tiny_config(name), CPU, torch.float32, 0), "cpu", attention_break=attention_break)
         for attention_break in (False, True)
     )
     assert broken.break_rules.attention
@@ -264,17 +256,7 @@ def test_a_mask_of_the_users_is_respected(name: str, is_input: bool) -> None:
     inputs = make(16, CPU, torch.Generator().manual_seed(1))
     with torch.inference_mode():
         expected = plain_output(module(**inputs), name).clone()
-    target = build_target(
-        name,
-        module,
-        source="factory",
-        weights="user",
-        seed=None,
-        device=CPU,
-        attention_break=True,
-        break_globs=(),
-        make_inputs=make,
-    )
+    target = own_target(module, "cpu", make, name=name, attention_break=True)
     assert target.break_rules.attention
     (warning,) = [warning for warning in target.warnings if warning.code == "model-masks"]
     assert ("attention_mask" in warning.cause) == is_input
@@ -287,10 +269,9 @@ def test_a_mask_of_the_users_is_respected(name: str, is_input: bool) -> None:
 
 def test_masks_of_one_target_are_not_those_of_the_next() -> None:
     module = load("qwen3", attention_break=False).module
-    options: dict[str, Any] = {"source": "factory", "weights": "user", "seed": None, "device": CPU, "break_globs": ()}
     with attention_interface.attention_kept(module):
-        build_target("masked", module, attention_break=True, make_inputs=padded_inputs, **options)
-    target = build_target("plain", module, attention_break=True, **options)
+        own_target(module, "cpu", padded_inputs, attention_break=True)
+    target = own_target(module, "cpu", attention_break=True)
     assert (target.packs_requests, target.warnings) == (True, [])
 
 

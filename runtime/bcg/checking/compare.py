@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bcg.structure import as_doubles, same_bits, tensors_in
+from bcg.nearness import as_doubles, is_near_in_mean
+from bcg.structure import same_bits, tensors_in
 
 _RTOL = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
-_LOOSE_MEAN = {True: 1e-3, False: 0.25}
-"""Mean difference relative to the mean magnitude between runs at other shapes, for full-size dtypes and 16-bit ones."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +103,7 @@ def _is_near(one: Tensor, other: Tensor) -> bool:
         return False
     if one.numel() == 0:
         return True
-    left, right = as_doubles(one), as_doubles(other)
-    allowed = _LOOSE_MEAN[one.element_size() >= 4] * left.abs().mean()
-    return bool((left - right).abs().mean() <= allowed) or same_bits(one, other)
+    return is_near_in_mean(one, other) or same_bits(one, other)
 
 
 def has_numbers(result: Any) -> bool:

@@ -14,14 +14,11 @@ from bcg.checking.verification import CHECK_SEED
 from bcg.context import ForwardContext, forward_context
 from bcg.errors import CheckFailure, ModelError
 from bcg.inputs import Batch
+from bcg.nearness import LOOSE_MEAN
 from bcg.report import AssembledCheck, CheckReport, RankVerdict, ReportWarning, Verdict
 from bcg.runner import GraphRunner
 from bcg.structure import storage_bytes, tensors_in
 from bcg.target import Target, make_batch
-
-_TOLERANCE = {True: 1e-3, False: 0.25}
-"""Mean difference that still matches, relative to the mean magnitude: of full-size dtypes, and of 16-bit ones, in
-which deep networks with random weights turn another order of additions into several percent."""
 
 
 def check_ranks(target: Target, report: CheckReport, load_whole: Callable[[], Target] | None) -> CheckReport:
@@ -110,7 +107,7 @@ def _compare_assembled(
     if isinstance(found, str):
         return None, [_not_compared(found)]
     dtype = next(tensor.dtype for output in outputs for tensor in output)
-    tolerance, error = _TOLERANCE[dtype.itemsize >= 4], max(found)
+    tolerance, error = LOOSE_MEAN[dtype.itemsize >= 4], max(found)
     differing = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
     return AssembledCheck(
         verdict="match" if error <= tolerance and not differing else "mismatch",

@@ -75,7 +75,7 @@ def make_checks(target: Target, mode: ModeName, buckets: Sequence[int]) -> Check
 
 def _copy(batch: Batch) -> Batch:
     """Copy the inputs, which a forward may change in place."""
-    return Batch(map_tensors(torch.clone, batch.inputs), batch.request_lengths)
+    return Batch(batch.copied_inputs(), batch.request_lengths)
 
 
 def checked(one: Preparation, run: Callable[[Batch], Any], checks: Checks) -> Prepared:
