@@ -15,8 +15,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from bcg import GraphRunner, UsageError, check, current_forward_context, load_target
 from bcg.checking.compare import Tolerance
 from bcg.checking.prompts import check_prompts, language_model_head
-from bcg.models.build import build_target
 from bcg.state import ModelState
+from tests.targets import own_target
 
 PROMPTS = ["The cat sits on the mat.", "hello", "A graph replays in segments, with eager breaks between.", "word " * 40]
 
@@ -125,21 +125,10 @@ class Baked(nn.Module):
 
 
 def test_a_wrong_replay_of_prompts_is_found(device: str) -> None:
-    place = torch.device(device, 0) if device == "cuda" else torch.device(device)
-    module: Any = Baked().to(place)
-    target = build_target(
-        "test",
-        module,
-        source="factory",
-        weights="user",
-        seed=None,
-        device=place,
-        attention_break=False,
-        break_globs=(),
-    )
+    target = own_target(Baked(), device)
     runner = GraphRunner(target)
     runner.capture((8,))
-    state = ModelState(module)
+    state = ModelState(target.module)
     found = check_prompts(runner, [[1, 2, 3], [4, 5]], lambda hidden: hidden.flip(-1), state, state.save(), Tolerance())
     assert found.verdict == "mismatch" and not found.bitwise
     assert found.num_replayed == 2

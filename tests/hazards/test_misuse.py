@@ -21,8 +21,8 @@ from bcg import (
 )
 from bcg.checking import assert_graph_safe
 from bcg.errors import CheckFailure
-from bcg.models.build import build_target
 from tests.hazards.planted import between_layers
+from tests.targets import own_target
 
 
 class Plus(nn.Module):
@@ -32,18 +32,7 @@ class Plus(nn.Module):
 
 def target_on(device: str) -> Target:
     module, make_inputs = between_layers(Plus())
-    place = torch.device(device, 0) if device == "cuda" else torch.device(device)
-    return build_target(
-        "planted",
-        module.to(place),
-        source="factory",
-        weights="user",
-        seed=None,
-        device=place,
-        attention_break=False,
-        break_globs=(),
-        make_inputs=make_inputs,
-    )
+    return own_target(module, device, make_inputs, name="planted")
 
 
 def batches(target: Target, count: int) -> list[Batch]:

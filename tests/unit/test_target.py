@@ -9,6 +9,7 @@ from torch import nn
 from bcg.errors import ModelError
 from bcg.models.build import build_target
 from bcg.target import Target, make_batch, plain_output
+from tests.targets import own_target
 
 CPU = torch.device("cpu")
 
@@ -138,16 +139,7 @@ def test_batches_are_seeded_and_positions_restart_at_each_request() -> None:
         def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
             return super().forward((input_ids + position_ids) % 64)
 
-    target = build_target(
-        "mine",
-        Model(64, 4),
-        source="factory",
-        weights="user",
-        seed=None,
-        device=CPU,
-        attention_break=True,
-        break_globs=(),
-    )
+    target = own_target(Model(64, 4), "cpu", name="mine", attention_break=True)
     assert [(spec.name, spec.shape, spec.token_dim) for spec in target.input_specs] == [
         ("input_ids", (1, -1), 1),
         ("position_ids", (1, -1), 1),
