@@ -128,7 +128,8 @@ def capture_ours(target: Target, buckets: tuple[int, ...], num_warmups: int) -> 
 
 def capture_rivals(target: Target, buckets: tuple[int, ...], num_warmups: int) -> tuple[Rival, float]:
     rival = Rival(target, num_warmups)
-    return rival, rival.capture(buckets)
+    capture_s: float = rival.capture(buckets)
+    return rival, capture_s
 
 
 def replay_ms(replay: Callable[[], None]) -> float:
@@ -137,7 +138,8 @@ def replay_ms(replay: Callable[[], None]) -> float:
     replay()
     end.record()
     end.synchronize()
-    return begin.elapsed_time(end)
+    elapsed_ms: float = begin.elapsed_time(end)
+    return elapsed_ms
 
 
 def compare_replays(ours: GraphRunner, rival: Rival, num_rounds: int) -> list[dict[str, Any]]:
@@ -177,7 +179,7 @@ def compare(model: str, num_rounds: int, num_warmups: int) -> dict[str, Any]:
     buckets = engine_ladder()
     for tokens in (buckets[-1], 512, 16):
         target(make_batch(target, (tokens,), torch.Generator("cuda").manual_seed(0)).inputs)
-    makers = {
+    makers: dict[str, Callable[[], tuple[Any, float]]] = {
         "ours": functools.partial(capture_ours, target, buckets, num_warmups),
         "theirs": functools.partial(capture_rivals, target, buckets, num_warmups),
     }

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from bcg import GraphRunner, load_target
+from bcg import GraphRunner, Target, load_target
 from bcg.device import find_device
 from bcg.environment import environment
 from bcg.modes.base import bucket_batch
@@ -30,7 +30,7 @@ def ladder(count: int, largest: int) -> list[int]:
     return sorted([*sorted(steps, reverse=True)[: count - 1], REPLAYED])
 
 
-def measure(target, buckets: list[int], rounds: int) -> dict:
+def measure(target: Target, buckets: list[int], rounds: int) -> dict[str, float]:
     runner, device = GraphRunner(target), find_device(target.device)
     started = time.perf_counter()
     results = runner.capture(buckets)

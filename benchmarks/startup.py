@@ -13,6 +13,10 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bcg.report import ModeName
 
 
 def main() -> None:
@@ -31,15 +35,16 @@ def main() -> None:
         options.json.write_text(json.dumps(row, indent=2) + "\n")
 
 
-def measure(model: str, mode_name: str, largest: int) -> dict[str, object]:
+def measure(model: str, mode_name: ModeName, largest: int) -> dict[str, object]:
     import torch
 
     from bcg import load_target
     from bcg.buckets import engine_ladder
     from bcg.device import find_device
     from bcg.environment import environment
-    from bcg.modes import make_mode
+    from bcg.modes import make_mode, prepare_process
 
+    prepare_process(mode_name)
     target = load_target(model, device="cuda" if torch.cuda.is_available() else "cpu")
     mode, buckets = make_mode(mode_name, target), [tokens for tokens in engine_ladder() if tokens <= largest]
     device, facts = find_device(target.device), environment(target.device)

@@ -154,8 +154,8 @@ def _sweep(name: str, device: torch.device, *, attention_break: bool) -> Row:
         if bucket.errors:
             return dataclasses.replace(row, status="wrong", detail=bucket.errors[0])
         if bucket.failed:
-            error = f"{bucket.failed[0].num_tokens} tokens off by {bucket.comparison.max_rel_error:.1e}"
-            return dataclasses.replace(row, status="wrong", detail=error)
+            detail = f"{bucket.failed[0].num_tokens} tokens off by {bucket.comparison.max_rel_error:.1e}"
+            return dataclasses.replace(row, status="wrong", detail=detail)
         if not bucket.num_launches:
             return dataclasses.replace(row, status="wrong", detail="nothing was launched")
     return row

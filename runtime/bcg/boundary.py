@@ -68,7 +68,7 @@ class Memory(Protocol):
         """Allocate a boundary."""
 
     def feed(self, boundary: Tensor, result: Tensor) -> Callable[[Tensor], Any]:
-        """Return what brings later results into a boundary, given the first one."""
+        """Bring the first result into a boundary, and return what does it with later ones."""
 
 
 _CONSTANTS = (
@@ -196,7 +196,6 @@ class Holder:
             return self._hold_view(tensor, where)
         size, stride = tuple(tensor.size()), tuple(tensor.stride())
         boundary = self._memory.allocate(size, stride, tensor.dtype)
-        boundary.copy_(tensor)
         unowned = self._add(boundary)
         return boundary, CopyOutlet(unowned, self._memory.feed(unowned, tensor), where)
 

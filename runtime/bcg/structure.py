@@ -178,9 +178,4 @@ def unowned_alias(tensor: Tensor) -> Tensor:
 
 def view_as_in(storage: Any, tensor: Tensor) -> Tensor:
     """Return a tensor over `storage` that looks at it as `tensor` looks at its own, conjugated or negated as well."""
-    view = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(
-        storage, tensor.storage_offset(), tensor.size(), tensor.stride()
-    )
-    if tensor.is_conj():
-        view = view.conj()
-    return torch._neg_view(view) if tensor.is_neg() else view
+    return tensor.detach().set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())

@@ -117,7 +117,8 @@ def test_copies_of_the_model_itself_are_left_alone() -> None:
 
 
 def test_a_break_may_return_its_own_boundary() -> None:
-    x, last = torch.ones(8, device="cuda"), []
+    x = torch.ones(8, device="cuda")
+    last: list[Tensor] = []
 
     @eager_on_graph
     def first_or_last(x: Tensor) -> Tensor:
@@ -151,3 +152,21 @@ def test_no_result_is_held_once_its_copy_was_launched() -> None:
     graph.replay()
     assert torch.cuda.memory_allocated() == before
     assert torch.equal(y, torch.full_like(y, 6))
+
+
+def test_the_first_result_is_there_for_the_next_step_of_the_capture() -> None:
+    x, seen = torch.ones(8, device="cuda"), []
+
+    @eager_on_graph
+    def increase(x: Tensor) -> Tensor:
+        seen.append(x.sum().item())
+        return x + 1
+
+    def body() -> Tensor:
+        y = increase(x * 1)  # a segment copies this result,
+        return increase(increase(y * 2))  # and none the other two
+
+    graph, y = capture(body)
+    assert seen == [8, 32, 40]
+    assert torch.equal(y, torch.full_like(y, 6))
+    assert copies(graph) == [0, 1]

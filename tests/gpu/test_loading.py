@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -57,7 +58,12 @@ def test_one_variable_length_call_is_the_loop_over_requests(
     )
     calls = []
     packed = found._packed
-    monkeypatch.setattr(found, "_packed", lambda *args: calls.append(1) or packed(*args))
+
+    def counted(*args: Any) -> Any:
+        calls.append(1)
+        return packed(*args)
+
+    monkeypatch.setattr(found, "_packed", counted)
     with torch.inference_mode(), forward_context(ForwardContext(lengths)):
         together, _ = found.run(query, key, value, None, scaling=128**-0.5, dropout=0.0)
         monkeypatch.setattr(found, "_can_pack", False)

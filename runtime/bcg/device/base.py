@@ -119,13 +119,14 @@ class Recorder(Protocol):
         """Allocate a boundary in the pool, outside any segment."""
 
     def feed(self, boundary: Tensor, result: Tensor) -> Callable[[Tensor], Any]:
-        """Return what brings later results of a break into `boundary`, in time for the next step of a replay.
+        """Bring the first result of a break into `boundary`, and return what does it with later ones.
 
-        Called between two segments. The later results have the shape and dtype of `boundary`.
+        Each is there in time for the next step. Called between two segments. Later results have the shape and dtype
+        of `boundary`.
 
         Args:
             boundary: Allocated here, without owning its memory.
-            result: What the break returned at capture; it is in `boundary` already.
+            result: What the break returned at capture.
         """
 
 

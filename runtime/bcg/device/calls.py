@@ -23,10 +23,13 @@ def check(result: tuple[Any, ...]) -> Any:
     return values[0] if len(values) == 1 else tuple(values)
 
 
-def graph_nodes(graph: int, num_nodes: int) -> list[Any]:
-    """Return that many nodes of a graph, in the order in which the driver lists them."""
-    nodes, _ = check(runtime.cudaGraphGetNodes(runtime.cudaGraph_t(graph), num_nodes))
-    return list(nodes)
+def graph_nodes(graph: int, at_most: int | None = None) -> list[Any]:
+    """Return the nodes of a graph, or the first so many, in the order in which the driver lists them."""
+    handle = runtime.cudaGraph_t(graph)
+    if at_most is None:
+        _, at_most = check(runtime.cudaGraphGetNodes(handle, 0))
+    nodes, num_nodes = check(runtime.cudaGraphGetNodes(handle, at_most))
+    return list(nodes)[:num_nodes]
 
 
 def node_kind(node: Any) -> str:

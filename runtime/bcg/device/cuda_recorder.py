@@ -40,19 +40,15 @@ class CudaRecording:
 
     Args:
         graph: Instantiated.
-        num_nodes: Of the graph.
         feeds: What its first nodes copy.
         always_through_torch: Whether it may draw from other generators than the default one.
     """
 
-    def __init__(
-        self, graph: torch.cuda.CUDAGraph, num_nodes: int, feeds: Sequence[Feed], always_through_torch: bool
-    ) -> None:
+    def __init__(self, graph: torch.cuda.CUDAGraph, feeds: Sequence[Feed], always_through_torch: bool) -> None:
         self._graph = graph
-        self._num_nodes = num_nodes
         self._feeds = tuple(feeds)
         self._exec = runtime.cudaGraphExec_t(graph.raw_cuda_graph_exec())
-        bind_all(feeds, graph.raw_cuda_graph(), self._exec, num_nodes)
+        bind_all(feeds, graph.raw_cuda_graph(), self._exec)
         self._draws_random: bool | None = True if always_through_torch else None
 
     def launch(self, stream: Any) -> None:
@@ -76,7 +72,7 @@ class CudaRecording:
     def contents(self) -> SegmentContents:
         counts: dict[str, int] = {}
         kernels: dict[str, int] = {}
-        for node in graph_nodes(self._graph.raw_cuda_graph(), self._num_nodes):
+        for node in graph_nodes(self._graph.raw_cuda_graph()):
             kind = node_kind(node)
             counts[kind] = counts.get(kind, 0) + 1
             if kind == "kernel":
@@ -185,15 +181,14 @@ class CudaRecorder:
             graph.capture_end()
         self._graph = None
         feeds, self._feeds = self._feeds, []
-        num_nodes = check(runtime.cudaGraphGetNodes(runtime.cudaGraph_t(graph.raw_cuda_graph()), 0))[1]
-        if num_nodes == len(feeds):
+        if len(graph_nodes(graph.raw_cuda_graph(), len(feeds) + 1)) == len(feeds):
             for feed in feeds:
-                feed.let_go()
+                feed.fill()
             graph.reset()
             return None
         with stretch("instantiate"):
             graph.instantiate()
-        return CudaRecording(graph, num_nodes, feeds, always_through_torch=bool(self._generators))
+        return CudaRecording(graph, feeds, always_through_torch=bool(self._generators))
 
     def abort(self) -> None:
         graph, self._graph = self._graph, None
@@ -225,6 +220,7 @@ class CudaRecorder:
 
     def feed(self, boundary: Tensor, result: Tensor) -> Callable[[Tensor], Any]:
         if not can_feed(boundary):
+            boundary.copy_(result)
             return boundary.copy_
         feed = Feed(boundary, result)
         self._feeds.append(feed)

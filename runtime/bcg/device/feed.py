@@ -1,9 +1,10 @@
 """Feeds: how the results of a replayed break get into its boundary on a GPU.
 
 The copy is one of the first nodes of the segment after the break, launched with the rest of it: an operation of its
-own between the two would cost the host three times as much as a launch, and the GPU two gaps instead of one. A
-result may lie elsewhere than the last one; then the node's source is exchanged in the instantiated graph. In a
-steady state the allocator hands out the same block each time, and there is nothing to exchange.
+own between the two would cost the host three times as much as a launch, and the GPU two gaps instead of one. The same
+node brings the first result there, when the segment is launched at the end of its capture. A result may lie elsewhere
+than the last one; then the node's source is exchanged in the instantiated graph. In a steady state the allocator hands
+out the same block each time, and there is nothing to exchange.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _KIND = runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
 class Feed:
     """Copies the results of one break into one boundary.
 
-    Where no segment follows the break, but another break or the end, there is no node and the copy is launched alone.
+    Where no segment follows the break, but another break or the end, there is no node, and copies are launched alone.
 
     Args:
         boundary: Dense; its memory is the graph pool's.
@@ -54,6 +55,12 @@ class Feed:
             return False
         parameters = check(runtime.cudaGraphMemcpyNodeGetParams(node))
         return (int(parameters.dstPtr.ptr), int(parameters.srcPtr.ptr)) == (self._address, self._source)
+
+    def fill(self) -> None:
+        """Copy the result now: there is no segment to do it."""
+        assert self._result is not None, "the first result is held until it was copied"
+        self._boundary.copy_(self._result)
+        self.let_go()
 
     def bind(self, graph_exec: Any, node: Any) -> None:
         """From now on the instantiated graph copies."""
@@ -98,11 +105,11 @@ def can_feed(boundary: Tensor) -> bool:
     return is_dense and boundary.nbytes > 0
 
 
-def bind_all(feeds: Sequence[Feed], graph: int, graph_exec: Any, num_nodes: int) -> None:
+def bind_all(feeds: Sequence[Feed], graph: int, graph_exec: Any) -> None:
     """Bind feeds to the nodes that they recorded: the first ones, as far as the driver lists them in order."""
     unbound = list(feeds)
-    for count in (len(feeds), num_nodes):
-        for node in graph_nodes(graph, count) if unbound else ():
+    for at_most in (len(feeds), None):
+        for node in graph_nodes(graph, at_most) if unbound else ():
             feed = next((feed for feed in unbound if feed.is_copied_by(node)), None)
             if feed is not None:
                 feed.bind(graph_exec, node)

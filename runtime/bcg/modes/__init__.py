@@ -33,6 +33,12 @@ def has_own_kernels(name: ModeName) -> bool:
     return name in _COMPILING
 
 
+def prepare_process(name: ModeName) -> None:
+    """Start what a mode needs that can get ready while its model is loaded; to be called before the model is."""
+    if name in _COMPILING:
+        import_module("bcg.modes.compilers").start_compiler()
+
+
 def make_mode(name: ModeName, target: Target) -> Mode:
     """Make a mode of a target; it takes the target over, so there is one to a process."""
     made: Mode = getattr(import_module(f"bcg.modes.{name}"), _CLASSES[name])(target)

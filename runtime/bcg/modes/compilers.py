@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 
 import torch
 import torch._dynamo
@@ -42,6 +43,17 @@ class CompilerCounts:
             self.skips - earlier.skips,
             [note for note in self.notes if note not in earlier.notes],
         )
+
+
+def start_compiler() -> None:
+    """Load the compiler and start its worker processes, which takes seconds that can pass while a model is loaded.
+
+    A kernel that comes before they are ready is compiled in this process, one after the other.
+    """
+    workers = import_module("torch._inductor.async_compile")
+    if hasattr(workers, "maybe_warm_pool"):
+        workers.maybe_warm_pool()
+    import_module("torch._inductor.compile_fx")
 
 
 def compiler_settings(**inductor: object) -> None:

@@ -51,9 +51,10 @@ class Worker:
     def __init__(self, command: Load) -> None:
         from bcg.device.meter import find_meter
         from bcg.models import load_target
-        from bcg.modes import make_mode
+        from bcg.modes import make_mode, prepare_process
         from bcg.ranges import Ranges, show
 
+        prepare_process(command.mode)
         self._world, self._watch = _join(command)
         self._target = load_target(
             command.model,
