@@ -95,6 +95,7 @@ _OPAQUE = (
     types.BuiltinFunctionType,
     functools.partial,
 )
+_HANDED_AS_IT_IS = (*_CONSTANTS, *_OPAQUE)
 
 
 class Holder:
@@ -265,11 +266,14 @@ def _remembering(is_known: Callable[[Tensor], bool]) -> Callable[[Tensor], bool]
 
 def _parts(value: Any, seen: set[int]) -> Iterator[Any]:
     """Yield tensors, and what they are in: everything that can be written to, as often as there is a place of it."""
-    if isinstance(value, (*_CONSTANTS, *_OPAQUE)):
+    if isinstance(value, Tensor):
+        yield value
+        return
+    if isinstance(value, _HANDED_AS_IT_IS):
         return
     if not isinstance(value, tuple):
         yield value
-        if id(value) in seen or isinstance(value, Tensor):
+        if id(value) in seen:
             return
         seen.add(id(value))
     items = [*attributes_of(value).values()]

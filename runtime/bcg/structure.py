@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -98,14 +100,15 @@ def has_attributes(value: Any) -> bool:
 
 def attributes_of(value: Any) -> dict[str, Any]:
     """Return the attributes of an object, those in slots included."""
-    names = [name for kind in type(value).__mro__ for name in _slots(kind)]
-    slots = {name: getattr(value, name) for name in names if hasattr(value, name)}
+    slots = {name: getattr(value, name) for name in _slots(type(value)) if hasattr(value, name)}  # type: ignore[arg-type]
     return {**slots, **getattr(value, "__dict__", {})}
 
 
+@functools.lru_cache(maxsize=256)
 def _slots(kind: type) -> tuple[str, ...]:
-    slots = vars(kind).get("__slots__", ())
-    return tuple(name for name in ((slots,) if isinstance(slots, str) else slots) if not name.startswith("__"))
+    declared = (vars(parent).get("__slots__", ()) for parent in kind.__mro__)
+    names = itertools.chain.from_iterable((slots,) if isinstance(slots, str) else slots for slots in declared)
+    return tuple(name for name in names if not name.startswith("__"))
 
 
 def is_wrapped(types: Iterable[type]) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from cuda.bindings import driver
 from torch import Tensor
 
 
@@ -40,7 +41,7 @@ class CudaPool:
         self.id = id
         self._index = index
         self._ranges: list[tuple[int, int]] = []
-        self._num_allocations: int | None = None
+        self._strangers: set[int] = set()
         self._keeper = torch.cuda.CUDAGraph()
         with torch.cuda.stream(capture_stream(index)), empty_graphs_allowed():
             self._keeper.capture_begin(pool=id, capture_error_mode="relaxed")  # type: ignore[arg-type]
@@ -51,16 +52,17 @@ class CudaPool:
 
     def owns(self, tensor: Tensor) -> bool:
         address = tensor.data_ptr()
-        if not self._covers(address) and self._may_have_grown():
-            self._ranges = [(segment["address"], segment["total_size"]) for segment in self.segments()]
-        return self._covers(address)
-
-    def _may_have_grown(self) -> bool:
-        """Whether torch took memory from the driver since the last time; far cheaper to ask than a snapshot."""
-        num_allocations = torch.cuda.memory_stats_as_nested_dict(self._index).get("num_device_alloc")
-        grew = num_allocations is None or num_allocations != self._num_allocations
-        self._num_allocations = num_allocations
-        return grew
+        if self._covers(address):
+            return True
+        block = _driver_block(address)
+        if block in self._strangers:
+            return False
+        self._ranges = [(segment["address"], segment["total_size"]) for segment in self.segments()]
+        if self._covers(address):
+            return True
+        if block is not None:
+            self._strangers.add(block)
+        return False
 
     def _covers(self, address: int) -> bool:
         return any(start <= address < start + size for start, size in self._ranges)
@@ -79,6 +81,17 @@ class CudaPool:
     def segments(self) -> list[dict[str, Any]]:
         """The allocator's description of the pool's segments and blocks."""
         return _snapshot(self.id)
+
+
+def _driver_block(address: int) -> int | None:
+    """Return the driver's number of the memory around an address, never given twice, if it knows one.
+
+    Far cheaper to ask for than what torch keeps of its blocks.
+    """
+    error, number = driver.cuPointerGetAttribute(
+        driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_BUFFER_ID, driver.CUdeviceptr(address)
+    )
+    return None if error else int(number)
 
 
 def _snapshot(pool_id: tuple[int, int]) -> list[dict[str, Any]]:
