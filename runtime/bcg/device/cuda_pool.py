@@ -91,7 +91,7 @@ def _driver_block(address: int) -> int | None:
     error, number = driver.cuPointerGetAttribute(
         driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_BUFFER_ID, driver.CUdeviceptr(address)
     )
-    return None if error else int(number)
+    return None if error else int(number) or None
 
 
 def _snapshot(pool_id: tuple[int, int]) -> list[dict[str, Any]]:
