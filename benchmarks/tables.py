@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,9 +23,9 @@ MARKED = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 MIB = 2**20
 
 
-def reports(kind: str) -> list[dict[str, Any]]:
-    """The recorded reports of a kind, the smallest model first."""
-    loaded = [json.loads(path.read_text()) for path in sorted(MEASUREMENTS.glob("*.json"))]
+def reports(kind: str, pattern: str = "*") -> list[dict[str, Any]]:
+    """The recorded reports of a kind, among the files named so, the smallest model first."""
+    loaded = [json.loads(path.read_text()) for path in sorted(MEASUREMENTS.glob(f"{pattern}.json"))]
     return sorted(
         (report for report in loaded if report.get("kind") == kind),
         key=lambda report: report["model"]["num_parameters"],
@@ -59,7 +60,7 @@ def captures() -> str:
 def modes() -> str:
     """Each mode of each profiled model: same results, speed at the smallest and largest bucket, memory, start-up."""
     rows = []
-    for report in reports("profile"):
+    for report in reports("profile", "profile-*"):
         small, large = report["buckets"][0], report["buckets"][-1]
         for mode in report["modes"]:
             first, last = (_of(bucket, mode["mode"]) for bucket in (small, large))
@@ -88,7 +89,7 @@ def latencies() -> str:
     """Median step in ms of every mode at every bucket."""
     names = ("eager", "full", "breakable", "compiled", "piecewise", "fused")
     rows = []
-    for report in reports("profile"):
+    for report in reports("profile", "profile-*"):
         for bucket in report["buckets"]:
             times = {row["mode"]: row["p50_ms"] for row in bucket["modes"]}
             cells = ["–" if times.get(name) is None else f"{times[name]:.2f}" for name in names]
@@ -102,7 +103,7 @@ RATIOS = (("breakable", "full"), ("fused", "compiled"), ("fused", "piecewise"), 
 def ratios() -> str:
     """Median step of one mode over that of another, from the smallest to the largest over the buckets."""
     rows = []
-    for report in reports("profile"):
+    for report in reports("profile", "profile-*"):
         cells = []
         for mode, other in RATIOS:
             pairs = [(_of(bucket, mode)["p50_ms"], _of(bucket, other)["p50_ms"]) for bucket in report["buckets"]]
@@ -111,6 +112,22 @@ def ratios() -> str:
         tokens = "; ".join(_thousands(bucket["tokens"]) for bucket in report["buckets"])
         rows.append((report["model"]["name"], tokens, *cells))
     return markdown("|".join(("model", "tokens", *(f"{mode} ÷ {other}" for mode, other in RATIOS))), rows)
+
+
+def buckets() -> str:
+    """Median step of `breakable` over that of `full`, the least, the middle and the most of all buckets in a range."""
+    rows = []
+    for report in reports("profile", "buckets-*"):
+        found = {
+            bucket["tokens"]: _of(bucket, "breakable")["p50_ms"] / _of(bucket, "full")["p50_ms"]
+            for bucket in report["buckets"]
+        }
+        for low, high in ((16, 256), (288, 1024), (1280, 4096)):
+            part = [ratio for tokens, ratio in found.items() if low <= tokens <= high]
+            span = f"{low:,} to {high:,}"
+            cells = (f"{ratio:.3f}" for ratio in (min(part), statistics.median(part), max(part)))
+            rows.append((report["model"]["name"], span, len(part), *cells))
+    return markdown("model|tokens|buckets|least|median|most", rows)
 
 
 def _of(bucket: dict[str, Any], mode: str) -> dict[str, Any]:
@@ -167,6 +184,7 @@ def rewritten(text: str) -> str:
 
 
 TABLES = {
+    "buckets": buckets,
     "captures": captures,
     "latencies": latencies,
     "modes": modes,
