@@ -142,7 +142,7 @@ def _probe(target: Target, batch: Batch) -> list[Tensor]:
             forward_context(ForwardContext(batch.request_lengths)),
             in_step(target.alignment, f"running {requests} tokens"),
         ):
-            return list(tensors_in(target(batch.copied_inputs())))
+            return tensors_in(target(batch.copied_inputs()))
     except BcgError:
         raise
     except Exception as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -13,25 +13,31 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors of nested tuples, lists and dicts, in order; of a sparse one those that it is made of."""
-    for tensor in whole_tensors_in(value):
-        if is_sparse(tensor):
-            yield from _SPARSE_PARTS[tensor.layout](tensor)
-        else:
-            yield tensor
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return the tensors of nested tuples, lists and dicts, in order; of a sparse one those that it is made of."""
+    whole = whole_tensors_in(value)
+    if not any(map(is_sparse, whole)):
+        return whole
+    parts = (_SPARSE_PARTS[tensor.layout](tensor) if is_sparse(tensor) else (tensor,) for tensor in whole)
+    return list(itertools.chain.from_iterable(parts))
 
 
-def whole_tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors of nested tuples, lists and dicts, in order."""
+def whole_tensors_in(value: Any) -> list[Tensor]:
+    """Return the tensors of nested tuples, lists and dicts, in order."""
+    found: list[Tensor] = []
+    _collect(value, found)
+    return found
+
+
+def _collect(value: Any, found: list[Tensor]) -> None:
     if isinstance(value, Tensor):
-        yield value
+        found.append(value)
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from whole_tensors_in(item)
+            _collect(item, found)
     elif isinstance(value, dict):
         for item in value.values():
-            yield from whole_tensors_in(item)
+            _collect(item, found)
 
 
 _SPARSE_PARTS: dict[torch.layout, Callable[[Tensor], tuple[Tensor, ...]]] = {

@@ -144,9 +144,9 @@ class Tape:
             return function(*args, **kwargs)
         if traits.is_collective and not self.records_collectives:
             return run_as_break(function, args, kwargs, self._modules.path)
-        if traits.is_sparse or any(map(is_sparse, whole_tensors_in((args, kwargs)))):
+        given = whole_tensors_in((args, kwargs))
+        if traits.is_sparse or any(map(is_sparse, given)):
             self.refuse(str(function), "it makes or takes a sparse tensor, which a segment can't hold")
-        given = list(tensors_in((args, kwargs)))
         self.refuse_host_read(function, args, kwargs)
         if kwargs.get("pin_memory"):
             self.refuse(str(function), PINS)

@@ -104,7 +104,7 @@ def plain_output(output: Any, name: str) -> Any:
         output = {key: value for key, value in output.items() if value is not None}
     elif dataclasses.is_dataclass(output):
         output = {name: value for name, value in attributes_of(output).items() if value is not None}
-    if next(tensors_in(output), None) is None:
+    if not tensors_in(output):
         raise ModelError(
             f"the forward of {name} returns no tensor, got {type(output).__name__}",
             hint="return a tensor, or a tuple, list or dict of tensors",

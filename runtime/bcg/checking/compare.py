@@ -65,7 +65,7 @@ APART = Comparison(bitwise=False, within=False, max_abs_error=float("inf"), max_
 
 def compare(expected: Any, got: Any, tolerance: Tolerance) -> Comparison:
     """Compare the tensors of two results, in order."""
-    ones, others = list(tensors_in(expected)), list(tensors_in(got))
+    ones, others = tensors_in(expected), tensors_in(got)
     if len(ones) != len(others):
         return APART
     total = Comparison()
@@ -94,7 +94,7 @@ def compare_tensors(expected: Tensor, got: Tensor, tolerance: Tolerance) -> Comp
 
 def are_near(expected: Any, got: Any) -> bool:
     """Tell whether two results are the same up to what other kernels for another shape may make of them."""
-    ones, others = list(tensors_in(expected)), list(tensors_in(got))
+    ones, others = tensors_in(expected), tensors_in(got)
     return len(ones) == len(others) and all(map(_is_near, ones, others))
 
 

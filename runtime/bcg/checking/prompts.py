@@ -194,7 +194,7 @@ def _batch(target: Target, prompts: Sequence[Sequence[int]]) -> Batch:
 
 def _next_tokens(target: Target, head: LanguageModelHead, output: Any, batch: Batch) -> Tensor:
     """Return the greedy next token after each request."""
-    hidden = next(tensors_in(output)).movedim(target.output_token_dims[0] or 0, 0).flatten(1)
+    hidden = tensors_in(output)[0].movedim(target.output_token_dims[0] or 0, 0).flatten(1)
     last = list(itertools.accumulate(batch.request_lengths))
     with torch.inference_mode():
         return head(hidden[[row - 1 for row in last]]).argmax(-1)

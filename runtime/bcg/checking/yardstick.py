@@ -165,7 +165,7 @@ def _kept(output: Any) -> Any:
 
 def _serve(eager: Sequence[Any], exact: Sequence[Any], dtype: torch.dtype) -> bool:
     """Tell whether exact results are of the wide dtype, and have a number wherever eager has one."""
-    ones, others = list(tensors_in(list(eager))), list(tensors_in(list(exact)))
+    ones, others = tensors_in(list(eager)), tensors_in(list(exact))
     return len(ones) == len(others) and all(_serves(one, other, dtype) for one, other in zip(ones, others, strict=True))
 
 

@@ -95,7 +95,7 @@ class HostCall:
     def run(self) -> None:
         result = self.function(*self.args, **self.kwargs)
         if self.writes:
-            results = list(tensors_in(result))
+            results = tensors_in(result)
             for index, memory in self.writes:
                 memory.copy_(storage_bytes(results[index]))
 
@@ -169,7 +169,7 @@ class HostRecorder:
         self._refuse_moved_storage(function, args, kwargs, given)
         homes: dict[int, torch.UntypedStorage] = {}
         writes: list[tuple[int, Tensor]] = []
-        outputs = list(tensors_in(result))
+        outputs = tensors_in(result)
         for index, tensor in enumerate(outputs):
             key = storage_key(tensor)
             if key in given or key in homes:

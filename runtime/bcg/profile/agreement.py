@@ -74,7 +74,7 @@ def agreement(expected: Any, got: Any, exact: Any = None) -> Agreement:
         got: What is judged.
         exact: What eager gives in a wider dtype, see `bcg.checking.yardstick`; without it, fixed limits count.
     """
-    ones, others = list(tensors_in(expected)), list(tensors_in(got))
+    ones, others = tensors_in(expected), tensors_in(got)
     if len(ones) != len(others):
         return _APART
     exacts = itertools.repeat(None) if exact is None else tensors_in(exact)
