@@ -45,7 +45,7 @@ def categories(title: str) -> dict[str, Any]:
 
 def token_axis(counts: Collection[int]) -> dict[str, Any]:
     """Returns a logarithmic axis on which the token counts themselves are labelled."""
-    return _labelled("tokens", sorted(counts)) | {"tickangle": 0}
+    return _labelled("tokens", _spaced(sorted(counts))) | {"tickangle": 0}
 
 
 def log_axis(title: str, values: Sequence[float]) -> dict[str, Any]:
@@ -55,12 +55,22 @@ def log_axis(title: str, values: Sequence[float]) -> dict[str, Any]:
         return axis(title, type="log")
     low, high = min(positive), max(positive)
     ticks = _round_ticks(low, high) if high < 5 * low else _ticks_of_decades(low, high)
-    return _labelled(title, [tick for tick in ticks if 0 < tick < math.inf])
+    shown = [tick for tick in ticks if 0 < tick < math.inf]
+    return _labelled(title, shown if len(shown) <= _MANY else _spaced(shown))
 
 
 def _labelled(title: str, ticks: Sequence[float]) -> dict[str, Any]:
-    shown = ticks[:: -(-len(ticks) // _MANY)]
-    return axis(title, type="log", tickvals=shown, ticktext=[f"{tick:,.9g}" for tick in shown])
+    return axis(title, type="log", tickvals=ticks, ticktext=[f"{tick:,.9g}" for tick in ticks])
+
+
+def _spaced(ticks: Sequence[float]) -> list[float]:
+    """Leave out what would be written over another label; both ends stay."""
+    least = math.log(ticks[-1] / ticks[0]) / _MANY if ticks else 0.0
+    shown: list[float] = []
+    for tick in ticks[:-1]:
+        if not shown or (math.log(tick / shown[-1]) >= least and math.log(ticks[-1] / tick) >= least):
+            shown.append(tick)
+    return [*shown, *ticks[-1:]]
 
 
 def _ticks_of_decades(low: float, high: float) -> list[float]:

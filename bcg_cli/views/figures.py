@@ -73,19 +73,30 @@ def latency(buckets: Sequence[ProfileBucket]) -> Figure:
     }
 
 
+def yardstick(buckets: Sequence[ProfileBucket]) -> ModeName | None:
+    """Returns the mode that speed-ups are told against: eager, or without it the next that a user would have."""
+    measured = _measured(buckets)
+    others: tuple[ModeName, ...] = ("eager", "full", "compiled", "piecewise")
+    return next((mode for mode in others if mode in measured), None) if len(measured) > 1 else None
+
+
 def speedup(buckets: Sequence[ProfileBucket]) -> Figure:
-    """Returns eager's median over every mode's."""
+    """Returns the median of the mode that is the yardstick over every mode's; nothing where there is none."""
+    measured, against = _measured(buckets), yardstick(buckets)
+    if against is None:
+        return {"data": [], "layout": {}}
+    times = {tokens: row.p50_ms for tokens, row in measured[against]}
+    traces = []
+    for mode, points in measured.items():
+        shared = [(tokens, row) for tokens, row in points if tokens in times]
+        gains: list[float | None] = [(times[tokens] or 0) / (row.p50_ms or 1) for tokens, row in shared]
+        hover = f"%{{x:,}} tokens: <b>%{{y:.3~g}}×</b> {against}<extra>{mode}</extra>"
+        traces.append({**_line(mode, [tokens for tokens, _ in shared], gains), "hovertemplate": hover})
     return {
-        "data": [
-            {
-                **_line(mode, [tokens for tokens, _ in points], [row.speedup_vs_eager for _, row in points]),
-                "hovertemplate": "%{x:,} tokens: <b>%{y:.3~g}×</b> eager<extra>" + mode + "</extra>",
-            }
-            for mode, points in _measured(buckets).items()
-        ],
+        "data": traces,
         "layout": {
             "xaxis": _token_axis(buckets),
-            "yaxis": axis("times as fast as eager", rangemode="tozero"),
+            "yaxis": axis(f"times as fast as {against}", rangemode="tozero"),
             "shapes": [_level(1)],
         },
     }

@@ -67,6 +67,19 @@ def test_an_eager_that_keeps_the_gpu_busy_is_noted_with_its_smallest_size() -> N
     assert note.cause and note.remedy
 
 
+def test_rows_that_a_cut_profile_did_not_look_into_are_noted() -> None:
+    report = profile_report()
+    last = rename(
+        report.buckets[-1],
+        modes=[rename(row, graph_launches=None) if row.mode == "fused" else row for row in report.buckets[-1].modes],
+    )
+    (note,) = [
+        note for note in notes(rename(report, buckets=[*report.buckets[:-1], last])) if note.code == "not-looked-into"
+    ]
+    assert note.message.startswith("1 of 25 rows have no launches")
+    assert note.message.endswith("first fused at 4096 tokens")
+
+
 def replay_of(*host_us: float) -> list[TimelineStep]:
     """A replay of a segment, a break and a segment on the host device."""
     kinds = ("segment", "break", "segment")

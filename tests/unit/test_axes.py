@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
+from bcg.buckets import engine_ladder
 from bcg_cli.views.axes import log_axis, token_axis, unit_of
 
 
@@ -30,7 +33,14 @@ def test_any_number_has_labels(values: tuple[float, ...]) -> None:
 
 def test_token_counts_are_labelled_themselves() -> None:
     assert token_axis([2**20, 16, 1024])["ticktext"] == ["16", "1,024", "1,048,576"]
-    assert len(token_axis(range(1, 100))["ticktext"]) <= 12
+    assert len(token_axis(range(1, 100))["ticktext"]) <= 13
+
+
+def test_labels_of_many_token_counts_keep_their_distance() -> None:
+    shown = token_axis(engine_ladder())["tickvals"]
+    assert (shown[0], shown[-1]) == (4, 4096)
+    assert 8 <= len(shown) <= 13
+    assert all(high / low >= 1.7 for low, high in itertools.pairwise(shown))
 
 
 @pytest.mark.parametrize(

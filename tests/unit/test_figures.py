@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from bcg_cli.views import figures
-from tests.cli.reports import bucket, profile_report
+from tests.cli.reports import STEP_MS, bucket, profile_report
 
 
 def test_the_bar_of_a_start_up_is_as_long_as_the_start_up() -> None:
@@ -14,6 +15,21 @@ def test_the_bar_of_a_start_up_is_as_long_as_the_start_up() -> None:
     assert [trace["name"] for trace in figure["data"]] == ["compile", "warm-up", "capture", "rest"]
     for index, mode in enumerate(reversed(modes)):
         assert sum(trace["x"][index] for trace in figure["data"]) == pytest.approx(mode.startup_s)
+
+
+def test_speed_ups_are_told_against_the_best_known_mode_that_ran() -> None:
+    report = profile_report()
+    buckets = [
+        msgspec.structs.replace(bucket, modes=[row for row in bucket.modes if row.mode != "eager"])
+        for bucket in report.buckets
+    ]
+    assert figures.speedup(report.buckets)["layout"]["yaxis"]["title"]["text"] == "times as fast as eager"
+    without = figures.speedup(buckets)
+    assert without["layout"]["yaxis"]["title"]["text"] == "times as fast as full"
+    fused = next(trace for trace in without["data"] if trace["name"] == "fused")
+    assert fused["y"] == [STEP_MS["full"][index] / STEP_MS["fused"][index] for index in range(len(buckets))]
+    alone = [msgspec.structs.replace(bucket, modes=bucket.modes[:1]) for bucket in buckets]
+    assert figures.speedup(alone)["data"] == []
 
 
 @pytest.mark.parametrize(

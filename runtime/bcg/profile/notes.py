@@ -55,6 +55,17 @@ def _cut_short(report: ProfileReport) -> Iterator[ReportWarning]:
             cause="the profile was interrupted, or no mode came to its end",
             remedy="run it again, with fewer --modes, --tokens or --rounds",
         )
+    rows = list(_rows(report))
+    unknown = [(tokens, row) for tokens, row in rows if row.graph_launches is None]
+    if unknown:
+        tokens, row = unknown[0]
+        yield ReportWarning(
+            code="not-looked-into",
+            message=f"{len(unknown)} of {len(rows)} rows have no launches and no times of segments and breaks, "
+            f"first {row.mode} at {tokens} tokens",
+            cause="the profile ended after the rounds, before it looked into these",
+            remedy="run it again, with fewer --modes or --tokens",
+        )
 
 
 def _busy_already(report: ProfileReport) -> Iterator[ReportWarning]:
