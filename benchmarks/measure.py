@@ -21,6 +21,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bcg.buckets import engine_ladder
+
 GRACE_S = 30
 MEMORY_TEST = "tests/behaviours/test_streams_and_pool.py"
 MODES = "eager,full,breakable,compiled,piecewise,fused"
@@ -50,7 +52,9 @@ PROFILED = {
     "nemotron-h-8b": ["--tokens", "16,1024", "--rounds", "5"],
     "qwen3-32b": ["--tokens", "16,1024", "--rounds", "5"],
 }
-"""The compiler's two modes take 26 s for each token count of the 0.6B and 44 s for each of the 8B (H100)."""
+"""The compiler's two modes take 26 s for each token count of the 0.6B and 30 to 44 s for each of the 8B (H100)."""
+LADDERS = {"qwen3-0.6b": "5", "qwen3-8b": "3"}
+"""Models whose `breakable` is compared with `full` at every bucket, and in how many rounds: 2 and 3 minutes."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,11 @@ def steps(out: Path) -> Iterator[Step]:
     path = str(out / "sweep.json")
     sweep = [sys.executable, "-m", "benchmarks.sweep", "--device", "cuda", "--jobs", "8", "--json", path]
     yield Step("sweep", "sweep", sweep, 300)
+    ladder = ",".join(str(tokens) for tokens in engine_ladder() if tokens >= 16)
+    for model, rounds in LADDERS.items():
+        words = ["--modes", "full,breakable", "--tokens", ladder, "--rounds", rounds]
+        path = str(out / f"buckets-{model}.json")
+        yield Step("ladders", f"buckets-{model}", [*bcg, "profile", model, *words, "--json", path], 240)
     for model, words in PROFILED.items():
         path = str(out / f"profile-{model}.json")
         yield Step(
