@@ -101,10 +101,12 @@ class ModulePath:
 
     @contextlib.contextmanager
     def followed(self) -> Iterator[None]:
-        enter: Callable[..., None] = self._enter
+        # Where the forward runs compiled code, its compiler would take these for the model's, which it can't trace.
+        enter: Callable[..., None] = torch.compiler.disable(self._enter)
+        leave: Callable[..., None] = torch.compiler.disable(self._leave)
         handles = [
             nn_module.register_module_forward_pre_hook(enter),
-            nn_module.register_module_forward_hook(self._leave, always_call=True),
+            nn_module.register_module_forward_hook(leave, always_call=True),
         ]
         try:
             yield

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from torch import Tensor, nn
 
 import bcg.attention
-from bcg.whereabouts import from_search_path, is_users, source_line_of
+from bcg.whereabouts import ModulePath, from_search_path, is_users, source_line_of
+from tests.targets import Around
 
 
 def test_a_file_is_told_from_where_python_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,3 +35,19 @@ def test_users_code_is_no_librarys(tmp_path: Path) -> None:
     assert is_users(transformers.__file__)
     for module in (torch, contextlib, bcg.attention):
         assert not is_users(str(module.__file__))
+
+
+class AddsOne(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1
+
+
+def test_the_compiler_leaves_alone_what_follows_modules() -> None:
+    entered: list[str] = []
+    left: list[str] = []
+    inner = AddsOne()
+    inner.compile(backend="eager", fullgraph=True)
+    modules = ModulePath(lambda: entered.append(modules.path), left.append)
+    with modules.followed():
+        assert Around(inner)(torch.zeros(2)).tolist() == [1.0, 1.0]
+    assert (entered, left) == (["Around", "inner"], ["inner", "Around"])
