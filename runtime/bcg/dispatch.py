@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch._ops import HigherOrderOperator
+from torch.utils import _python_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bcg.structure import is_wrapped, tensors_in
@@ -17,18 +19,42 @@ HIGHER_ORDER = "higher_order."
 
 
 class DispatchMode(TorchDispatchMode):
-    """Is called for every operation that reaches the dispatcher inside its ``with`` block."""
+    """Is called for every operation that reaches the dispatcher inside its ``with`` block.
+
+    Code that was given to torch's compiler runs uncompiled there: under a mode the compiler would refuse the code that
+    has to be one graph, and pass by the rest, which before torch 2.14 it does ever after.
+    """
 
     supports_higher_order_operators = True
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._stances: list[Any] = []
+
+    def __enter__(self) -> Self:
+        self._stances.append(torch.compiler.set_stance("force_eager"))
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._stances.pop().__exit__(None, None, None)
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Run the block as if this mode, the innermost one, had not been entered."""
+        stance = self._stances[-1]
+        with _python_dispatch._pop_mode_temporarily():
+            stance.__exit__(None, None, None)
+            try:
+                yield
+            finally:
+                stance.__enter__()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if is_wrapped(types):
             return NotImplemented
         if isinstance(func, HigherOrderOperator):
-            torch._dynamo.reset()  # the compiler skipped the call under this mode: without one it would fail ever after
             return self.run_higher_order(func, f"{HIGHER_ORDER}{func}", args, kwargs or {})
         return self.run(func, args, kwargs or {})
 

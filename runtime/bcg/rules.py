@@ -133,22 +133,22 @@ def break_modules(root: nn.Module, globs: Sequence[str]) -> dict[str, tuple[str,
 def break_module(root: nn.Module, path: str, source: BreakSource) -> None:
     """Make the module at `path` a break; a module that is one already stays as it is."""
     module = root.get_submodule(path)
-    if not hasattr(vars(module).get("forward"), "_bcg_break"):
+    if not hasattr(vars(module).get(_called(module)), "_bcg_break"):
         _wrap(module, _own_forward(module), BreakLabel(type(module).__name__, path, source))
 
 
 @contextlib.contextmanager
 def forwards_kept(root: nn.Module) -> Iterator[None]:
     """Bring back, after the block, the modules' own forwards, which breaks take the place of."""
-    before = [(vars(module), vars(module).get("forward")) for module in root.modules()]
+    before = [(vars(module), name, vars(module).get(name)) for module in root.modules() for name in _CALLED]
     try:
         yield
     finally:
-        for attributes, forward in before:
+        for attributes, name, forward in before:
             if forward is not None:
-                attributes["forward"] = forward
+                attributes[name] = forward
             else:
-                attributes.pop("forward", None)
+                attributes.pop(name, None)
 
 
 def _near_names(glob: str, named: list[tuple[str, nn.Module]]) -> str:
@@ -198,7 +198,15 @@ def _wrap(module: nn.Module, run: Callable[..., Any], label: BreakLabel) -> None
     broken.__name__ = broken.__qualname__ = label.name
     broken.__signature__ = inspect.signature(module.forward)  # type: ignore[attr-defined]
     broken._bcg_break = True  # type: ignore[attr-defined]
-    module.forward = torch.compiler.disable(broken)
+    setattr(module, _called(module), torch.compiler.disable(broken))
+
+
+_CALLED = ("forward", "_compiled_call_impl")
+
+
+def _called(module: nn.Module) -> str:
+    """Return through which attribute a call of the module goes: its forward, or what its own `compile` made of it."""
+    return _CALLED[module._compiled_call_impl is not None]
 
 
 def _own_forward(module: nn.Module) -> Callable[..., Any]:
@@ -207,7 +215,7 @@ def _own_forward(module: nn.Module) -> Callable[..., Any]:
     The wrapper is an attribute of the module: with a strong reference back, dropping a model would free its
     weights only when the cycle collector comes by.
     """
-    own: Callable[..., Any] | None = vars(module).get("forward")
+    own: Callable[..., Any] | None = vars(module).get(_called(module))
     if own is not None:
         return own
     method = module.forward

@@ -77,7 +77,7 @@ class Tape:
             if torch.overrides._get_current_function_mode() is self._function_mode:
                 stack.enter_context(torch.overrides._pop_mode_temporarily())
             if _python_dispatch._get_current_dispatch_mode() is self._dispatch_mode:
-                stack.enter_context(_python_dispatch._pop_mode_temporarily())
+                stack.enter_context(self._dispatch_mode.aside())
             yield
 
     def begin_segment(self) -> None:
