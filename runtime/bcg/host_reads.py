@@ -113,6 +113,8 @@ _SYNCHRONIZING = {
     "aten::is_nonzero": "the host needs the value",
     "aten::equal": "the host needs the answer",
     "aten::allclose": "the host needs the answer",
+    "aten::_nested_tensor_from_mask": "the host needs the lengths in the mask",
+    "aten::_nested_tensor_from_mask_left_aligned": "the host needs the answer",
     "aten::pin_memory": PINS,
     "aten::_pin_memory": PINS,
 }
