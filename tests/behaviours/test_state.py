@@ -176,7 +176,9 @@ HOST_READS: dict[str, Callable[[Tensor], object]] = {
     "repeat_interleave": lambda t: t.repeat_interleave(t.long()),
     "equal": lambda t: torch.equal(t, t + 1),
     "nested": lambda t: torch._nested_tensor_from_mask(t.reshape(1, 2, 2), t.reshape(1, 2, 2)[..., 0] > 0),
-    "nested, left-aligned": lambda t: torch._nested_tensor_from_mask_left_aligned(t.reshape(1, 2, 2), t.reshape(1, 2, 2)[..., 0] > 0),
+    "nested, left-aligned": lambda t: torch._nested_tensor_from_mask_left_aligned(
+        t.reshape(1, 2, 2), t.reshape(1, 2, 2)[..., 0] > 0
+    ),
     "from Python data": lambda t: torch.tensor([1.0, 2.0], device=t.device),
     "as an array": lambda t: torch.asarray([1.0, 2.0], device=t.device),
     "like another": lambda t: t.new_tensor([1.0, 2.0]),
