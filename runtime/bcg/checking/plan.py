@@ -84,6 +84,8 @@ def batch_of(trial: Trial, target: Target) -> Batch:
 def poisoned_padding(trial: Trial, target: Target) -> dict[str, torch.Tensor] | None:
     """Make values for the padding rows that a leak would show in: valid ones, fractions a hundred times too large.
 
+    Masks hold zeros there, as in every replay: they are how a model knows padding.
+
     Returns:
         Inputs for the padding rows; None where there are none.
     """
@@ -91,10 +93,15 @@ def poisoned_padding(trial: Trial, target: Target) -> dict[str, torch.Tensor] | 
         return None
     generator = _generator(target, trial.seed + _PADDING_SEED)
     inputs = made_inputs(target.make_inputs, trial.num_padding, target.device, generator)
+    masks = {spec.name for spec in target.input_specs if spec.is_mask}
     return {
-        name: value * 100 if value.is_floating_point() or value.is_complex() else value
+        name: torch.zeros_like(value) if name in masks else value * 100 if _has_fractions(value) else value
         for name, value in inputs.items()
     }
+
+
+def _has_fractions(value: torch.Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
 
 
 def _generator(target: Target, seed: int) -> torch.Generator:

@@ -162,9 +162,10 @@ class _Verifier:
         except Exception as error:
             if isinstance(error, BcgError) or is_sticky(error):
                 raise
+            beside = " beside zeros as padding" if padding is None and trial.num_padding else ""
             raise ModelError(
                 f"the eager forward of {self._runner.target.name} fails for {trial.num_tokens} tokens in the bucket of "
-                f"{trial.tokens}: {type(error).__name__}: {first_line(error)}",
+                f"{trial.tokens}{beside}: {type(error).__name__}: {first_line(error)}",
                 hint="it must run eagerly with any values before its replay can be compared; see --traceback",
             ) from error
 
@@ -186,7 +187,7 @@ class _Verifier:
         if not draws and self._is_same(alone, trial, output):
             return
         self._put_back()
-        if not self._is_same(self._runner.eager_padded(batch), trial, output):
+        if not self._is_same(self._eager(trial, batch, None), trial, output):
             verdict.leaks.append(trial)
         elif not draws and not are_near(alone, output):
             verdict.resized.append(trial)
