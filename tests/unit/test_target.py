@@ -98,6 +98,10 @@ def test_a_model_that_mixes_rows_is_warned_about() -> None:
     assert load(lambda y: y - y.mean(0), attention_break=False).warnings == []
 
 
+def test_an_output_without_elements_is_no_mixing_of_requests() -> None:
+    assert load(lambda y: (y, y[:, :0])).packs_requests
+
+
 def test_random_numbers_are_no_mixing_of_requests() -> None:
     noisy = load(lambda y: y + torch.rand_like(y), attention_break=True)
     assert "requests-mix" not in [warning.code for warning in noisy.warnings]
