@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +83,27 @@ def describe_outputs(target: Target) -> OutputFacts:
         if draws and not separates and _are_alike(packed, dims):
             return OutputFacts(dims, None)
     return OutputFacts(dims, separates)
+
+
+def refuse_other_outputs(target: Target, output: Any, num_tokens: int) -> None:
+    """Refuse what `GraphRunner` would cut wrongly: another number of tensors than at first, or other sizes.
+
+    Raises:
+        ModelError: The outputs for so many tokens are not like those of the first forwards.
+    """
+    tensors, dims = tensors_in(output), target.output_token_dims
+    if len(tensors) != len(dims):
+        raise ModelError(
+            f"the forward of {target.name} returns {len(tensors)} tensors for {num_tokens} tokens, "
+            f"{len(dims)} for {PROBE_SIZES[0]}",
+            hint="it must return the same structure at every size",
+        )
+    for index, (tensor, dim) in enumerate(zip(tensors, dims, strict=True)):
+        if dim is not None and (dim >= tensor.dim() or tensor.shape[dim] != num_tokens):
+            raise ModelError(
+                f"output {index} of {target.name} has the shape {list(tensor.shape)} for {num_tokens} tokens",
+                hint=f"its dimension {dim} must be the number of tokens, as it is for {PROBE_SIZES[0]}",
+            )
 
 
 def is_same_within(target: Target, surroundings: AbstractContextManager[None]) -> bool:
