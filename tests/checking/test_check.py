@@ -208,6 +208,19 @@ def test_padding_that_a_mask_tells_is_no_leak(name: str, dtype: torch.dtype, dev
     assert [card.hazard for card in report.findings] == ["S10"]
 
 
+def test_padding_that_an_id_of_zero_tells_is_no_leak(device: str) -> None:
+    def make(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, Tensor]:
+        ids = torch.randint(1, 9, (num_tokens,), device=device, generator=generator)
+        return make_inputs(num_tokens, device, generator) | {"ids": ids}
+
+    masked = Masked()
+    module = Calls(lambda x, ids: masked(x, ids != 0))
+    assert check(own_target(module, device, make), buckets=(4, 8)).verdict == "match"
+    blind = Calls(lambda x, ids: x - ids.to(x.dtype).mean())
+    report = check(own_target(blind, device, make), buckets=(4, 8))
+    assert [card.hazard for card in report.findings] == ["S10"]
+
+
 class WritesParameter(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -98,6 +98,11 @@ def poisoned_padding(trial: Trial, target: Target) -> dict[str, torch.Tensor] | 
         name: torch.zeros_like(value) if name in masks else value * 100 if _has_fractions(value) else value
         for name, value in inputs.items()
     }
+
+
+def without_whole_numbers(padding: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Put zeros in place of whole numbers, as in every replay: by ids or slots of 0 a model may know padding too."""
+    return {name: value if _has_fractions(value) else torch.zeros_like(value) for name, value in padding.items()}
 
 
 def _has_fractions(value: torch.Tensor) -> bool:
