@@ -120,6 +120,14 @@ def test_a_model_may_change_its_dtype(tmp_path: Path, conversion: str, dtype: st
     assert (found.model.dtype, len(found.segments)) == (wanted, 1)
 
 
+def test_a_factory_that_needs_values_is_told_to_be_captured(tmp_path: Path) -> None:
+    path = tmp_path / "model.py"
+    path.write_text("import torch\ndef model():\n    return torch.nn.Linear(4, int(torch.rand(4).argmax()) + 1)\n")
+    with pytest.raises(ModelError, match="in a dry run, without data$") as caught:
+        plan_of(f"{path}:model", 8)
+    assert str(caught.value.hint).endswith("a factory that needs values can only be captured, without --dry-run")
+
+
 GUESSED = """
 import torch
 class Halves(torch.nn.Module):

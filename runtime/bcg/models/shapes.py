@@ -114,7 +114,8 @@ def _from_factory(
                 _make_fake(module, mode)
             return module.to(dtype=dtype) if dtype else module, make_inputs
     except ModelError as error:
-        raise ModelError(f"{error.message}, in a dry run, without data", hint=error.hint) from error
+        hint = error.hint and f"{error.hint}; a factory that needs values can only be captured, without --dry-run"
+        raise ModelError(f"{error.message}, in a dry run, without data", hint=hint) from error
 
 
 @contextmanager
