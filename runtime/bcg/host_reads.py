@@ -58,6 +58,9 @@ def before_the_dispatcher(
         repeats = args[1] if len(args) > 1 else kwargs.get("repeats")
         if isinstance(repeats, Tensor) and kwargs.get("output_size") is None:
             reason = "its result's shape depends on the repeats"
+    if function in (torch.tensor_split, Tensor.tensor_split):
+        parts = args[1] if len(args) > 1 else kwargs.get("tensor_indices_or_sections", kwargs.get("indices"))
+        reason = "the host needs the indices" if _holds_values(parts, device_type) else None
     if reason is None and function is Tensor.to and any(_is_host(word) for word in (*args[1:], *kwargs.values())):
         reason = "to('cpu') copies it to the host"
     if reason is None and function is Tensor.new_tensor:
@@ -113,6 +116,13 @@ _SYNCHRONIZING = {
     "aten::is_nonzero": "the host needs the value",
     "aten::equal": "the host needs the answer",
     "aten::allclose": "the host needs the answer",
+    "aten::_nested_tensor_from_mask": "the host needs the lengths in the mask",
+    "aten::_nested_tensor_from_mask_left_aligned": "the host needs the answer",
+    "aten::_nested_tensor_from_tensor_list": "it makes a nested tensor, which a segment can't hold",
+    "aten::_nested_view_from_buffer": "it makes a nested tensor, which a segment can't hold",
+    "aten::_pack_padded_sequence": "the host needs the lengths",
+    "aten::_pad_packed_sequence": "the host needs the lengths",
+    "aten::_choose_qparams_per_tensor": "the host needs its value",
     "aten::pin_memory": PINS,
     "aten::_pin_memory": PINS,
 }

@@ -34,6 +34,11 @@ class InputSpec:
     shape: tuple[int, ...]
     token_dim: int | None
 
+    @property
+    def is_mask(self) -> bool:
+        """Whether it tells real rows from padding: then zeros are what its padding holds."""
+        return self.dtype == torch.bool or "mask" in self.name
+
     def shape_for(self, num_tokens: int) -> tuple[int, ...]:
         """Return the shape of this input for that many tokens."""
         return tuple(num_tokens if size == -1 else size for size in self.shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from bcg.context import ForwardContext, forward_context
 from bcg.errors import BcgError, ModelError, ReplayError
 from bcg.inputs import PROBE_SIZES, Batch, find_token_dim
 from bcg.nearness import LOOSE_MEAN, is_near_in_mean
-from bcg.state import ModelState
+from bcg.state import ModelState, have_drawn
 from bcg.structure import same_bits, tensors_in
 from bcg.target import Target, first_line, make_batch
 from bcg.whereabouts import users_line
@@ -30,7 +31,7 @@ class OutputFacts:
     Attributes:
         token_dims: Token dimension of each output tensor; None for one without.
         separates_requests: Whether packed requests leave each other alone; None if the target takes no
-            packed requests at all.
+            packed requests at all, or draws random numbers, which are others for other sizes.
     """
 
     token_dims: tuple[int | None, ...]
@@ -77,9 +78,32 @@ def describe_outputs(target: Target) -> OutputFacts:
     separates = _are_separate(alone, packed, dims)
     if not separates and target.alignment is None:  # it may be state that each forward leaves to the next
         written = {path: target.module.get_parameter(path) for path, _ in _versions(target.module) - versions}
-        alone, *packed = _from_one_state(target, [request, *behind], written)
+        (alone, *packed), draws = _from_one_state(target, [request, *behind], written)
         separates = _are_separate(alone, packed, dims)
+        if draws and not separates and _are_alike(packed, dims):
+            return OutputFacts(dims, None)
     return OutputFacts(dims, separates)
+
+
+def refuse_other_outputs(target: Target, output: Any, num_tokens: int) -> None:
+    """Refuse what `GraphRunner` would cut wrongly: another number of tensors than at first, or other sizes.
+
+    Raises:
+        ModelError: The outputs for so many tokens are not like those of the first forwards.
+    """
+    tensors, dims = tensors_in(output), target.output_token_dims
+    if len(tensors) != len(dims):
+        raise ModelError(
+            f"the forward of {target.name} returns {len(tensors)} tensors for {num_tokens} tokens, "
+            f"{len(dims)} for {PROBE_SIZES[0]}",
+            hint="it must return the same structure at every size",
+        )
+    for index, (tensor, dim) in enumerate(zip(tensors, dims, strict=True)):
+        if dim is not None and (dim >= tensor.dim() or tensor.shape[dim] != num_tokens):
+            raise ModelError(
+                f"output {index} of {target.name} has the shape {list(tensor.shape)} for {num_tokens} tokens",
+                hint=f"its dimension {dim} must be the number of tokens, as it is for {PROBE_SIZES[0]}",
+            )
 
 
 def is_same_within(target: Target, surroundings: AbstractContextManager[None]) -> bool:
@@ -99,23 +123,39 @@ def _versions(module: nn.Module) -> set[tuple[str, int]]:
     return {(path, one._version) for path, one in module.named_parameters() if not one.is_inference()}
 
 
-def _from_one_state(target: Target, batches: Sequence[Batch], written: Mapping[str, Tensor]) -> list[list[Tensor]]:
-    """Run batches, each from the state that is there now; `written` are parameters that are state as well."""
+def _from_one_state(
+    target: Target, batches: Sequence[Batch], written: Mapping[str, Tensor]
+) -> tuple[list[list[Tensor]], bool]:
+    """Run batches, each from the state that is there now, and tell whether they draw random numbers.
+
+    Args:
+        target: What is run.
+        batches: Each from that state.
+        written: Parameters that are state as well.
+    """
     state = ModelState(target.module, written)
     base = state.save()
     outputs = []
     for batch in batches:
         outputs.append([tensor.clone() for tensor in _probe(target, batch)])
+        draws = have_drawn(base)
         state.restore(base)
-    return outputs
+    return outputs, draws
 
 
 def _are_separate(alone: list[Tensor], packed: list[list[Tensor]], dims: tuple[int | None, ...]) -> bool:
     """Tell whether the rows of a request are the same alone, and behind each of two others."""
-    first, second = (_back_halves(outputs, dims) for outputs in packed)
     rows = [tensor for tensor, dim in zip(alone, dims, strict=True) if dim is not None]
-    # The same shapes run the same kernels, so the first comparison is nearly exact in any dtype.
-    return _are_close(first, second, _SAME_SHAPE_TOLERANCE) and _are_close(rows, first, LOOSE_MEAN)
+    return _are_alike(packed, dims) and _are_close(rows, _back_halves(packed[0], dims), LOOSE_MEAN)
+
+
+def _are_alike(packed: list[list[Tensor]], dims: tuple[int | None, ...]) -> bool:
+    """Tell whether the rows of a request are the same behind each of two others.
+
+    The same shapes run the same kernels, so this is nearly exact in any dtype.
+    """
+    first, second = (_back_halves(outputs, dims) for outputs in packed)
+    return _are_close(first, second, _SAME_SHAPE_TOLERANCE)
 
 
 def _packed(target: Target, front: Batch, back: Batch) -> Batch:

@@ -186,5 +186,9 @@ def unowned_alias(tensor: Tensor) -> Tensor:
 
 
 def view_as_in(storage: Any, tensor: Tensor) -> Tensor:
-    """Return a tensor over `storage` that looks at it as `tensor` looks at its own, conjugated or negated as well."""
-    return tensor.detach().set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())
+    """Return a plain tensor over `storage` that looks at it as `tensor` looks at its own, conjugated and negated too.
+
+    To autograd, `tensor` is not changed.
+    """
+    with torch._C.DisableTorchFunctionSubclass():
+        return tensor.data.set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())

@@ -24,6 +24,7 @@ from bcg.errors import BcgError, CaptureError, Place
 from bcg.graph import BreakableCUDAGraph
 from bcg.inputs import StaticInputs
 from bcg.layout import plan_arenas
+from bcg.probe import refuse_other_outputs
 from bcg.ranges import stretch
 from bcg.rehearsal import rehearse
 from bcg.structure import map_tensors, unowned_alias
@@ -205,6 +206,7 @@ class Sweep:
             ):
                 output = self._forward(views)
             captured = time.perf_counter()
+        refuse_other_outputs(self.target, output, tokens)
         after = device.memory(self.pool)
         if not self.graphs:
             self._needs_tape = device.needs_tape or (self._tape and not explains(self._known_externals(), graph))

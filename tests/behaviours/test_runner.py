@@ -271,6 +271,59 @@ def test_a_structured_output_is_cut_along_each_tensors_token_dimension(device: s
     assert torch.equal(output["rows"], runner.eager(batch)["rows"])
 
 
+class OtherOutputs(nn.Module):
+    """Returns something else where there are many rows."""
+
+    def __init__(self, more: bool) -> None:
+        super().__init__()
+        self.more = more
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        rows = [x * 2, (x + 1)[:20]]
+        return [x.sum(0), *rows] if self.more and len(x) > 16 else rows
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (True, "the forward of test returns 3 tensors for 32 tokens, 2 for 8"),
+        (False, r"output 1 of test has the shape \[20, 4\] for 32 tokens"),
+    ],
+)
+def test_outputs_that_could_not_be_cut_are_refused_at_capture(more: bool, message: str, device: str) -> None:
+    runner = GraphRunner(target_of(OtherOutputs(more), device))
+    with pytest.raises(CaptureError, match=f"^bucket of 32 tokens: {message}$"):
+        runner.capture([16, 32])
+    runner.capture([16])
+
+
+class Named(Tensor):
+    """A tensor of a class of the user's own."""
+
+
+class ReturnsNamed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.as_subclass(Named) * 2
+
+
+class Gradient(nn.Module):
+    """Forces from an energy: a gradient that is part of the forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.inference_mode(False), torch.enable_grad():
+            place = x.clone().requires_grad_()
+            (force,) = torch.autograd.grad(place.tanh().square().sum(), place)
+        return force
+
+
+@pytest.mark.parametrize("module", [ReturnsNamed(), Gradient()], ids=["subclass", "gradient"])
+def test_what_autograd_and_classes_of_tensors_make_is_replayed(module: nn.Module) -> None:
+    runner = GraphRunner(target_of(module, "cpu"))
+    runner.capture([8])
+    batch = make_batch(runner.target, (5,), torch.Generator().manual_seed(1))
+    assert torch.equal(runner.replay(batch), runner.eager(batch))
+
+
 def test_the_first_error_of_a_bucket_leaves_the_earlier_buckets(device: str) -> None:
     class Fails(nn.Module):
         at_tokens = 8

@@ -152,6 +152,15 @@ def test_a_forward_may_reshape_its_inputs_in_place(device: str, reshape: Callabl
     assert (report.verdict, report.findings) == ("match", [])
 
 
+class Calls(nn.Module):
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        return self.function(**inputs)
+
+
 class NeedsSmallNumbers(nn.Module):
     """Fails with the poisoned padding of a batch, which no capture meets."""
 
@@ -168,6 +177,48 @@ class NeedsSmallNumbers(nn.Module):
 def test_an_eager_forward_that_fails_ends_the_check_in_one_line(device: str) -> None:
     with pytest.raises(ModelError, match=r"^the eager forward of test fails for 3 tokens in the bucket of 4: ValueErr"):
         check(target_of(NeedsSmallNumbers(), device), buckets=(4,))
+
+
+def test_an_eager_forward_that_fails_beside_the_padding_of_a_replay_is_told_in_one_line(device: str) -> None:
+    def sample(x: Tensor) -> Tensor:
+        return torch.multinomial(x / x.sum(-1, keepdim=True), 1)
+
+    with pytest.raises(ModelError, match=r"^the eager forward of test fails for 3 tokens in the bucket of 4 beside ze"):
+        check(target_of(Calls(sample), device), buckets=(4,))
+
+
+class Masked(nn.Module):
+    """A mean over the real rows, that it knows by a mask."""
+
+    def forward(self, x: Tensor, real: Tensor) -> Tensor:
+        weights = real.to(x.dtype).unsqueeze(-1)
+        return x - (x * weights).sum(0) / weights.sum(0)
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("real", torch.bool), ("attention_mask", torch.int64)])
+def test_padding_that_a_mask_tells_is_no_leak(name: str, dtype: torch.dtype, device: str) -> None:
+    def make(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, Tensor]:
+        return make_inputs(num_tokens, device, generator) | {name: torch.ones(num_tokens, dtype=dtype, device=device)}
+
+    masked = Masked()
+    module = Calls(lambda x, **masks: masked(x, masks[name]))
+    assert check(own_target(module, device, make), buckets=(4, 8)).verdict == "match"
+    blind = Calls(lambda x, **_: masked(x, torch.ones_like(x[:, 0])))
+    report = check(own_target(blind, device, make), buckets=(4, 8))
+    assert [card.hazard for card in report.findings] == ["S10"]
+
+
+def test_padding_that_an_id_of_zero_tells_is_no_leak(device: str) -> None:
+    def make(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, Tensor]:
+        ids = torch.randint(1, 9, (num_tokens,), device=device, generator=generator)
+        return make_inputs(num_tokens, device, generator) | {"ids": ids}
+
+    masked = Masked()
+    module = Calls(lambda x, ids: masked(x, ids != 0))
+    assert check(own_target(module, device, make), buckets=(4, 8)).verdict == "match"
+    blind = Calls(lambda x, ids: x - ids.to(x.dtype).mean())
+    report = check(own_target(blind, device, make), buckets=(4, 8))
+    assert [card.hazard for card in report.findings] == ["S10"]
 
 
 class WritesParameter(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import random
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -159,6 +160,23 @@ def test_a_number_that_python_draws_is_told_from_one_that_depends_on_the_inputs(
     assert (found.module, found.card.hazard) == ("inner", "S16")
     assert "drawn anew" in found.card.title or "a random number decides the branch" in found.card.title
     assert found.card.remedy == "draw on the device, from a generator that the graph knows, or break there"
+
+
+class ScalesByCalls(nn.Module):
+    """Scales by how often it was called, which no module holds."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (1 + 1e-6 * next(CALLS))
+
+
+CALLS = itertools.count()
+
+
+def test_a_count_that_no_module_holds_is_no_random_number() -> None:
+    diagnosis = break_where_needed(own_target(Between(ScalesByCalls()), "cpu", make_inputs), (4, 8))
+    (found,) = diagnosis.automatic_breaks
+    assert (found.module, found.card.hazard) == ("inner", "S12")
+    assert "in the next forward" in found.card.title
 
 
 def test_a_seed_of_pythons_own_generator_makes_every_draw_the_same() -> None:

@@ -40,6 +40,9 @@ def number():
 def wrong_pair():
     return Rows(), 3
 
+def lazy():
+    return nn.Sequential(nn.LazyLinear(4), nn.LazyLinear(4))
+
 def no_vocabulary():
     return nn.Linear(4, 4)
 
@@ -116,6 +119,7 @@ def test_a_path_with_a_colon_is_split_at_the_last_one(script: str, tmp_path: Pat
         ("{script}:needs_an_argument", ModelError, "^factory .* raised TypeError", "--traceback"),
         ("{script}:number", ModelError, "^factory .*:number returned int, expected a torch.nn.Module", None),
         ("{script}:wrong_pair", ModelError, r"returned a tuple of \(Rows, int\), expected", None),
+        ("{script}:lazy", ModelError, "^factory .* returned 4 parameters and buffers that are not initialized", "once"),
         ("{script}:no_vocabulary", ModelError, "^.* has no vocabulary to draw input_ids from", "make_inputs"),
     ],
 )

@@ -104,6 +104,30 @@ def test_a_model_that_copies_a_layer_is_planned_without_a_warning(tmp_path: Path
         torch.set_warn_always(False)
 
 
+@pytest.mark.parametrize(("conversion", "dtype"), [("", "bfloat16"), (".half()", None), (".to(torch.float64)", None)])
+def test_a_model_may_change_its_dtype(tmp_path: Path, conversion: str, dtype: str | None) -> None:
+    path = tmp_path / "model.py"
+    path.write_text(
+        "import copy\n"
+        "import torch\n"
+        "def model():\n"
+        "    layer = torch.nn.Linear(4, 4)\n"
+        f"    model = torch.nn.Sequential(torch.nn.Embedding(10, 4), layer, copy.deepcopy(layer)){conversion}\n"
+        "    return model, lambda n, device, generator: {'input': torch.randint(0, 10, (n,), device=device)}\n"
+    )
+    found = plan_of(f"{path}:model", 8, dtype=dtype)
+    wanted = dtype or ("float64" if "64" in conversion else "float16")
+    assert (found.model.dtype, len(found.segments)) == (wanted, 1)
+
+
+def test_a_factory_that_needs_values_is_told_to_be_captured(tmp_path: Path) -> None:
+    path = tmp_path / "model.py"
+    path.write_text("import torch\ndef model():\n    return torch.nn.Linear(4, int(torch.rand(4).argmax()) + 1)\n")
+    with pytest.raises(ModelError, match="in a dry run, without data$") as caught:
+        plan_of(f"{path}:model", 8)
+    assert str(caught.value.hint).endswith("a factory that needs values can only be captured, without --dry-run")
+
+
 GUESSED = """
 import torch
 class Halves(torch.nn.Module):

@@ -98,6 +98,18 @@ def test_a_model_that_mixes_rows_is_warned_about() -> None:
     assert load(lambda y: y - y.mean(0), attention_break=False).warnings == []
 
 
+def test_an_output_without_elements_is_no_mixing_of_requests() -> None:
+    assert load(lambda y: (y, y[:, :0])).packs_requests
+
+
+def test_random_numbers_are_no_mixing_of_requests() -> None:
+    noisy = load(lambda y: y + torch.rand_like(y), attention_break=True)
+    assert "requests-mix" not in [warning.code for warning in noisy.warnings]
+    mixing = load(lambda y: y - y.mean(0) + torch.rand_like(y) * 1e-6)
+    assert "requests-mix" in [warning.code for warning in mixing.warnings]
+    assert not (noisy.packs_requests or mixing.packs_requests)
+
+
 class Stateful(nn.Module):
     """Scales by what forwards before it left: in a buffer, in a parameter, on the host, or in a generator."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,6 +84,8 @@ def batch_of(trial: Trial, target: Target) -> Batch:
 def poisoned_padding(trial: Trial, target: Target) -> dict[str, torch.Tensor] | None:
     """Make values for the padding rows that a leak would show in: valid ones, fractions a hundred times too large.
 
+    Masks hold zeros there, as in every replay: they are how a model knows padding.
+
     Returns:
         Inputs for the padding rows; None where there are none.
     """
@@ -91,10 +93,20 @@ def poisoned_padding(trial: Trial, target: Target) -> dict[str, torch.Tensor] | 
         return None
     generator = _generator(target, trial.seed + _PADDING_SEED)
     inputs = made_inputs(target.make_inputs, trial.num_padding, target.device, generator)
+    masks = {spec.name for spec in target.input_specs if spec.is_mask}
     return {
-        name: value * 100 if value.is_floating_point() or value.is_complex() else value
+        name: torch.zeros_like(value) if name in masks else value * 100 if _has_fractions(value) else value
         for name, value in inputs.items()
     }
+
+
+def without_whole_numbers(padding: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Put zeros in place of whole numbers, as in every replay: by ids or slots of 0 a model may know padding too."""
+    return {name: value if _has_fractions(value) else torch.zeros_like(value) for name, value in padding.items()}
+
+
+def _has_fractions(value: torch.Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
 
 
 def _generator(target: Target, seed: int) -> torch.Generator:

@@ -16,12 +16,12 @@ from bcg.checking.seeding import find_seeding
 from bcg.collectives import in_step
 from bcg.context import ForwardContext, forward_context
 from bcg.diagnose.cards import cards_of
-from bcg.diagnose.survey import Finding, Survey, frozen_numbers, survey
+from bcg.diagnose.survey import BY_DRAWING, BY_INPUTS, BY_THE_HOST, Finding, Survey, frozen_numbers, survey
 from bcg.errors import BcgError
 from bcg.holdings import changed_paths
 from bcg.inputs import Batch
 from bcg.report import Card
-from bcg.state import ModelState
+from bcg.state import ModelState, have_drawn
 from bcg.target import Target, first_line, make_batch
 
 _SEEDS = (101, 102)
@@ -51,16 +51,19 @@ def survey_all(target: Target, sizes: Sequence[int]) -> tuple[list[Finding], lis
                 questions.setdefault(question.site, question)
         if changed and not state_cards:
             state_cards.append(_state_card(target.module, changed))
-        difference = frozen_numbers(*surveys)
+        difference = frozen_numbers(*surveys, by=BY_INPUTS)
         if difference is not None:
-            frozen.append(_drawn(target, tokens) or difference)
+            frozen.append(_moving_number(target, tokens) or difference)
     if sizes and target.alignment is None and (seeding := _seeding(target, min(sizes))) is not None:
         findings.setdefault(seeding.site, seeding)
     return list(findings.values()) or frozen[:1], state_cards + cards_of(questions.values())
 
 
-def _drawn(target: Target, tokens: int) -> Finding | None:
-    """Return the first number that two forwards of one batch, from one state, are given differently: it was drawn."""
+def _moving_number(target: Target, tokens: int) -> Finding | None:
+    """Return the first number that two forwards of one batch, from one state, are given differently.
+
+    It was drawn, or where no generator has moved, it is of the host: a counter that no module holds, or a clock.
+    """
     if target.alignment is not None:
         return None
     state = ModelState(target.module)
@@ -71,7 +74,7 @@ def _drawn(target: Target, tokens: int) -> Finding | None:
         with forward_context(ForwardContext((tokens,))):
             surveys.append(survey(lambda: target(batch.inputs), target.device, notes_numbers=True))  # noqa: B023
         state.restore(base, generators=False)
-    return frozen_numbers(*surveys, are_alike=True)
+    return frozen_numbers(*surveys, by=BY_DRAWING if have_drawn(base) else BY_THE_HOST)
 
 
 def _seeding(target: Target, tokens: int) -> Finding | None:

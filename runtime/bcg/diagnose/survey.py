@@ -272,32 +272,51 @@ def survey(
     return found
 
 
-def frozen_numbers(first: Survey, second: Survey, *, are_alike: bool = False) -> Finding | None:
+@dataclass(frozen=True)
+class Difference:
+    """What two surveys of the same shapes differ in, and so what makes Python decide differently.
+
+    Attributes:
+        branch: Row of the catalogue where another operation ran.
+        number: The same where an operation was given another number.
+        takes_another: How the first is told.
+        others: Where the other number is from.
+    """
+
+    branch: str
+    number: str
+    takes_another: str
+    others: str
+
+
+BY_INPUTS = Difference("S1", "S2", "other inputs take another branch", "with other inputs")
+BY_DRAWING = Difference("S16", "S16", "a random number decides the branch", "in the next forward, drawn anew,")
+BY_THE_HOST = Difference("S12", "S12", "the next forward takes another branch", "in the next forward")
+
+
+def frozen_numbers(first: Survey, second: Survey, *, by: Difference) -> Finding | None:
     """Compare two surveys of the same shapes: the first thing that Python decided differently.
 
     Args:
         first: One survey.
         second: Another.
-        are_alike: Inputs and state were the same in both, and only random numbers can make a difference.
+        by: What they differ in.
 
     Returns:
-        A finding of S1 where another operation ran, of S2 where an operation was given another number, of S16 in both
-        cases where it was drawn; None if Python did the same in both.
+        What it is called; None if Python did the same in both.
     """
     assert first.numbers is not None
     assert second.numbers is not None
-    branch, number = ("S16", "S16") if are_alike else ("S1", "S2")
-    takes_another = "a random number decides the branch" if are_alike else "other inputs take another branch"
-    others = "in the next forward, drawn anew," if are_alike else "with other inputs"
     for one, other in zip(first.numbers, second.numbers, strict=False):
         if one.operation != other.operation:
-            return one.finding(branch, f"{takes_another}: {other.operation}")
+            return one.finding(by.branch, f"{by.takes_another}: {other.operation}")
         if one.values != other.values and not _same(one.values, other.values):
-            return one.finding(number, f"its numbers are {_show(one.values)}, {others} {_show(other.values)}")
+            reason = f"its numbers are {_show(one.values)}, {by.others} {_show(other.values)}"
+            return one.finding(by.number, reason)
     if len(first.numbers) != len(second.numbers) and first.numbers:
         shorter = min(first.numbers, second.numbers, key=len)
         if shorter:
-            return shorter[-1].finding(branch, f"{takes_another} after it")
+            return shorter[-1].finding(by.branch, f"{by.takes_another} after it")
     return None
 
 

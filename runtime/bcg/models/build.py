@@ -175,7 +175,7 @@ def _warnings(target: Target, separates_requests: bool | None) -> Iterator[Repor
         yield ReportWarning(
             code="no-default-break",
             message=f"no attention or recurrent mixer of {architecture} was found to break at",
-            cause="its attention does not go through transformers' attention interface, so it is captured",
+            cause="what it has of them does not go through transformers' attention interface, so it is captured",
             remedy="name its attention modules with --break, or say --no-attention-break to capture all",
         )
     if separates_requests is False:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from bcg.errors import BcgError, ModelError, UsageError
 from bcg.functions import FILE_MODULES
@@ -90,9 +91,15 @@ def call_factory(
 
     Raises:
         UsageError: If there is no such file, module or factory.
-        ModelError: If importing or calling it raises, or it returns something else.
+        ModelError: If importing or calling it raises, or it returns something else, or a lazy module.
     """
-    return _unpack(name, _call(name, _find(name, _import(source, name), factory), device, seed))
+    module, make_inputs = _unpack(name, _call(name, _find(name, _import(source, name), factory), device, seed))
+    if num_lazy := sum(map(is_lazy, (*module.parameters(), *module.buffers()))):
+        raise ModelError(
+            f"factory {name} returned {num_lazy} parameters and buffers that are not initialized: they have no shape",
+            hint="run a lazy module once before the factory returns it",
+        )
+    return module, make_inputs
 
 
 def _import(source: str, name: str) -> ModuleType:

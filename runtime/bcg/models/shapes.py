@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -106,15 +107,34 @@ def _from_factory(
     name: str, source: str, factory: str, mode: FakeTensorMode, dtype: torch.dtype | None
 ) -> tuple[nn.Module, Any]:
     try:
-        with mode, warnings.catch_warnings():
+        with mode, _malleable(mode), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # by a copy of a module
             module, make_inputs = call_factory(name, source, factory, torch.device("cpu"), 0)
+            if num_on_meta(module):
+                _make_fake(module, mode)
+            return module.to(dtype=dtype) if dtype else module, make_inputs
     except ModelError as error:
-        raise ModelError(f"{error.message}, in a dry run, without data", hint=error.hint) from error
-    if num_on_meta(module):
-        _make_fake(module, mode)
-    with mode:
-        return module.to(dtype=dtype) if dtype else module, make_inputs
+        hint = error.hint and f"{error.hint}; a factory that needs values can only be captured, without --dry-run"
+        raise ModelError(f"{error.message}, in a dry run, without data", hint=hint) from error
+
+
+@contextmanager
+def _malleable(mode: FakeTensorMode) -> Iterator[None]:
+    """Let fake modules be copied and change their dtype.
+
+    A copy of a fake tensor would copy its mode as well, and torch refuses to convert parameters that a mode remembers.
+    """
+    replaced: list[tuple[dict[str, Any], str, Any]] = [
+        (vars(mode), "__deepcopy__", lambda memo: mode),
+        (vars(mode.fake_tensor_converter), "set_tensor_memo", lambda meta, fake: None),
+    ]
+    for attributes, name, function in replaced:
+        attributes[name] = function
+    try:
+        yield
+    finally:
+        for attributes, name, _ in replaced:
+            del attributes[name]
 
 
 def _make_fake(module: nn.Module, mode: FakeTensorMode) -> None:
