@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import json
 import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -109,7 +110,10 @@ def sweep_all(names: Sequence[str], device: torch.device, *, attention_break: bo
         yield from map(one, names)
         return
     fresh = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=fresh) as processes:
+    threads = max(1, (os.cpu_count() or 1) // jobs)  # more of them wait for each other: kimi_linear took 120 s, not 17
+    with ProcessPoolExecutor(
+        jobs, mp_context=fresh, initializer=torch.set_num_threads, initargs=(threads,)
+    ) as processes:
         for done in as_completed([processes.submit(one, name) for name in names]):
             yield done.result()
 
