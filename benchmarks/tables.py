@@ -23,13 +23,10 @@ MARKED = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 MIB = 2**20
 
 
-def reports(kind: str, pattern: str = "*") -> list[dict[str, Any]]:
-    """The recorded reports of a kind, among the files named so, the smallest model first."""
-    loaded = [json.loads(path.read_text()) for path in sorted(MEASUREMENTS.glob(f"{pattern}.json"))]
-    return sorted(
-        (report for report in loaded if report.get("kind") == kind),
-        key=lambda report: report["model"]["num_parameters"],
-    )
+def reports(name: str) -> list[dict[str, Any]]:
+    """The recorded reports in files of that name, the smallest model first."""
+    loaded = [json.loads(path.read_text()) for path in sorted(MEASUREMENTS.glob(f"{name}-*.json"))]
+    return sorted(loaded, key=lambda report: report["model"]["num_parameters"])
 
 
 def markdown(header: str, rows: Iterable[Iterable[object]]) -> str:
@@ -60,7 +57,7 @@ def captures() -> str:
 def modes() -> str:
     """Each mode of each profiled model: same results, speed at the smallest and largest bucket, memory, start-up."""
     rows = []
-    for report in reports("profile", "profile-*"):
+    for report in reports("profile"):
         small, large = report["buckets"][0], report["buckets"][-1]
         for mode in report["modes"]:
             first, last = (_of(bucket, mode["mode"]) for bucket in (small, large))
@@ -89,7 +86,7 @@ def latencies() -> str:
     """Median step in ms of every mode at every bucket."""
     names = ("eager", "full", "breakable", "compiled", "piecewise", "fused")
     rows = []
-    for report in reports("profile", "profile-*"):
+    for report in reports("profile"):
         for bucket in report["buckets"]:
             times = {row["mode"]: row["p50_ms"] for row in bucket["modes"]}
             cells = ["–" if times.get(name) is None else f"{times[name]:.2f}" for name in names]
@@ -103,7 +100,7 @@ RATIOS = (("breakable", "full"), ("fused", "compiled"), ("fused", "piecewise"), 
 def ratios() -> str:
     """Median step of one mode over that of another, from the smallest to the largest over the buckets."""
     rows = []
-    for report in reports("profile", "profile-*"):
+    for report in reports("profile"):
         cells = []
         for mode, other in RATIOS:
             pairs = [(_of(bucket, mode)["p50_ms"], _of(bucket, other)["p50_ms"]) for bucket in report["buckets"]]
@@ -117,7 +114,7 @@ def ratios() -> str:
 def buckets() -> str:
     """Median step of `breakable` over that of `full`, the least, the middle and the most of all buckets in a range."""
     rows = []
-    for report in reports("profile", "buckets-*"):
+    for report in reports("buckets"):
         found = {
             bucket["tokens"]: _of(bucket, "breakable")["p50_ms"] / _of(bucket, "full")["p50_ms"]
             for bucket in report["buckets"]

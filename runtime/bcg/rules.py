@@ -137,6 +137,12 @@ def break_module(root: nn.Module, path: str, source: BreakSource) -> None:
         _wrap(module, _own_forward(module), BreakLabel(type(module).__name__, path, source))
 
 
+def unbreak_module(root: nn.Module, path: str) -> None:
+    """Make the module at `path` no break any more: what its class defines is called again."""
+    module = root.get_submodule(path)
+    vars(module).pop(_called(module), None)
+
+
 @contextlib.contextmanager
 def forwards_kept(root: nn.Module) -> Iterator[None]:
     """Bring back, after the block, the modules' own forwards, which breaks take the place of."""
@@ -206,7 +212,7 @@ _CALLED = ("forward", "_compiled_call_impl")
 
 def _called(module: nn.Module) -> str:
     """Return through which attribute a call of the module goes: its forward, or what its own `compile` made of it."""
-    return _CALLED[module._compiled_call_impl is not None]
+    return "forward" if module._compiled_call_impl is None else "_compiled_call_impl"
 
 
 def _own_forward(module: nn.Module) -> Callable[..., Any]:

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 import torch
 
+from bcg import BreakableCUDAGraph, BreakableCUDAGraphCapture
 from bcg.profile.agreement import agreement
 from bcg.profile.launches import read_activity
 from bcg.profile.notes import notes
@@ -16,6 +17,7 @@ from bcg.profile.tools import ncu_command, nsys_command
 from bcg.ranges import Ranges
 from bcg.report import ProfileReport, TimelineStep
 from tests.cli.reports import profile_report
+from tests.targets import Around, own_target
 from tests.unit.test_compare import times
 
 rename = msgspec.structs.replace
@@ -233,6 +235,22 @@ def test_a_compiler_that_skips_its_graphs_fell_back() -> None:
     assert preparation.status == "fell back", preparation.reason
     assert "CUDA graphs skipped" in preparation.reason
     torch._dynamo.reset()
+
+
+def test_breaks_at_compiled_modules_are_none_to_the_compiled_modes() -> None:
+    from bcg.modes.compiled import remove_module_breaks
+
+    module = Around(torch.nn.Linear(4, 4))
+    module.inner.compile(backend="eager")
+    target = own_target(
+        module, "cpu", lambda n, device, generator: {"x": torch.rand(n, 4, generator=generator)}, break_globs=("inner",)
+    )
+    for num_breaks in (1, 0):
+        graph = BreakableCUDAGraph("cpu")
+        with torch.inference_mode(), BreakableCUDAGraphCapture(graph):
+            target({"x": torch.zeros(2, 4)})
+        assert graph.num_breaks == num_breaks
+        remove_module_breaks(target)
 
 
 def test_functions_that_are_breaks_are_no_modules_to_the_compiled_modes() -> None:

@@ -39,7 +39,6 @@ class CudaPool:
 
     def __init__(self, index: int, id: tuple[int, int]) -> None:
         self.id = id
-        self._index = index
         self._ranges: list[tuple[int, int]] = []
         self._strangers: set[int] = set()
         self._keeper = torch.cuda.CUDAGraph()

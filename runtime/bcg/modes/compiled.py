@@ -22,7 +22,7 @@ from bcg.modes.base import Counts, Preparation, bucket_batch, failed, seconds
 from bcg.modes.compilers import compiler_settings, read_counts, skip_reasons
 from bcg.modes.fused import unhook
 from bcg.report import ModeName
-from bcg.rules import is_named
+from bcg.rules import is_named, unbreak_module
 from bcg.target import Target, plain_output
 
 TRACEABLE = "bcg_traceable_sdpa"
@@ -125,4 +125,4 @@ def remove_module_breaks(target: Target) -> None:
     rules = target.break_rules
     for path in (*rules.mixers, *(path for paths in rules.globs.values() for path in paths)):
         if not is_named(path):
-            vars(target.module.get_submodule(path)).pop("forward", None)
+            unbreak_module(target.module, path)
