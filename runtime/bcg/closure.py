@@ -35,7 +35,8 @@ def _held_by(root: nn.Module) -> Iterator[Tensor]:
             if tensor is not None:
                 yield tensor
         for name, value in vars(part).items():
-            if name not in _OWN_FIELDS and isinstance(value, (Tensor, dict, list, tuple)):
+            # Asked of the type: of a configuration `isinstance` looks up attributes, in Python and for every module.
+            if name not in _OWN_FIELDS and issubclass(type(value), (Tensor, dict, list, tuple)):
                 yield from tensors_in(value)
 
 

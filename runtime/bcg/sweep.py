@@ -46,7 +46,7 @@ class BucketCapture:
             are not).
         warmup_ms: Wall time of the eager runs before the capture.
         capture_ms: Wall time of the captured forward; the device's work in it is not waited for.
-        pool_bytes: Growth of the graph pool.
+        pool_bytes: Growth of the graph pool since the bucket before; of the first one, all of it.
         driver_bytes: Growth of device memory outside the caching allocator: the instantiated graphs.
         eager_peak_bytes: Most bytes that the same forward allocates at once when it runs eagerly.
         compiled_at: Lines of code at which torch's compiler worked inside the capture, instead of before.
@@ -96,6 +96,7 @@ class Sweep:
         self.pool: Pool | None = None
         self.graphs: dict[int, BreakableCUDAGraph] = {}
         self.outputs: dict[int, Any] = {}
+        self._pool_bytes = 0
         self._num_warmups = num_warmups
         self._tape = tape
         self._everything_eager = everything_eager
@@ -182,8 +183,7 @@ class Sweep:
                     self.pool = device.new_pool(self._plan_pool(device, self.inputs.views(tokens)))
             if not self.graphs:
                 device.empty_cache()  # what the largest warm-up used is what the pool will need
-            before = device.memory(self.pool)
-            pool_bytes = before.pool_bytes if self.graphs else 0  # the first bucket's share has the arenas in it
+            driver_bytes = device.driver_bytes()
             warmed_up = time.perf_counter()
             known = None if self._needs_tape else self._known_externals()
             ranks = self.target.alignment
@@ -207,7 +207,7 @@ class Sweep:
                 output = self._forward(views)
             captured = time.perf_counter()
         refuse_other_outputs(self.target, output, tokens)
-        after = device.memory(self.pool)
+        driver_bytes = device.driver_bytes() - driver_bytes
         if not self.graphs:
             self._needs_tape = device.needs_tape or (self._tape and not explains(self._known_externals(), graph))
             if known is None and not self._needs_tape and runs_compiled_code(self.target.module):
@@ -217,13 +217,15 @@ class Sweep:
             graph.adopt_labels(self.graphs[max(self.graphs)])
         self.graphs[tokens] = graph
         self.outputs[tokens] = map_tensors(unowned_alias, output)
+        pool_bytes = self.pool.reserved_bytes() - self._pool_bytes
+        self._pool_bytes += pool_bytes
         return BucketCapture(
             tokens,
             "captured",
             warmup_ms=(warmed_up - started) * 1e3,
             capture_ms=(captured - warmed_up) * 1e3,
-            pool_bytes=after.pool_bytes - pool_bytes,
-            driver_bytes=after.driver_bytes - before.driver_bytes,
+            pool_bytes=pool_bytes,
+            driver_bytes=driver_bytes,
             eager_peak_bytes=peak_bytes,
             compiled_at=tuple(dict.fromkeys(compiled_at)),
         )

@@ -42,20 +42,6 @@ class SegmentContents:
     kernels: dict[str, int]
 
 
-@dataclass(frozen=True)
-class MemoryReading:
-    """Memory at one moment, in bytes.
-
-    Attributes:
-        pool_bytes: Reserved by the graph pool.
-        driver_bytes: In use on the device outside the caching allocator: the context, and every instantiated
-            graph. Only differences between two readings mean anything. Zero on the host device.
-    """
-
-    pool_bytes: int
-    driver_bytes: int
-
-
 class Pool(Protocol):
     """Memory that outlives captures: every segment of every bucket takes its tensors from it."""
 
@@ -186,11 +172,11 @@ class Device(Protocol):
     def synchronize(self) -> None:
         """Wait until all work on the device is done."""
 
-    def memory(self, pool: Pool) -> MemoryReading:
-        """Read the memory as the allocator and the driver count it now.
+    def driver_bytes(self) -> int:
+        """Return what is in use on the device outside the caching allocator: the context, and every instantiated graph.
 
-        Both figures leave the allocator's cache out, so neither a synchronization nor an empty cache is needed
-        before a reading.
+        Only differences between two readings mean anything; on the host device there is nothing. The allocator's
+        cache is left out, so neither a synchronization nor an empty cache is needed before a reading.
         """
 
     def empty_cache(self) -> None:

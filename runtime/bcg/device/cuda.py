@@ -16,7 +16,7 @@ import torch
 from cuda.bindings import driver, runtime
 
 from bcg.device import driver_log
-from bcg.device.base import CHURN_SIZES, POISON_BYTE, MemoryReading, Pool
+from bcg.device.base import CHURN_SIZES, POISON_BYTE, Pool
 from bcg.device.calls import check
 from bcg.device.cuda_pool import CudaPool, capture_stream
 from bcg.device.cuda_recorder import CudaRecorder, ordered_on
@@ -105,12 +105,14 @@ class CudaDevice:
         with torch.cuda.device(self._index):
             torch.cuda.empty_cache()
 
-    def memory(self, pool: Pool) -> MemoryReading:
+    def driver_bytes(self) -> int:
         free, total = torch.cuda.mem_get_info(self._index)
-        return MemoryReading(
-            pool_bytes=pool.reserved_bytes(),
-            driver_bytes=total - free - torch.cuda.memory_reserved(self._index),
-        )
+        return total - free - self._allocator("reserved_bytes", "current")
+
+    def _allocator(self, what: str, when: str) -> int:
+        """Ask the caching allocator for one of its counts; torch's function for it sorts a hundred others first."""
+        count: int = torch.cuda.memory_stats_as_nested_dict(self._index)[what]["all"][when]
+        return count
 
     def poison(self, pool: Pool) -> None:
         self.synchronize()
@@ -122,9 +124,9 @@ class CudaDevice:
 
     def peak_bytes(self, function: Callable[[], Any]) -> tuple[int, Any]:
         torch.cuda.reset_peak_memory_stats(self._index)
-        before = torch.cuda.memory_allocated(self._index)
+        before = self._allocator("allocated_bytes", "current")
         result = function()
-        return torch.cuda.max_memory_allocated(self._index) - before, result
+        return self._allocator("allocated_bytes", "peak") - before, result
 
     def describe(self) -> dict[str, str | None]:
         return {

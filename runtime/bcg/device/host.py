@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from bcg.device.asking import pretend_capturing
-from bcg.device.base import CHURN_SIZES, POISON_BYTE, MemoryReading, Pool, SegmentContents
+from bcg.device.base import CHURN_SIZES, POISON_BYTE, Pool, SegmentContents
 from bcg.dispatch import DispatchMode
 from bcg.errors import CaptureError, UsageError
 from bcg.structure import is_wrapped, map_tensors, storage_bytes, storage_key, tensors_in, unowned_alias, view_as_in
@@ -273,8 +273,8 @@ class HostDevice:
     def empty_cache(self) -> None:
         return None
 
-    def memory(self, pool: Pool) -> MemoryReading:
-        return MemoryReading(pool_bytes=pool.reserved_bytes(), driver_bytes=0)
+    def driver_bytes(self) -> int:
+        return 0
 
     def poison(self, pool: Pool) -> None:
         with torch.inference_mode():
