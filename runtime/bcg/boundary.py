@@ -142,9 +142,12 @@ class Holder:
 
     def _look_for_sharing(self, result: Any) -> None:
         """Find what `result` holds in several places, and the storages that several of its tensors are views of."""
+        parts = list(_parts(result, set()))
+        if len(parts) < 2:
+            return  # such as the one result of attention
         places = collections.Counter[int]()
         views: dict[int, set[int]] = {}
-        for part in _parts(result, set()):
+        for part in parts:
             if isinstance(part, Tensor):
                 if self._is_known(part):
                     continue
@@ -163,10 +166,10 @@ class Holder:
             held = self._hold_tensor(value, where)
         elif isinstance(value, _CONSTANTS):
             return value, ConstantOutlet(value, where)
-        elif isinstance(value, _OPAQUE):
-            return value, SameObjectOutlet(value, where)
         elif isinstance(value, (tuple, list, dict)):
             held = self._hold_container(value, where)
+        elif isinstance(value, _OPAQUE):
+            return value, SameObjectOutlet(value, where)
         elif has_attributes(value) and not hasattr(value, "__iter__"):
             held = self._hold_object(value, where)
         else:

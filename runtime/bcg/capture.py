@@ -148,9 +148,10 @@ class BreakableCUDAGraphCapture:
             self._meet(f"break {label.name} in module {label.module!r}")
             watch = self._tape.looking_away() if self._is_taped else contextlib.nullcontext()
             with watch, self._watch_collectives(label):
-                given = map_tensors(lambda tensor: tensor, (args, kwargs))
+                containers = [value for value in (*args, *kwargs.values()) if isinstance(value, (tuple, list, dict))]
+                given = map_tensors(lambda tensor: tensor, containers)
                 result = function(*args, **kwargs)
-            self._refuse_changed_arguments(label, given, (args, kwargs))
+            self._refuse_changed_arguments(label, given, containers)
             handed = self._add_break(label, function, args, kwargs, result, ambience)
         except BaseException as error:
             error.add_note(f"in break {label.name}")

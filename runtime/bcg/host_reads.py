@@ -93,6 +93,8 @@ class Traits(NamedTuple):
     """What an operation is known to do, whatever it is given.
 
     Attributes:
+        name: Such as ``aten.mm.default``.
+        may_be_python: Whether it may be a Python function, in whose body the host could read.
         reads_host: Why it needs the host; `None` if it doesn't always.
         may_read_host: Whether that depends on its arguments.
         writes: Whether it writes to the memory of an argument.
@@ -101,6 +103,8 @@ class Traits(NamedTuple):
         only_wraps: Whether it only wraps a tensor for a collective.
     """
 
+    name: str
+    may_be_python: bool
     reads_host: str | None
     may_read_host: bool
     writes: bool
@@ -109,6 +113,8 @@ class Traits(NamedTuple):
     only_wraps: bool
 
 
+_WITHOUT_PYTHON = frozenset({"aten", "prim", "c10d", "_c10d_functional"})
+"""Namespaces of operations that are no Python functions, and so hide no host read from the modes."""
 PINS = "it allocates pinned host memory"
 _SYNCHRONIZING = {
     "aten::item": "the host needs the value",
@@ -161,6 +167,8 @@ def traits_of(function: Any) -> Traits:
     if reason is None and torch.Tag.dynamic_output_shape in function.tags and name not in (*_INDEXING, _ONE_HOT):
         reason = "its result's shape depends on the values"
     return Traits(
+        name=str(function),
+        may_be_python=function.namespace not in _WITHOUT_PYTHON,
         reads_host=reason,
         may_read_host=name in _INDEXING or name in _COPYING or name == _ONE_HOT,
         writes=function._schema.is_mutable and torch.Tag.inplace_view not in function.tags,

@@ -35,8 +35,6 @@ from bcg.segment_tape import FirstRead, Operation, SegmentTape
 from bcg.structure import is_sparse, storage_address, storage_key, tensors_in, whole_tensors_in
 from bcg.whereabouts import ModulePath, users_frame
 
-_WITHOUT_PYTHON = frozenset({"aten", "prim", "c10d", "_c10d_functional"})
-"""Namespaces of operations that are no Python functions, and so hide no host read from the modes."""
 HOST_READ_HINT = (
     "run the function that reads it as a break (@eager_on_graph, or --break with the module's path), "
     "or keep the value on the device (torch.where, scatter)"
@@ -146,17 +144,19 @@ class Tape:
             return run_as_break(function, args, kwargs, self._modules.path)
         given = whole_tensors_in((args, kwargs))
         if traits.is_sparse or any(map(is_sparse, given)):
-            self.refuse(str(function), "it makes or takes a sparse tensor, which a segment can't hold")
+            self.refuse(traits.name, "it makes or takes a sparse tensor, which a segment can't hold")
         self.refuse_host_read(function, args, kwargs)
         if kwargs.get("pin_memory"):
-            self.refuse(str(function), PINS)
-        operation = self._operation(str(function))
+            self.refuse(traits.name, PINS)
+        operation = self._operation(traits.name)
         segment.operations.append(operation)
         given_keys = self._note_reads(segment, given, operation)
         if traits.writes:
             self._note_writes(segment, function, args, kwargs)
-        may_be_python = function.namespace not in _WITHOUT_PYTHON and any(map(self.is_on_device, given))
-        with self._inside(function) if may_be_python else contextlib.nullcontext():
+        if traits.may_be_python and any(map(self.is_on_device, given)):
+            with self._inside(function):
+                result = self._recorder.execute(function, args, kwargs)
+        else:
             result = self._recorder.execute(function, args, kwargs)
         for tensor in tensors_in(result):
             key = storage_key(tensor)

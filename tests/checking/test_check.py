@@ -179,12 +179,14 @@ def test_an_eager_forward_that_fails_ends_the_check_in_one_line(device: str) -> 
         check(target_of(NeedsSmallNumbers(), device), buckets=(4,))
 
 
-def test_an_eager_forward_that_fails_beside_the_padding_of_a_replay_is_told_in_one_line(device: str) -> None:
+def test_an_eager_forward_that_fails_beside_the_padding_of_a_replay_is_told_in_one_line() -> None:
+    """On a GPU the same operation would cost this process the device."""
+
     def sample(x: Tensor) -> Tensor:
         return torch.multinomial(x / x.sum(-1, keepdim=True), 1)
 
     with pytest.raises(ModelError, match=r"^the eager forward of test fails for 3 tokens in the bucket of 4 beside ze"):
-        check(target_of(Calls(sample), device), buckets=(4,))
+        check(target_of(Calls(sample), "cpu"), buckets=(4,))
 
 
 class Masked(nn.Module):

@@ -41,14 +41,17 @@ class CudaRecording:
     Args:
         graph: Instantiated.
         feeds: What its first nodes copy.
+        first_nodes: As many of its nodes as there are feeds, or more.
         always_through_torch: Whether it may draw from other generators than the default one.
     """
 
-    def __init__(self, graph: torch.cuda.CUDAGraph, feeds: Sequence[Feed], always_through_torch: bool) -> None:
+    def __init__(
+        self, graph: torch.cuda.CUDAGraph, feeds: Sequence[Feed], first_nodes: Sequence[Any], always_through_torch: bool
+    ) -> None:
         self._graph = graph
         self._feeds = tuple(feeds)
         self._exec = runtime.cudaGraphExec_t(graph.raw_cuda_graph_exec())
-        bind_all(feeds, graph.raw_cuda_graph(), self._exec)
+        bind_all(feeds, first_nodes, graph.raw_cuda_graph(), self._exec)
         self._draws_random: bool | None = True if always_through_torch else None
 
     def launch(self, stream: Any) -> None:
@@ -123,8 +126,10 @@ class CudaRecorder:
     def num_side_streams(self) -> int:
         return len(self._sides)
 
-    def on_stream(self) -> AbstractContextManager[None]:
-        return ordered_on(self._stream)
+    @contextlib.contextmanager
+    def on_stream(self) -> Iterator[None]:
+        with ordered_on(self._stream), empty_graphs_allowed():
+            yield
 
     def begin(self) -> None:
         self._note_stream()
@@ -175,27 +180,28 @@ class CudaRecorder:
         graph = self._graph
         if graph is None:
             raise CaptureError("no segment is being recorded")
-        with self._current_stream(), empty_graphs_allowed():
+        with self._current_stream():
             for side in self._sides.values():
                 self._stream.wait_stream(side)
             graph.capture_end()
         self._graph = None
         feeds, self._feeds = self._feeds, []
-        if len(graph_nodes(graph.raw_cuda_graph(), len(feeds) + 1)) == len(feeds):
+        first_nodes = graph_nodes(graph.raw_cuda_graph(), len(feeds) + 1)
+        if len(first_nodes) == len(feeds):
             for feed in feeds:
                 feed.fill()
             graph.reset()
             return None
         with stretch("instantiate"):
             graph.instantiate()
-        return CudaRecording(graph, feeds, always_through_torch=bool(self._generators))
+        return CudaRecording(graph, feeds, first_nodes, always_through_torch=bool(self._generators))
 
     def abort(self) -> None:
         graph, self._graph = self._graph, None
         self._feeds = []
         if graph is None:
             return
-        with torch.cuda.stream(self._stream), empty_graphs_allowed():
+        with torch.cuda.stream(self._stream):
             try:
                 graph.capture_end()
             except RuntimeError:

@@ -9,7 +9,7 @@ out the same block each time, and there is nothing to exchange.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -105,14 +105,20 @@ def can_feed(boundary: Tensor) -> bool:
     return is_dense and boundary.nbytes > 0
 
 
-def bind_all(feeds: Sequence[Feed], graph: int, graph_exec: Any) -> None:
+def bind_all(feeds: Sequence[Feed], first_nodes: Sequence[Any], graph: int, graph_exec: Any) -> None:
     """Bind feeds to the nodes that they recorded: the first ones, as far as the driver lists them in order."""
     unbound = list(feeds)
-    for at_most in (len(feeds), None):
-        for node in graph_nodes(graph, at_most) if unbound else ():
-            feed = next((feed for feed in unbound if feed.is_copied_by(node)), None)
-            if feed is not None:
-                feed.bind(graph_exec, node)
-                unbound.remove(feed)
+    for node in _first_then_all(first_nodes, graph):
+        if not unbound:
+            return
+        feed = next((feed for feed in unbound if feed.is_copied_by(node)), None)
+        if feed is not None:
+            feed.bind(graph_exec, node)
+            unbound.remove(feed)
     if unbound:
         raise RuntimeError(f"{len(unbound)} copies into boundaries are missing in the captured graph")
+
+
+def _first_then_all(first_nodes: Sequence[Any], graph: int) -> Iterator[Any]:
+    yield from first_nodes
+    yield from graph_nodes(graph)
