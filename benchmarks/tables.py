@@ -127,6 +127,18 @@ def buckets() -> str:
     return markdown("model|tokens|buckets|least|median|most", rows)
 
 
+def ranks() -> str:
+    """Median step in ms of a model that is sharded over several GPUs."""
+    rows = []
+    for report in reports("ranks-profile"):
+        for bucket in report["buckets"]:
+            eager, full, breakable = (_of(bucket, mode)["p50_ms"] for mode in ("eager", "full", "breakable"))
+            times = (f"{time:.2f}" for time in (eager, full, breakable))
+            row = (report["model"]["name"], len(report["ranks"]), _thousands(bucket["tokens"]), *times)
+            rows.append((*row, f"{breakable / full:.3f}", f"{eager / breakable:.2f}"))
+    return markdown("model|GPUs|tokens|eager|full|breakable|breakable ÷ full|eager ÷ breakable", rows)
+
+
 def _of(bucket: dict[str, Any], mode: str) -> dict[str, Any]:
     return next((row for row in bucket["modes"] if row["mode"] == mode), {"p50_ms": None})
 
@@ -186,6 +198,7 @@ TABLES = {
     "latencies": latencies,
     "modes": modes,
     "plans": plans,
+    "ranks": ranks,
     "ratios": ratios,
     "rival": rival,
 }

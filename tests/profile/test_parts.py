@@ -132,6 +132,7 @@ def test_activity_of_a_trace() -> None:
         {"cat": "kernel", "name": "a", "ts": 0, "dur": 10},
         {"cat": "kernel", "name": "b", "ts": 5, "dur": 10},
         {"cat": "gpu_memcpy", "name": "c", "ts": 100, "dur": 5},
+        {"cat": "kernel", "name": "ncclDevKernel_AllReduce_Sum_bf16_RING_LL", "ts": 200, "dur": 900},
         {"cat": "cuda_runtime", "name": "cudaGraphLaunch", "ts": 0, "dur": 1},
         {"cat": "cuda_driver", "name": "cuLaunchKernelEx", "ts": 0, "dur": 1},
         {"cat": "cuda_runtime", "name": "cudaStreamSynchronize", "ts": 0, "dur": 1},
@@ -141,7 +142,7 @@ def test_activity_of_a_trace() -> None:
     found = read_activity(events, num_steps=2)
     assert found is not None
     assert (found.busy_ms, found.graph_launches, found.kernel_launches) == (0.01, 0.5, 0.5)
-    assert read_activity(events[3:], num_steps=2) is None
+    assert read_activity(events[3:], num_steps=2) is None, "a collective that waits is no work"
 
 
 def test_without_a_tool_there_is_no_range_at_all() -> None:

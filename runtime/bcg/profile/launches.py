@@ -14,11 +14,13 @@ from torch.profiler import ProfilerActivity, profile
 
 _WORK = {"kernel", "gpu_memcpy", "gpu_memset"}
 _CALLS = {"cuda_runtime", "cuda_driver"}
+_COLLECTIVE = "nccl"
+"""What the names of NCCL's kernels begin with: they run while they wait for the other ranks, eager ones most of a step."""
 
 
 @dataclass(frozen=True)
 class Activity:
-    """What one step launched, and how long it kept the device busy."""
+    """What one step launched, and how long it kept the device busy, collectives between ranks left out."""
 
     busy_ms: float
     graph_launches: float
@@ -46,7 +48,7 @@ def read_activity(events: Iterable[dict[str, Any]], num_steps: int) -> Activity 
     graphs = kernels = 0
     for event in events:
         category, name = event.get("cat"), str(event.get("name"))
-        if category in _WORK:
+        if category in _WORK and not name.startswith(_COLLECTIVE):
             spans.append((float(event["ts"]), float(event["ts"]) + float(event["dur"])))
         elif category in _CALLS:
             graphs += "GraphLaunch" in name
