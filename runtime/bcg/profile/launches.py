@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 _WORK = {"kernel", "gpu_memcpy", "gpu_memset"}
 _CALLS = {"cuda_runtime", "cuda_driver"}
 _COLLECTIVE = "nccl"
-"""What the names of NCCL's kernels begin with: they run while they wait for the other ranks, eager ones most of a step."""
+"""What the names of NCCL's kernels begin with: they run while they wait for the other ranks, most of an eager step."""
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,8 @@ class ModeRow(msgspec.Struct, frozen=True, kw_only=True):
         breaks_ms: The same of all breaks.
         segments_host_us: Host time of launching the segments of one replay.
         breaks_host_us: Host time of its breaks.
-        busy_share: Part of `p50_ms` in which at least one kernel ran, those of collectives between ranks left out, since
-            they also wait; None where it can't be known.
+        busy_share: Part of `p50_ms` in which at least one kernel ran, those of collectives, which also wait, left out;
+            None where it can't be known.
         graph_launches: Graph launches of a step, counted by the device's profiler where there is one.
         kernel_launches: Kernels launched one by one in a step, outside graphs.
         compile_s: Start-up of this bucket in the compiler, as far as it can be told apart.
