@@ -16,7 +16,7 @@ def check_page(report: CheckReport) -> str:
         report: The report; nothing else is read.
     """
     body = [
-        header("replay check", report.model.name, about_lines(report.model, report.environment)),
+        header("replay check", report.model.name, about_lines(report.model, report.environment, len(report.ranks))),
         tiles(_facts(report)),
         *warning_sections(report.warnings),
         *card_sections(report.findings),

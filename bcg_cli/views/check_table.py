@@ -20,7 +20,7 @@ def check_view(report: CheckReport) -> RenderableType:
         report: The report; nothing else is read.
     """
     parts: list[RenderableType] = [
-        header_text(report.model, report.environment),
+        header_text(report.model, report.environment, len(report.ranks)),
         Text(),
         _bucket_table(report),
         *_notes(report),

@@ -27,6 +27,7 @@ from bcg_cli.views.table import (
     NOT_FOLLOWED,
     ORIGINS,
     OUTSIDE_THE_POOL,
+    device_words,
     format_count,
     format_mebibytes,
     format_size,
@@ -46,7 +47,9 @@ def capture_page(report: CaptureReport) -> str:
         report: The report; nothing else is read.
     """
     plots: dict[str, Figure] = {}
-    body = [header("capture report", report.model.name, about_lines(report.model, report.environment))]
+    body = [
+        header("capture report", report.model.name, about_lines(report.model, report.environment, len(report.ranks)))
+    ]
     body.append(tiles(_facts(report)))
     body += warning_sections(report.warnings)
     if report.totals.num_captured:
@@ -69,13 +72,13 @@ def capture_page(report: CaptureReport) -> str:
     return page(f"{report.model.name}: bcg capture", body, plots)
 
 
-def about_lines(model: ModelInfo, environment: Environment) -> list[str]:
+def about_lines(model: ModelInfo, environment: Environment, num_ranks: int) -> list[str]:
     """Returns the model and the device in words."""
     seed = "" if model.seed is None else f", seed {model.seed}"
     return [
         f"{model.architecture}, {format_count(model.num_parameters)} {model.dtype} weights "
         f"({format_size(model.weight_bytes)}), {ORIGINS[model.weights]}{seed}",
-        environment.device,
+        device_words(environment, num_ranks),
     ]
 
 

@@ -35,7 +35,10 @@ def profile_page(report: ProfileReport) -> str:
         report: The report; nothing else is read.
     """
     plots: dict[str, Figure] = {}
-    body = [header("profile", report.model.name, about_lines(report.model, report.environment)), tiles(_facts(report))]
+    body = [
+        header("profile", report.model.name, about_lines(report.model, report.environment, len(report.ranks))),
+        tiles(_facts(report)),
+    ]
     body += warning_sections(report.warnings)
     if report.totals.fastest and report.buckets:
         plots |= _plots(report)

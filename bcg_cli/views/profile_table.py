@@ -24,7 +24,11 @@ def profile_view(report: ProfileReport) -> RenderableType:
     Args:
         report: The report; nothing else is read.
     """
-    parts: list[RenderableType] = [header_text(report.model, report.environment), Text(), _time_table(report)]
+    parts: list[RenderableType] = [
+        header_text(report.model, report.environment, len(report.ranks)),
+        Text(),
+        _time_table(report),
+    ]
     parts += [Text(), _mode_table(report), *_notes(report)]
     for warning in report.warnings:
         parts += [Text(), warning_text(warning)]

@@ -60,7 +60,7 @@ def capture_view(report: CaptureReport) -> RenderableType:
         report: The report; nothing else is read.
     """
     parts: list[RenderableType] = [
-        header_text(report.model, report.environment),
+        header_text(report.model, report.environment, len(report.ranks)),
         Text(),
         _bucket_table(report),
         *_notes(report),
@@ -121,7 +121,12 @@ def version_words(environment: Environment, *, with_python: bool = False) -> str
     return ", ".join(filter(None, versions))
 
 
-def header_text(model: ModelInfo, environment: Environment) -> Text:
+def device_words(environment: Environment, num_ranks: int) -> str:
+    """Returns the device, and over how many of them the model is sharded; no ranks are one process."""
+    return f"{num_ranks} ranks, each on {environment.device}" if num_ranks else environment.device
+
+
+def header_text(model: ModelInfo, environment: Environment, num_ranks: int) -> Text:
     """Returns the model in one line, and what it was run on in another."""
     seed = "" if model.seed is None else f", seed {model.seed}"
     return Text("\n").join(
@@ -131,7 +136,7 @@ def header_text(model: ModelInfo, environment: Environment) -> Text:
                 f": {model.architecture}, {format_count(model.num_parameters)} {model.dtype} weights "
                 f"({format_size(model.weight_bytes)}), {ORIGINS[model.weights]}{seed}",
             ),
-            Text.assemble((environment.device, "bold"), ": ", version_words(environment)),
+            Text.assemble((device_words(environment, num_ranks), "bold"), ": ", version_words(environment)),
         ]
     )
 

@@ -11,7 +11,7 @@ import pytest
 from bcg.errors import BcgError, UsageError
 from bcg.profile import run
 from bcg.profile.run import Plan, ProfileInterrupted, run_profile
-from bcg.report import ModeRow, ProfileReport, decode_report, encode_report
+from bcg.report import MODES, ModeRow, ProfileReport, decode_report, encode_report
 from bcg_cli.views.kinds import html_page
 
 MODELS = Path(__file__).parent / "models.py"
@@ -154,9 +154,20 @@ def test_an_interrupted_profile_keeps_what_was_measured(monkeypatch: pytest.Monk
     report = interrupted.value.report
     assert [row.status for row in rows(report, "eager")] == ["measured"] * 2
     assert {(row.status, row.reason, row.p50_ms) for row in rows(report, "breakable")} == {
-        ("failed", "interrupted before it was measured", None)
+        ("interrupted", "the profile ended before it was measured", None)
     }
-    assert "interrupted before it was measured" in html_page(report)
+    assert "the profile ended before it was measured" in html_page(report)
+
+
+def test_modes_that_compile_each_token_count_come_last_in_an_interrupted_profile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps = []
+    monkeypatch.setattr(run, "why_unavailable", lambda *_: None)
+    monkeypatch.setattr(run, "_run_modes", lambda plan, live, on_step: steps.extend(one.mode for one in live))
+    with pytest.raises(BcgError, match="no mode could be measured"):
+        run_profile(plan("layered", modes=MODES))
+    assert steps == ["eager", "full", "breakable", "fused", "compiled", "piecewise"]
 
 
 def test_an_interrupt_before_anything_was_measured_is_one() -> None:

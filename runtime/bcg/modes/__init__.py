@@ -33,6 +33,11 @@ def has_own_kernels(name: ModeName) -> bool:
     return name in _COMPILING
 
 
+def compiles_every_bucket(name: ModeName) -> bool:
+    """Tell whether a mode compiles the whole forward anew for each token count, which takes minutes."""
+    return name in ("compiled", "piecewise")
+
+
 def prepare_process(name: ModeName) -> None:
     """Start what a mode needs that can get ready while its model is loaded; to be called before the model is."""
     if name in _COMPILING:

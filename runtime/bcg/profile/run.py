@@ -10,7 +10,7 @@ from bcg.buckets import default_buckets
 from bcg.child import Child, ChildFailed, needed_bytes
 from bcg.distributed.member import DEFAULT_TIMEOUT_S
 from bcg.errors import BcgError
-from bcg.modes import why_unavailable
+from bcg.modes import compiles_every_bucket, why_unavailable
 from bcg.profile.messages import (
     AllPrepared,
     Close,
@@ -129,7 +129,8 @@ def run_profile(plan: Plan, on_step: Progress = lambda text: None) -> ProfileRep
     from bcg.profile.summary import profile_report
 
     runs = [ModeRun(mode, why_unavailable(mode, plan.device_type, plan.num_ranks), False) for mode in plan.modes]
-    live = [run for run in runs if run.failure is None]
+    # What is measured soonest comes first, so that an interrupted profile keeps most.
+    live = sorted((run for run in runs if run.failure is None), key=lambda run: compiles_every_bucket(run.mode))
     for run in live:
         run.is_available = True
     if not live:

@@ -27,7 +27,7 @@ from bcg.report import (
 REFERENCES: tuple[ModeName, ...] = ("eager", "full", "compiled", "piecewise")
 """Modes that speed-ups are given against."""
 
-INTERRUPTED = "interrupted before it was measured"
+INTERRUPTED = "the profile ended before it was measured"
 
 
 def profile_report(plan: Plan, runs: Sequence[ModeRun]) -> ProfileReport:
@@ -85,14 +85,13 @@ def _options(plan: Plan) -> dict[str, OptionValue]:
 def _row(run: ModeRun, tokens: int) -> ModeRow:
     prepared = _prepared(run, tokens)
     if prepared is None or run.failure is not None:
-        status: ModeStatus = "failed" if run.is_available else "not available"
-        return ModeRow(mode=run.mode, status=status, reason=run.failure or INTERRUPTED)
+        return ModeRow(mode=run.mode, status=_status_without_rows(run), reason=run.failure or INTERRUPTED)
     costs = _costs(run.mode, prepared)
     look, rounds = run.looks.get(tokens, Looked()), run.rounds.get(tokens, [])
     if prepared.status != "measured":
         return ModeRow(mode=run.mode, status=prepared.status, reason=prepared.reason, **costs)
     if not rounds:
-        return ModeRow(mode=run.mode, status="failed", reason=INTERRUPTED, **costs)
+        return ModeRow(mode=run.mode, status="interrupted", reason=INTERRUPTED, **costs)
     if run.mode != "eager" and look.graph_launches == 0:
         reason = "not a single graph was launched in a step"
         return ModeRow(mode=run.mode, status="fell back", reason=reason, **costs)
@@ -112,6 +111,12 @@ def _row(run: ModeRun, tokens: int) -> ModeRow:
         **(msgspec.structs.asdict(look.split) if look.split else {}),
         **costs,
     )
+
+
+def _status_without_rows(run: ModeRun) -> ModeStatus:
+    if run.failure is None:
+        return "interrupted"
+    return "failed" if run.is_available else "not available"
 
 
 def _costs(mode: ModeName, prepared: Prepared) -> dict[str, Any]:

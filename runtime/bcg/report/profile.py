@@ -20,7 +20,7 @@ from bcg.report.ranks import RankRow
 
 ModeName: TypeAlias = Literal["eager", "full", "breakable", "compiled", "piecewise", "fused"]
 ModeStatus: TypeAlias = Literal[
-    "measured", "not capturable", "not available", "fell back", "wrong", "out of memory", "failed"
+    "measured", "not capturable", "not available", "fell back", "wrong", "out of memory", "failed", "interrupted"
 ]
 
 MODES: tuple[ModeName, ...] = ("eager", "full", "breakable", "compiled", "piecewise", "fused")
