@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bcg.collectives import in_step
 from bcg.context import ForwardContext, forward_context
+from bcg.device import find_device
 from bcg.errors import BcgError, ModelError, ReplayError
 from bcg.inputs import PROBE_SIZES, Batch, find_token_dim
 from bcg.nearness import LOOSE_MEAN, is_near_in_mean
@@ -181,6 +182,7 @@ def _probe(target: Target, batch: Batch) -> list[Tensor]:
         with (
             forward_context(ForwardContext(batch.request_lengths)),
             in_step(target.alignment, f"running {requests} tokens"),
+            find_device(target.device).as_recorded(),
         ):
             return tensors_in(target(batch.copied_inputs()))
     except BcgError:

@@ -175,7 +175,7 @@ class Sweep:
         batch = make_batch(self.target, (tokens,), generator)
         self.inputs.load(batch.inputs, tokens, tokens)
         started = time.perf_counter()
-        with forward_context(ForwardContext((tokens,))), device.capture_stream():
+        with forward_context(ForwardContext((tokens,))), device.capture_stream(), device.as_recorded():
             with in_step(self.target.alignment if self._tape else None, "warming up"):
                 with stretch("warm-up", tokens):
                     peak_bytes = self._warm_up(device, tokens)

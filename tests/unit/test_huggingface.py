@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from bcg import check
 from bcg.context import ForwardContext, forward_context
 from bcg.errors import ModelError, UsageError
 from bcg.models import load_target
@@ -80,6 +82,43 @@ def test_a_saved_causal_lm_loads_as_its_inner_stack(tmp_path: Path) -> None:
     with torch.inference_mode():
         expected = model.model(ids, use_cache=False).last_hidden_state
     assert torch.equal(target({"input_ids": ids, "position_ids": torch.arange(9)[None]}), expected)
+
+
+def saved_checkpoint(folder: Path, **config: object) -> Path:
+    """Save the tiny Qwen3 with its weights and these settings."""
+    load_target("qwen3-tiny", attention_break=False).module.save_pretrained(folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    return folder
+
+
+def test_weights_that_no_file_holds_are_warned_of(tmp_path: Path) -> None:
+    folder = saved_checkpoint(tmp_path)
+    assert load_target(str(folder)).warnings == []
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if not name.startswith("layers.1.")}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    (warning,) = load_target(str(folder)).warnings
+    assert warning.code == "weights-missing"
+    count = f"{len(weights) - len(kept)} of {len(weights)} weights"
+    assert warning.message == f"{count} of {folder} are in none of its files, first layers.1.input_layernorm.weight"
+
+
+def test_a_quantized_model_that_is_loaded_as_a_plain_one_is_warned_of(tmp_path: Path) -> None:
+    folder = saved_checkpoint(tmp_path, quantization_config={"quant_method": "nosuch"})
+    (warning,) = load_target(str(folder)).warnings
+    assert warning.code == "not-quantized"
+    assert warning.message == f"{folder} is quantized (nosuch), but was loaded as float32"
+
+
+def test_a_quantized_model_replays_right(tmp_path: Path) -> None:
+    method = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
+    target = load_target(str(saved_checkpoint(tmp_path, quantization_config=method)))
+    assert type(target.module.layers[0].mlp.up_proj).__name__ == "AutoBitLinear"
+    assert target.warnings == []
+    report = check(target, buckets=(8, 16))
+    assert report.verdict == "match"
+    assert all(bucket.bitwise for bucket in report.buckets)
 
 
 def test_a_directory_without_a_config_is_wrong_usage(tmp_path: Path) -> None:

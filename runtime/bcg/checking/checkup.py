@@ -107,7 +107,8 @@ def check(
         target = _target(model, make_inputs, device)
         wanted = given or default_buckets(target.device.type, target.max_tokens)
         encoded = None if prompts is None else tokenize(target, prompts)
-        return _Check(target, tolerance, on_step).run(wanted, num_rounds, locates, encoded, dict(options or {}))
+        with find_device(target.device).as_recorded():
+            return _Check(target, tolerance, on_step).run(wanted, num_rounds, locates, encoded, dict(options or {}))
 
 
 def assert_graph_safe(model: Target | nn.Module | str, **options: Any) -> CheckReport:

@@ -72,7 +72,8 @@ def verify(
     """
     if not runner.graphs:
         raise ReplayError("no bucket was captured", hint="call capture() with the token counts to serve")
-    return _Verifier(runner, tolerance or Tolerance(), seed, on_step).run(num_rounds)
+    with find_device(runner.target.device).as_recorded():
+        return _Verifier(runner, tolerance or Tolerance(), seed, on_step).run(num_rounds)
 
 
 class _Verifier:

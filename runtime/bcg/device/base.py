@@ -127,6 +127,9 @@ class Device(Protocol):
     def needs_tape(self) -> bool:
         """Whether segments are recorded through the operations that the tape sees."""
 
+    def as_recorded(self) -> AbstractContextManager[Any]:
+        """Let forwards and breaks inside the block run as segments do: where these hold operations, uncompiled."""
+
     @property
     def records_collectives(self) -> bool:
         """Whether a segment can hold collectives of torch.distributed; elsewhere each is a break."""

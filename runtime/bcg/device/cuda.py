@@ -5,6 +5,7 @@ With its helpers in this folder the only file that touches the CUDA graph interf
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 from collections.abc import Callable, Sequence
@@ -42,6 +43,9 @@ class CudaDevice:
     @property
     def needs_tape(self) -> bool:
         return False
+
+    def as_recorded(self) -> AbstractContextManager[Any]:
+        return contextlib.nullcontext()
 
     @property
     def records_collectives(self) -> bool:

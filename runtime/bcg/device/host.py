@@ -226,6 +226,10 @@ class HostDevice:
     def needs_tape(self) -> bool:
         return True
 
+    def as_recorded(self) -> AbstractContextManager[Any]:
+        stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+        return stance
+
     @property
     def records_collectives(self) -> bool:
         return False

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from bcg.device.meter import available_bytes
 from bcg.errors import BcgError, ModelError, UsageError
 from bcg.models.build import build_target, quiet
+from bcg.models.loaded import loading_warnings
 from bcg.models.presets import Preset
 from bcg.models.sharding import Sharding, apply_plan, plan_of, pretrained_options
 from bcg.models.weights import make_weights
@@ -202,9 +203,10 @@ def _load_pretrained(
     try:
         with quiet():
             config = AutoConfig.from_pretrained(location, **options)
-            module = AutoModel.from_pretrained(
+            module, loading = AutoModel.from_pretrained(
                 location,
                 config=config,
+                output_loading_info=True,
                 dtype=dtype or "auto",
                 use_safetensors=True,
                 **attention_options(config),
@@ -220,7 +222,8 @@ def _load_pretrained(
             f"can't load {name}: {first_line(error)}",
             hint="a hub id needs a network or a filled cache" if source == "hub" else None,
         ) from error
-    return build_target(
+    warnings = loading_warnings(name, module, config, loading["missing_keys"])
+    target = build_target(
         name,
         module,
         source=source,
@@ -231,3 +234,5 @@ def _load_pretrained(
         break_globs=break_globs,
         sharding=sharding,
     )
+    target.warnings[:0] = warnings
+    return target

@@ -95,6 +95,12 @@ class Worker:
 
     def prepare(self, command: Prepare) -> AllPrepared:
         """Compute what eager gives, make every bucket ready, and compare the first replays."""
+        from bcg.device import find_device
+
+        with find_device(self._target.device).as_recorded():
+            return self._prepare(command)
+
+    def _prepare(self, command: Prepare) -> AllPrepared:
         from bcg.modes.base import bucket_batch
         from bcg.profile.checks import check_notes, checked, make_checks
 
