@@ -195,8 +195,15 @@ def _probe(target: Target, batch: Batch) -> list[Tensor]:
                 f"{target.name} does not take its inputs ({given}): {what}",
                 hint="a factory can return (module, make_inputs) to make other inputs; see --traceback",
             ) from error
+        hint = (
+            "it must run eagerly before it can be captured; if its inputs are wrong, let the factory return "
+            "(module, make_inputs); see --traceback"
+        )
+        if getattr(getattr(target.module, "config", None), "is_encoder_decoder", False):
+            hint = (
+                "an encoder-decoder needs inputs for both: let a factory (file.py:factory) return one half, such as "
+                "model.get_encoder(), or (model, make_inputs)"
+            )
         raise ModelError(
-            f"the forward of {target.name} raised{f' at {line}' if line else ''}, given {given}: {what}",
-            hint="it must run eagerly before it can be captured; if its inputs are wrong, let the factory return "
-            "(module, make_inputs); see --traceback",
+            f"the forward of {target.name} raised{f' at {line}' if line else ''}, given {given}: {what}", hint=hint
         ) from error

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, T5Config
 
-from bcg import check
+from bcg import GraphRunner, check
 from bcg.context import ForwardContext, forward_context
 from bcg.errors import ModelError, UsageError
 from bcg.models import load_target
@@ -104,6 +105,52 @@ def test_weights_that_no_file_holds_are_warned_of(tmp_path: Path) -> None:
     assert warning.message == f"{count} of {folder} are in none of its files, first layers.1.input_layernorm.weight"
 
 
+def test_weights_in_files_of_another_kind_are_said_to_be_unread(tmp_path: Path) -> None:
+    folder = saved_checkpoint(tmp_path)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    assert load_target(str(folder)).warnings == []
+    (folder / "model.safetensors").unlink()
+    target = load_target(str(folder))
+    assert target.info.weights == "random"
+    assert [warning.message for warning in target.warnings] == [
+        f"the weights of {folder} are random: pytorch_model.bin is not read"
+    ]
+
+
+@pytest.mark.parametrize("with_weights", [True, False])
+def test_no_code_of_a_checkpoint_is_run(with_weights: bool, tmp_path: Path) -> None:
+    own = {"auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}, "model_type": "own"}
+    folder = saved_checkpoint(tmp_path, **own)
+    (folder / "own.py").write_text("raise SystemExit('it was run')\n")
+    if not with_weights:
+        (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="contains custom code") as refused:
+        load_target(str(folder))
+    assert (
+        refused.value.hint == "bcg runs no code out of a checkpoint: load it in a factory of your own (file.py:factory)"
+    )
+
+
+def test_an_encoder_decoder_needs_inputs_of_its_own(tmp_path: Path) -> None:
+    config = T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=16)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"^the forward of .* raised") as refused:
+        load_target(str(tmp_path))
+    assert refused.value.hint is not None and refused.value.hint.startswith("an encoder-decoder needs inputs for both")
+
+
+def test_a_language_model_inside_another_model_has_its_own_positions_and_makes_no_cache(tmp_path: Path) -> None:
+    text = LlamaConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=16)
+    vision = CLIPVisionConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=8
+    )
+    LlavaConfig(text_config=text, vision_config=vision).save_pretrained(tmp_path)
+    target = load_target(str(tmp_path))
+    assert target.forward_options == {"use_cache": False}
+    assert target.max_tokens == text.max_position_embeddings, "not the two positions of the images"
+    assert [step.status for step in GraphRunner(target).capture((4,))] == ["captured"]
+
+
 def test_a_quantized_model_that_is_loaded_as_a_plain_one_is_warned_of(tmp_path: Path) -> None:
     folder = saved_checkpoint(tmp_path, quantization_config={"quant_method": "nosuch"})
     (warning,) = load_target(str(folder)).warnings
@@ -112,6 +159,7 @@ def test_a_quantized_model_that_is_loaded_as_a_plain_one_is_warned_of(tmp_path: 
 
 
 def test_a_quantized_model_replays_right(tmp_path: Path) -> None:
+    """BitNet of transformers calls `torch.compile` by itself, which on a machine without a C++ compiler fails."""
     method = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
     target = load_target(str(saved_checkpoint(tmp_path, quantization_config=method)))
     assert type(target.module.layers[0].mlp.up_proj).__name__ == "AutoBitLinear"

@@ -55,7 +55,7 @@ def tokenize(target: Target, prompts: Sequence[str]) -> list[list[int]]:
             hint="put tokenizer.json beside config.json",
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(location, local_files_only=is_directory)
+        tokenizer = AutoTokenizer.from_pretrained(location, local_files_only=is_directory, trust_remote_code=False)
     except Exception as error:
         raise ModelError(
             f"the tokenizer of {target.name} can't be loaded: {first_line(error)}", hint="--traceback shows where"

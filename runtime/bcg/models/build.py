@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,8 +18,9 @@ from bcg.attention_interface import (
     install_attention_break,
     without_attention_break,
 )
-from bcg.errors import ModelError, UsageError
+from bcg.errors import UsageError
 from bcg.inputs import MakeInputs, describe_inputs, unseeded_inputs
+from bcg.models.default_inputs import default_inputs, forward_options, max_tokens
 from bcg.models.sharding import Sharding, sharding_warnings, whole_weights_warnings
 from bcg.probe import describe_outputs, is_same_within
 from bcg.report import ModelInfo, ModelSource, ReportWarning, Weights
@@ -152,7 +152,7 @@ def describe_target(
         input_specs=specs,
         device=device,
         info=model_info(name, module, source=source, weights=weights, seed=seed),
-        forward_options={"use_cache": False} if "use_cache" in _parameters(module) else {},
+        forward_options=forward_options(module),
         max_tokens=max_tokens(module),
         break_rules=BreakRules(mixers=mixers, globs=globs | named.paths),
         warnings=[] if sharding is None else _sharding_warnings(name, module, sharding, weights),
@@ -204,68 +204,6 @@ def model_info(name: str, module: nn.Module, *, source: ModelSource, weights: We
         seed=seed,
         weights=weights,
     )
-
-
-def default_inputs(name: str, module: nn.Module) -> MakeInputs:
-    """Return a function that makes ``input_ids`` ``[1, n]`` and, if the forward takes them, ``position_ids``.
-
-    Raises:
-        ModelError: If the module has neither a vocabulary size nor an embedding.
-    """
-    vocabulary = _vocabulary_size(module)
-    if vocabulary is None:
-        raise ModelError(
-            f"{name} has no vocabulary to draw input_ids from: no config.vocab_size, no nn.Embedding",
-            hint="let the factory return (module, make_inputs)",
-        )
-    takes_positions = "position_ids" in _parameters(module)
-    first, _ = _learned_positions(module)
-
-    def make_inputs(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        inputs = {"input_ids": torch.randint(vocabulary, (1, num_tokens), device=device, generator=generator)}
-        if takes_positions:
-            inputs["position_ids"] = torch.arange(first, first + num_tokens, device=device).unsqueeze(0)
-        return inputs
-
-    return make_inputs
-
-
-def _vocabulary_size(module: nn.Module) -> int | None:
-    config = getattr(module, "config", None)
-    if config is not None and hasattr(config, "get_text_config"):
-        config = config.get_text_config()
-    size = getattr(config, "vocab_size", None)
-    if isinstance(size, int) and size > 0:
-        return size
-    return next((child.num_embeddings for child in module.modules() if isinstance(child, nn.Embedding)), None)
-
-
-def max_tokens(module: nn.Module) -> int | None:
-    """Return the most positions that the module has, learned or by its configuration; None where nothing says so."""
-    config = getattr(module, "config", None)
-    if config is not None and hasattr(config, "get_text_config"):
-        config = config.get_text_config()
-    configured = getattr(config, "max_position_embeddings", None)
-    limits = [limit for limit in (_learned_positions(module)[1], configured) if isinstance(limit, int) and limit > 0]
-    return min(limits, default=None)
-
-
-def _learned_positions(module: nn.Module) -> tuple[int, int | None]:
-    """Return the first position and how many there are; None where positions are computed, not learned."""
-    tables = [
-        child
-        for path, child in module.named_modules()
-        if isinstance(child, nn.Embedding) and "position" in path.rsplit(".", 1)[-1]
-    ]
-    if not tables:
-        return 0, None
-    table = min(tables, key=lambda table: table.num_embeddings)
-    first = 0 if table.padding_idx is None else table.padding_idx + 1
-    return first, table.num_embeddings - first
-
-
-def _parameters(module: nn.Module) -> Any:
-    return inspect.signature(module.forward).parameters
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from bcg.device.meter import available_bytes
 from bcg.errors import BcgError, ModelError, UsageError
 from bcg.models.build import build_target, quiet
-from bcg.models.loaded import loading_warnings
+from bcg.models.loaded import loading_warnings, unread_warnings
 from bcg.models.presets import Preset
 from bcg.models.sharding import Sharding, apply_plan, plan_of, pretrained_options
 from bcg.models.weights import make_weights
@@ -103,6 +103,13 @@ def attention_options(config: PretrainedConfig) -> dict[str, str]:
     return {"attn_implementation": "eager"} if capped else {}
 
 
+def hint_about_code(error: Exception) -> str | None:
+    """Return what to do where transformers refused to run code out of a checkpoint."""
+    if "trust_remote_code" not in str(error):
+        return None
+    return "bcg runs no code out of a checkpoint: load it in a factory of your own (file.py:factory)"
+
+
 def check_memory(name: str, module: nn.Module, device: torch.device) -> None:
     """Refuse weights that can't fit on the device, before any is made.
 
@@ -151,14 +158,16 @@ def load_directory(
             name, path, "directory", device, dtype, attention_break, break_globs, sharding, local_files_only=True
         )
     try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        raise ModelError(f"can't read {path / 'config.json'}: {first_line(error)}") from error
+        raise ModelError(
+            f"can't read {path / 'config.json'}: {first_line(error)}", hint=hint_about_code(error)
+        ) from error
     own = getattr(config, "dtype", None)
     default = torch.bfloat16 if device.type == "cuda" else torch.float32
     wanted = dtype or (own if isinstance(own, torch.dtype) else default)
     module = random_model(name, config, device, wanted, seed, sharding)
-    return build_target(
+    target = build_target(
         name,
         module,
         source="directory",
@@ -169,6 +178,8 @@ def load_directory(
         break_globs=break_globs,
         sharding=sharding,
     )
+    target.warnings[:0] = unread_warnings(name, path)
+    return target
 
 
 def load_hub(
@@ -202,6 +213,7 @@ def _load_pretrained(
     sharded = pretrained_options(sharding)
     try:
         with quiet():
+            options["trust_remote_code"] = False
             config = AutoConfig.from_pretrained(location, **options)
             module, loading = AutoModel.from_pretrained(
                 location,
@@ -220,7 +232,7 @@ def _load_pretrained(
     except Exception as error:
         raise ModelError(
             f"can't load {name}: {first_line(error)}",
-            hint="a hub id needs a network or a filled cache" if source == "hub" else None,
+            hint=hint_about_code(error) or ("a hub id needs a network or a filled cache" if source == "hub" else None),
         ) from error
     warnings = loading_warnings(name, module, config, loading["missing_keys"])
     target = build_target(

@@ -1,14 +1,32 @@
-"""Whether transformers loaded what a checkpoint holds: it only logs where it did not."""
+"""Whether what was loaded is what a checkpoint holds: transformers only logs where it is not."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import PretrainedConfig
 
 from bcg.report import ReportWarning
+
+_OTHER_WEIGHTS = ("pytorch_model*.bin", "consolidated*.pth", "*.gguf", "tf_model*.h5", "flax_model*.msgpack")
+
+
+def unread_warnings(name: str, directory: Path) -> list[ReportWarning]:
+    """Warn of a directory whose weights are in files of another kind, and so were made at random."""
+    unread = sorted(path.name for pattern in _OTHER_WEIGHTS for path in directory.glob(pattern))
+    if not unread:
+        return []
+    return [
+        ReportWarning(
+            code="weights-not-read",
+            message=f"the weights of {name} are random: {unread[0]} is not read",
+            cause="weights are read from *.safetensors alone: other files may run code, or are not transformers'",
+            remedy="save the model again, as safetensors, with save_pretrained",
+        )
+    ]
 
 
 def loading_warnings(

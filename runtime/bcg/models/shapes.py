@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 from bcg.errors import ModelError
 from bcg.models.build import describe_target, find_dtype, quiet
 from bcg.models.factory import call_factory, num_on_meta
-from bcg.models.huggingface import attention_options, preset_config
+from bcg.models.huggingface import attention_options, hint_about_code, preset_config
 from bcg.models.presets import find_preset
 from bcg.models.sharding import Sharding, apply_plan, like_shard, plan_of
 from bcg.report import ModelSource
@@ -81,9 +81,13 @@ def _configuration(model: str) -> tuple[PretrainedConfig, ModelSource, torch.dty
         return preset_config(preset), "preset", getattr(torch, preset.dtype)
     try:
         with quiet():
-            config = AutoConfig.from_pretrained(path if path.is_dir() else model, local_files_only=path.is_dir())
+            config = AutoConfig.from_pretrained(
+                path if path.is_dir() else model, local_files_only=path.is_dir(), trust_remote_code=False
+            )
     except Exception as error:
-        raise ModelError(f"can't read the configuration of {model}: {first_line(error)}") from error
+        raise ModelError(
+            f"can't read the configuration of {model}: {first_line(error)}", hint=hint_about_code(error)
+        ) from error
     own = getattr(config, "dtype", None)
     source: ModelSource = "directory" if path.is_dir() else "hub"
     return config, source, own if isinstance(own, torch.dtype) else torch.bfloat16

@@ -1,0 +1,95 @@
+"""What a module's signature and configuration say of its inputs, where nobody else does."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from bcg.errors import ModelError
+from bcg.inputs import MakeInputs
+
+
+def default_inputs(name: str, module: nn.Module) -> MakeInputs:
+    """Return a function that makes ``input_ids`` ``[1, n]`` and, if the forward takes them, ``position_ids``.
+
+    Raises:
+        ModelError: If the module has neither a vocabulary size nor an embedding.
+    """
+    vocabulary = _vocabulary_size(module)
+    if vocabulary is None:
+        raise ModelError(
+            f"{name} has no vocabulary to draw input_ids from: no config.vocab_size, no nn.Embedding",
+            hint="let the factory return (module, make_inputs)",
+        )
+    takes_positions = "position_ids" in _parameters(module)
+    first, _ = _learned_positions(module)
+
+    def make_inputs(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        inputs = {"input_ids": torch.randint(vocabulary, (1, num_tokens), device=device, generator=generator)}
+        if takes_positions:
+            inputs["position_ids"] = torch.arange(first, first + num_tokens, device=device).unsqueeze(0)
+        return inputs
+
+    return make_inputs
+
+
+def forward_options(module: nn.Module) -> dict[str, Any]:
+    """Return what every forward is told: to make no cache, where it makes one unless it is told otherwise."""
+    return {"use_cache": False} if _takes_use_cache(module) else {}
+
+
+def _vocabulary_size(module: nn.Module) -> int | None:
+    size = getattr(_text_config(module), "vocab_size", None)
+    if isinstance(size, int) and size > 0:
+        return size
+    return next((child.num_embeddings for child in module.modules() if isinstance(child, nn.Embedding)), None)
+
+
+def max_tokens(module: nn.Module) -> int | None:
+    """Return the most positions that the module has, learned or by its configuration; None where nothing says so."""
+    configured = getattr(_text_config(module), "max_position_embeddings", None)
+    limits = [limit for limit in (_learned_positions(module)[1], configured) if isinstance(limit, int) and limit > 0]
+    return min(limits, default=None)
+
+
+def _text_config(module: nn.Module) -> Any:
+    config = getattr(module, "config", None)
+    return config.get_text_config() if isinstance(config, PretrainedConfig) else config
+
+
+def _text_part(module: nn.Module) -> nn.Module:
+    """Return the language model inside a model that also takes images or sound; any other module is that itself."""
+    config = _text_config(module)
+    parts = (part for part in module.modules() if isinstance(part, PreTrainedModel) and part.config is config)
+    return next(parts, module)
+
+
+def _learned_positions(module: nn.Module) -> tuple[int, int | None]:
+    """Return the first position and how many there are; None where positions are computed, not learned."""
+    tables = [
+        child
+        for path, child in _text_part(module).named_modules()
+        if isinstance(child, nn.Embedding) and "position" in path.rsplit(".", 1)[-1]
+    ]
+    if not tables:
+        return 0, None
+    table = min(tables, key=lambda table: table.num_embeddings)
+    first = 0 if table.padding_idx is None else table.padding_idx + 1
+    return first, table.num_embeddings - first
+
+
+def _parameters(module: nn.Module) -> Any:
+    return inspect.signature(module.forward).parameters
+
+
+def _takes_use_cache(module: nn.Module) -> bool:
+    """Tell whether a forward takes the word for it, or hands it on to a language model inside."""
+    parameters = _parameters(module)
+    if "use_cache" in parameters or not isinstance(module, PreTrainedModel):
+        return "use_cache" in parameters
+    takes_more = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    return takes_more and _text_part(module) is not module and hasattr(_text_config(module), "use_cache")
