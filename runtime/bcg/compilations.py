@@ -18,11 +18,14 @@ from bcg.whereabouts import from_search_path, users_frame
 
 
 def runs_compiled_code(root: nn.Module) -> bool:
-    """Tell whether a module in `root` was compiled, by `torch.compile` or its own `compile`."""
+    """Tell whether a module in `root` was compiled, by `torch.compile` or its own `compile`.
+
+    A forward that the compiler leaves alone, such as that of a break, carries the compiler's marks too.
+    """
     return any(
         isinstance(part, OptimizedModule)
         or part._compiled_call_impl is not None
-        or hasattr(part.forward, "_torchdynamo_orig_callable")
+        or (hasattr(part.forward, "_torchdynamo_orig_callable") and not hasattr(part.forward, "_torchdynamo_disable"))
         for part in root.modules()
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TypeAlias
@@ -18,6 +18,9 @@ MakeInputs: TypeAlias = Callable[[int, torch.device, torch.Generator], dict[str,
 
 PROBE_SIZES = (8, 16)
 """The two token counts by which token dimensions are found."""
+
+SEQUENCE_INDEX = "seq_idx"
+"""The input that tells recurrent kernels which request a row belongs to: transformers' name for it, and mamba-ssm's."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,24 @@ class Batch:
     def copied_inputs(self) -> dict[str, torch.Tensor]:
         """Return copies of the inputs for one forward, which may change them in place."""
         return {name: tensor.clone() for name, tensor in self.inputs.items()}
+
+
+def with_numbers(
+    inputs: Mapping[str, torch.Tensor], request_lengths: Sequence[int], device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Return inputs with `SEQUENCE_INDEX` among them: the number of each row's request, ``[1, n]`` in int32."""
+    numbers = torch.arange(len(request_lengths), dtype=torch.int32).repeat_interleave(torch.tensor(request_lengths))
+    return {**inputs, SEQUENCE_INDEX: numbers.unsqueeze(0).to(device)}
+
+
+def with_sequence_index(make_inputs: MakeInputs) -> MakeInputs:
+    """Make an input that numbers the requests beside those of `make_inputs`, which makes one request's."""
+
+    def make(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        inputs = make_inputs(num_tokens, device, generator)
+        return {**inputs, SEQUENCE_INDEX: torch.zeros(1, num_tokens, dtype=torch.int32, device=device)}
+
+    return make
 
 
 def find_token_dim(

@@ -137,10 +137,14 @@ def break_module(root: nn.Module, path: str, source: BreakSource) -> None:
         _wrap(module, _own_forward(module), BreakLabel(type(module).__name__, path, source))
 
 
-def unbreak_module(root: nn.Module, path: str) -> None:
-    """Make the module at `path` no break any more: what its class defines is called again."""
-    module = root.get_submodule(path)
-    vars(module).pop(_called(module), None)
+def unbreak_modules(root: nn.Module, paths: Iterable[str]) -> None:
+    """Make the modules at these paths no breaks any more: what they called before is called again."""
+    for module in map(root.get_submodule, paths):
+        attributes, called = vars(module), _called(module)
+        if hasattr(attributes.get(called), "_bcg_break"):
+            before = attributes.pop(called)._bcg_break
+            if before is not None:
+                attributes[called] = before
 
 
 @contextlib.contextmanager
@@ -170,8 +174,8 @@ def _near_names(glob: str, named: list[tuple[str, nn.Module]]) -> str:
     return f"class names: {', '.join(classes[:12])}"
 
 
-def break_mixers(root: nn.Module) -> tuple[str, ...]:
-    """Make recurrent mixers (Mamba and its kin) breaks, each request on its own; return their paths.
+def find_mixers(root: nn.Module) -> dict[str, nn.Module]:
+    """Find recurrent mixers (Mamba and its kin), by path.
 
     A mixer is an innermost module that keeps convolution or recurrent state in a cache: its forward takes
     ``cache_params``, or its class updates such state of transformers' caches.
@@ -179,13 +183,21 @@ def break_mixers(root: nn.Module) -> tuple[str, ...]:
     inner = {path: module for path, module in root.named_modules() if path}
     recurrent = {kind for kind in set(map(type, inner.values())) if _is_recurrent(kind)}
     candidates = {path: module for path, module in inner.items() if type(module) in recurrent}
-    mixers = tuple(path for path in candidates if not any(other.startswith(f"{path}.") for other in candidates))
-    for path in mixers:
-        module = candidates[path]
+    return {
+        path: module
+        for path, module in candidates.items()
+        if not any(other.startswith(f"{path}.") for other in candidates)
+    }
+
+
+def break_mixers(root: nn.Module) -> tuple[str, ...]:
+    """Make recurrent mixers breaks, each request on its own; return their paths."""
+    mixers = find_mixers(root)
+    for path, module in mixers.items():
         label = BreakLabel(type(module).__name__, path, "mixer")
         own = _own_forward(module)
         _wrap(module, functools.update_wrapper(functools.partial(_run_per_request, own, path), own), label)
-    return mixers
+    return tuple(mixers)
 
 
 def _is_recurrent(kind: type[nn.Module]) -> bool:
@@ -203,7 +215,7 @@ def _wrap(module: nn.Module, run: Callable[..., Any], label: BreakLabel) -> None
 
     broken.__name__ = broken.__qualname__ = label.name
     broken.__signature__ = inspect.signature(module.forward)  # type: ignore[attr-defined]
-    broken._bcg_break = True  # type: ignore[attr-defined]
+    broken._bcg_break = vars(module).get(_called(module))  # type: ignore[attr-defined]
     setattr(module, _called(module), torch.compiler.disable(broken))
 
 

@@ -16,7 +16,7 @@ from bcg.device import find_device
 from bcg.device.base import Pool
 from bcg.errors import BcgError, CaptureError, ReplayError, UsageError
 from bcg.graph import BreakableCUDAGraph
-from bcg.inputs import Batch
+from bcg.inputs import SEQUENCE_INDEX, Batch, with_numbers
 from bcg.rules import refuse_unmet
 from bcg.structure import map_tensors
 from bcg.sweep import BucketCapture, Sweep
@@ -152,7 +152,7 @@ class GraphRunner:
             ReplayError: Nothing was captured, the inputs are not like those of the capture, or several requests
                 are given to a target that takes one at a time.
         """
-        self._check_requests(batch)
+        batch = self._accepted(batch)
         if self.target.alignment is not None:
             self.target.alignment.tick()
         captured = self._captured()
@@ -171,7 +171,7 @@ class GraphRunner:
         Raises:
             ReplayError: Several requests are given to a target that takes one at a time.
         """
-        self._check_requests(batch)
+        batch = self._accepted(batch)
         with forward_context(ForwardContext(batch.request_lengths)):
             return self.target(batch.copied_inputs())
 
@@ -192,7 +192,7 @@ class GraphRunner:
             ReplayError: No captured bucket holds the batch, or several requests are given to a target that takes
                 one at a time.
         """
-        self._check_requests(batch)
+        batch = self._accepted(batch)
         captured = self._captured()
         tokens = pick_bucket(batch.num_tokens, sorted(captured.graphs))
         if tokens is None:
@@ -212,12 +212,17 @@ class GraphRunner:
             raise ReplayError("no bucket was captured", hint="call capture() with the token counts to serve")
         return self._sweep
 
-    def _check_requests(self, batch: Batch) -> None:
+    def _accepted(self, batch: Batch) -> Batch:
+        """Refuse what the target can't take; number the requests where it wants that and the batch does not say it."""
         if len(batch.request_lengths) > 1 and not self.target.packs_requests:
             raise ReplayError(
                 f"{self.target.name} takes one request at a time, got a batch of {len(batch.request_lengths)}",
                 hint="its rows of one request reach another one; break at what mixes them, or run each on its own",
             )
+        if self.target.numbers_requests and SEQUENCE_INDEX not in batch.inputs:
+            inputs = with_numbers(batch.inputs, batch.request_lengths, self.target.device)
+            return Batch(inputs, batch.request_lengths)
+        return batch
 
     def _cut(self, output: Any, num_tokens: int) -> Any:
         dims = iter(self.target.output_token_dims)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bcg.alignment import Alignment
 from bcg.errors import ModelError, UsageError
-from bcg.inputs import Batch, InputSpec, MakeInputs, made_inputs
+from bcg.inputs import SEQUENCE_INDEX, Batch, InputSpec, MakeInputs, made_inputs, with_numbers
 from bcg.report import ModelInfo, ReportWarning
 from bcg.rules import BreakRules
 from bcg.structure import attributes_of, tensors_in
@@ -77,6 +77,11 @@ class Target:
     alignment: Alignment | None = None
     words: TargetWords | None = None
 
+    @property
+    def numbers_requests(self) -> bool:
+        """Whether an input tells which request each row belongs to."""
+        return any(spec.name == SEQUENCE_INDEX for spec in self.input_specs)
+
     def __call__(self, inputs: Mapping[str, Tensor]) -> Any:
         """Run one forward on these inputs.
 
@@ -113,7 +118,7 @@ def plain_output(output: Any, name: str) -> Any:
 
 
 def make_batch(target: Target, request_lengths: tuple[int, ...], generator: torch.Generator) -> Batch:
-    """Make seeded inputs for requests of these lengths; position ids restart at each request.
+    """Make seeded inputs for requests of these lengths; position ids restart at each request, which are numbered.
 
     Args:
         target: Whose inputs.
@@ -134,6 +139,8 @@ def make_batch(target: Target, request_lengths: tuple[int, ...], generator: torc
     if positions is not None and len(request_lengths) > 1:
         counted = torch.cat([torch.arange(length, device=target.device) for length in request_lengths])
         inputs["position_ids"] = positions[..., :1] + counted.to(positions.dtype)
+    if SEQUENCE_INDEX in inputs and len(request_lengths) > 1:
+        inputs = with_numbers(inputs, request_lengths, target.device)
     return Batch(inputs=inputs, request_lengths=tuple(request_lengths))
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bcg import GraphRunner, make_batch
+from bcg.compilations import runs_compiled_code
 from bcg.diagnose import break_where_needed
 from tests.targets import Between, own_target
 
@@ -53,6 +54,14 @@ def test_compiled_code_runs_after_a_search_for_breaks(compiled: tuple[Between, C
     before = backend.num_runs
     GraphRunner(target).eager(make_batch(target, (8,), torch.Generator(device).manual_seed(0)))
     assert backend.num_runs == before + 1
+
+
+def test_a_module_that_is_a_break_is_not_taken_for_a_compiled_one(device: str) -> None:
+    target = own_target(Between(Layer()), device, make_inputs, break_globs=("inner",))
+    assert not runs_compiled_code(target.module)
+    runner = GraphRunner(target)
+    runner.capture((4, 8))
+    assert all(segment.tape.operations for segment in runner.graphs[8].segments)  # the tape has followed it
 
 
 def test_a_break_at_a_compiled_module_runs_what_was_compiled(compiled: tuple[Between, Counting], device: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import msgspec
 import pytest
@@ -219,6 +220,27 @@ def test_one_compilation_serves_all_layers_and_token_counts(
         made = read_counts().since(before)
         assert made.graphs <= most, "a piece before and after the break of each kind of layer, and what is beside them"
         assert made.notes == []
+    torch._dynamo.reset()
+
+
+def test_recurrent_mixers_are_left_to_their_own_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bcg import load_target
+    from bcg.modes.base import bucket_batch
+    from bcg.modes.fused import compile_layers
+
+    compiled: set[str] = set()
+
+    def collect(graph: torch.fx.GraphModule, _: Any) -> Any:
+        compiled.update(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    target = load_target("nemotron-h-tiny", device="cpu", attention_break=False)
+    assert target.break_rules.mixers == ()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=collect))
+    compile_layers(target.module)
+    target(bucket_batch(target, 8).inputs)
+    assert any("rsqrt" in name for name in compiled), "the layers around them are compiled"
+    assert not any("conv1d" in name or "cumsum" in name for name in compiled)
     torch._dynamo.reset()
 
 

@@ -13,7 +13,7 @@ from bcg.breaks import BreakLabel
 from bcg.context import ForwardContext, forward_context
 from bcg.errors import ReplayError, UsageError
 from bcg.models import load_target
-from bcg.rules import break_mixers, break_modules
+from bcg.rules import break_mixers, break_modules, unbreak_modules
 from bcg.whereabouts import source_line_of
 
 
@@ -135,6 +135,16 @@ def test_wrapping_is_on_the_instance_only() -> None:
     assert "forward" not in vars(root["two"])
     assert Scale.forward is before
     assert root["one"](torch.ones(1)).item() == 2
+
+
+@pytest.mark.parametrize("called", ["forward", "_compiled_call_impl"])
+def test_a_module_that_is_no_break_any_more_calls_what_it_called_before(called: str) -> None:
+    root = nn.Sequential(Scale(), Scale())
+    setattr(root[0], called, lambda x: x * 5)
+    break_modules(root, ["*"])
+    unbreak_modules(root, ["0", "1", "1"])
+    assert "forward" not in vars(root[1])
+    assert root(torch.ones(1)).item() == 10
 
 
 def test_a_dropped_model_is_freed_without_the_cycle_collector() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,13 +19,21 @@ from bcg.attention_interface import (
     install_attention_break,
     without_attention_break,
 )
-from bcg.errors import UsageError
-from bcg.inputs import MakeInputs, describe_inputs, unseeded_inputs
+from bcg.errors import ModelError, UsageError
+from bcg.inputs import MakeInputs, describe_inputs, unseeded_inputs, with_sequence_index
 from bcg.models.default_inputs import default_inputs, forward_options, max_tokens
 from bcg.models.sharding import Sharding, sharding_warnings, whole_weights_warnings
-from bcg.probe import describe_outputs, is_same_within
+from bcg.probe import OutputFacts, describe_outputs, is_same_within
 from bcg.report import ModelInfo, ModelSource, ReportWarning, Weights
-from bcg.rules import BreakRules, NamedBreaks, break_mixers, break_modules, is_named
+from bcg.rules import (
+    BreakRules,
+    NamedBreaks,
+    break_mixers,
+    break_modules,
+    forwards_kept,
+    is_named,
+    unbreak_modules,
+)
 from bcg.target import Target
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -56,7 +65,8 @@ def build_target(
 ) -> Target:
     """Make a target of a module that is on its device already, and run it at two small sizes.
 
-    A model that gives other results where its attention is a break that builds the masks keeps its own masks.
+    A model that gives other results where its attention is a break that builds the masks keeps its own masks. Recurrent
+    mixers that keep requests apart by the number of each row's request are captured, not broken.
 
     Raises:
         UsageError: If a glob matches no module.
@@ -84,6 +94,7 @@ def build_target(
             install_attention_break(module, model_masks=True)
             target.warnings.append(_masks_warning(target, "with those that the break builds it gives other results"))
             facts = describe_outputs(target)
+        facts = _with_numbered_requests(target) or facts
     target.output_token_dims = facts.token_dims
     target.packs_requests = facts.separates_requests is True
     if attention_break:
@@ -97,6 +108,34 @@ def _is_as_without_break(target: Target) -> bool:
     if all(found.takes_model_masks for found in attention_breaks(target.module).values()):
         return True
     return is_same_within(target, without_attention_break(target.module))
+
+
+def _with_numbered_requests(target: Target) -> OutputFacts | None:
+    """Capture the recurrent mixers where an input that numbers the requests keeps these apart; otherwise return None.
+
+    mamba-ssm's kernels take one, and transformers hands it down to them; its own kernels in Python leave it out.
+    """
+    rules, module = target.break_rules, target.module
+    named = {path for paths in rules.globs.values() for path in paths}
+    takes_more = any(one.kind is one.VAR_KEYWORD for one in inspect.signature(module.forward).parameters.values())
+    if not rules.mixers or named & set(rules.mixers) or not takes_more or target.alignment is not None:
+        return None
+    make, specs = target.make_inputs, target.input_specs
+    if not target.numbers_requests:
+        target.make_inputs = with_sequence_index(make)
+        target.input_specs = describe_inputs(target.make_inputs, target.device)
+    try:
+        with forwards_kept(module):
+            unbreak_modules(module, rules.mixers)
+            facts = describe_outputs(target)
+    except ModelError:
+        facts = None
+    if facts is None or not facts.separates_requests:
+        target.make_inputs, target.input_specs = make, specs
+        return None
+    unbreak_modules(module, rules.mixers)
+    target.break_rules = replace(rules, mixers=())
+    return facts
 
 
 def _unseeded_warning(names: Sequence[str]) -> ReportWarning:
@@ -170,7 +209,7 @@ def _sharding_warnings(name: str, module: nn.Module, sharding: Sharding, weights
 
 def _warnings(target: Target, separates_requests: bool | None) -> Iterator[ReportWarning]:
     rules, architecture = target.break_rules, target.info.architecture
-    is_known = isinstance(target.module, PreTrainedModel)
+    is_known = isinstance(target.module, PreTrainedModel) and not target.numbers_requests
     if not (rules.attention or rules.mixers or rules.globs) and (is_known or not separates_requests):
         yield ReportWarning(
             code="no-default-break",

@@ -22,7 +22,7 @@ from bcg.modes.base import Counts, Preparation, bucket_batch, failed, seconds
 from bcg.modes.compilers import compiler_settings, read_counts, skip_reasons
 from bcg.modes.fused import unhook
 from bcg.report import ModeName
-from bcg.rules import is_named, unbreak_module
+from bcg.rules import is_named, unbreak_modules
 from bcg.target import Target, plain_output
 
 TRACEABLE = "bcg_traceable_sdpa"
@@ -123,6 +123,5 @@ def remove_module_breaks(target: Target) -> None:
     Functions and operations that are breaks are so only for a capture that follows the forward.
     """
     rules = target.break_rules
-    for path in (*rules.mixers, *(path for paths in rules.globs.values() for path in paths)):
-        if not is_named(path):
-            unbreak_module(target.module, path)
+    paths = (*rules.mixers, *(path for paths in rules.globs.values() for path in paths))
+    unbreak_modules(target.module, (path for path in paths if not is_named(path)))

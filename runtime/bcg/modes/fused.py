@@ -1,7 +1,8 @@
 """`fused`: breakable capture over layers that were compiled one by one.
 
 Layers are compiled with `dynamic=True` and share their code, so one compilation serves all token counts and all
-equal layers. Breaks stay outside the compiler: each layer becomes a piece before its break and a piece after it.
+equal layers. Breaks stay outside the compiler: each layer becomes a piece before its break and a piece after it. So do
+recurrent mixers that are captured, whose kernels were written by hand.
 The capture runs without the tape, because compiled code does not run as such under a dispatch mode.
 """
 
@@ -20,6 +21,7 @@ from bcg.modes.base import Counts, Preparation, bucket_batch, failed, seconds
 from bcg.modes.captured import Captured
 from bcg.modes.compilers import CompilerCounts, compiler_settings, read_counts, without_nested_breaks
 from bcg.report import ModeName
+from bcg.rules import find_mixers
 from bcg.target import Target
 
 
@@ -80,9 +82,11 @@ class Fused(Captured):
 def compile_layers(module: nn.Module) -> int:
     """Compile every layer of a model's lists of layers, and the small modules beside them; return how many.
 
-    The forward of each is replaced on the instance.
+    The forward of each is replaced on the instance. Recurrent mixers are left as they are.
     """
     unhook(module)
+    for mixer in find_mixers(module).values():
+        mixer.forward = torch.compiler.disable(mixer.forward)
     compiled = 0
     for holder, layers in _layer_lists(module):
         for layer in (*layers, *_neighbours(holder)):
