@@ -1,7 +1,7 @@
-"""The README's tables, made from the recorded reports under `docs/measurements/`.
+"""The tables of the README and of docs/performance.md, made from the recorded reports under `docs/measurements/`.
 
-    python benchmarks/tables.py          # rewrites README.md between its markers
-    python benchmarks/tables.py --check  # exits with 1 if README.md is not what the reports say
+    python benchmarks/tables.py          # rewrites both between their markers
+    python benchmarks/tables.py --check  # exits with 1 if one is not what the reports say
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; NAME is a function of this file.
 """
@@ -19,6 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASUREMENTS = ROOT / "docs" / "measurements"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 MARKED = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 MIB = 2**20
 
@@ -27,6 +28,11 @@ def reports(name: str) -> list[dict[str, Any]]:
     """The recorded reports in files of that name, the smallest model first."""
     loaded = [json.loads(path.read_text()) for path in sorted(MEASUREMENTS.glob(f"{name}-*.json"))]
     return sorted(loaded, key=lambda report: report["model"]["num_parameters"])
+
+
+def gpu(report: dict[str, Any]) -> str:
+    """Short name of the GPU that a report was made on."""
+    return report["environment"]["device"].removeprefix("NVIDIA ").partition(" ")[0]
 
 
 def markdown(header: str, rows: Iterable[Iterable[object]]) -> str:
@@ -43,6 +49,7 @@ def captures() -> str:
         rows.append(
             (
                 report["model"]["name"],
+                gpu(report),
                 f"{totals['num_captured']} to {largest['tokens']:,}",
                 f"{largest['num_segments']} / {largest['num_breaks']}",
                 f"{largest['num_kernels']:,}",
@@ -51,7 +58,7 @@ def captures() -> str:
                 f"{totals['eager_peak_bytes'] / MIB:,.0f} MiB",
             )
         )
-    return markdown("model|buckets|segments / breaks|kernels|captured in|pool|eager's peak", rows)
+    return markdown("model|GPU|buckets|segments / breaks|kernels|captured in|pool|eager's peak", rows)
 
 
 def modes() -> str:
@@ -61,7 +68,7 @@ def modes() -> str:
         small, large = report["buckets"][0], report["buckets"][-1]
         for mode in report["modes"]:
             first, last = (_of(bucket, mode["mode"]) for bucket in (small, large))
-            name = report["model"]["name"]
+            name = f"{report['model']['name']}, {gpu(report)}"
             if mode["status"] != "measured":
                 rows.append((name, mode["mode"], f"{mode['status']}: {mode['reason']}", "–", "–", "–", "–"))
                 continue
@@ -90,8 +97,8 @@ def latencies() -> str:
         for bucket in report["buckets"]:
             times = {row["mode"]: row["p50_ms"] for row in bucket["modes"]}
             cells = ["–" if times.get(name) is None else f"{times[name]:.2f}" for name in names]
-            rows.append((report["model"]["name"], _thousands(bucket["tokens"]), *cells))
-    return markdown("|".join(("model", "tokens", *names)), rows)
+            rows.append((report["model"]["name"], gpu(report), _thousands(bucket["tokens"]), *cells))
+    return markdown("|".join(("model", "GPU", "tokens", *names)), rows)
 
 
 RATIOS = (("breakable", "full"), ("fused", "compiled"), ("fused", "piecewise"), ("breakable", "eager"))
@@ -106,9 +113,10 @@ def ratios() -> str:
             pairs = [(_of(bucket, mode)["p50_ms"], _of(bucket, other)["p50_ms"]) for bucket in report["buckets"]]
             found = sorted(over / under for over, under in pairs if over is not None and under is not None)
             cells.append(f"{found[0]:.3f} to {found[-1]:.3f}" if found else "–")
-        tokens = "; ".join(_thousands(bucket["tokens"]) for bucket in report["buckets"])
-        rows.append((report["model"]["name"], tokens, *cells))
-    return markdown("|".join(("model", "tokens", *(f"{mode} ÷ {other}" for mode, other in RATIOS))), rows)
+        tokens = [_thousands(bucket["tokens"]) for bucket in report["buckets"]]
+        span = "; ".join(tokens) if len(tokens) == 2 else f"{len(tokens)} from {tokens[0]} to {tokens[-1]}"
+        rows.append((report["model"]["name"], gpu(report), span, *cells))
+    return markdown("|".join(("model", "GPU", "tokens", *(f"{mode} ÷ {other}" for mode, other in RATIOS))), rows)
 
 
 def buckets() -> str:
@@ -123,8 +131,8 @@ def buckets() -> str:
             part = [ratio for tokens, ratio in found.items() if low <= tokens <= high]
             span = f"{low:,} to {high:,}"
             cells = (f"{ratio:.3f}" for ratio in (min(part), statistics.median(part), max(part)))
-            rows.append((report["model"]["name"], span, len(part), *cells))
-    return markdown("model|tokens|buckets|least|median|most", rows)
+            rows.append((report["model"]["name"], gpu(report), span, len(part), *cells))
+    return markdown("model|GPU|tokens|buckets|least|median|most", rows)
 
 
 def ranks() -> str:
@@ -173,6 +181,18 @@ def rival() -> str:
     return markdown("model|what|bcg|breakable-cuda-graphs 0.1.0|ratio", rows)
 
 
+def curve() -> str:
+    """What more buckets cost one model: at capture as many times as there are segments, at replay nothing."""
+    rows = []
+    for row in json.loads((MEASUREMENTS / "curve-qwen3-0.6b-h200.json").read_text())["rows"]:
+        milliseconds = row["capture_s"] * 1e3
+        counts = (_thousands(row["num_buckets"]), _thousands(row["num_segments"]))
+        each = f"{milliseconds / row['num_segments']:.2f} ms"
+        memory = (f"{row['pool_mib']:.0f} MiB", f"{row['driver_mib'] / row['num_segments']:.2f} MiB")
+        rows.append((*counts, f"{row['capture_s']:.2f} s", each, *memory, f"{row['replay_ms']:.2f} ms"))
+    return markdown("buckets|segments|captures|a segment|pool|driver, a segment|replay of 64 tokens", rows)
+
+
 def plans() -> str:
     """The pool that a dry run plans against the one that a GPU took, a column a bucket."""
     rows: dict[str, dict[int, str]] = {}
@@ -195,6 +215,7 @@ def rewritten(text: str) -> str:
 TABLES = {
     "buckets": buckets,
     "captures": captures,
+    "curve": curve,
     "latencies": latencies,
     "modes": modes,
     "plans": plans,
@@ -208,11 +229,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
-    readme = ROOT / "README.md"
-    wanted = rewritten(readme.read_text())
+    pages = {page: rewritten(page.read_text()) for page in PAGES}
     if options.check:
-        sys.exit(wanted != readme.read_text())
-    readme.write_text(wanted)
+        sys.exit(any(wanted != page.read_text() for page, wanted in pages.items()))
+    for page, wanted in pages.items():
+        page.write_text(wanted)
 
 
 if __name__ == "__main__":

@@ -115,6 +115,7 @@ def version_words(environment: Environment, *, with_python: bool = False) -> str
         f"CUDA {environment.cuda}" if environment.cuda else "",
         f"torch {environment.torch}",
         f"transformers {environment.transformers}",
+        *(f"{name} {version}" for name, version in environment.kernel_packages.items()),
         f"Python {environment.python}" if with_python else "",
         f"bcg {environment.bcg}",
     ]

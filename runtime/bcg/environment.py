@@ -12,6 +12,9 @@ from bcg.device import find_device
 from bcg.report import Environment
 
 
+_KERNEL_PACKAGES = ("causal-conv1d", "flash-attn", "flash-linear-attention", "kernels", "mamba-ssm")
+
+
 def environment(torch_device: torch.device) -> Environment:
     """Describe the device and the versions that a report was made with."""
     facts = find_device(torch_device).describe()
@@ -23,6 +26,7 @@ def environment(torch_device: torch.device) -> Environment:
         torch=torch.__version__,
         cuda_python=_version("cuda-python") or _version("cuda-bindings"),
         transformers=_version("transformers") or "not installed",
+        kernel_packages={name: found for name in _KERNEL_PACKAGES if (found := _version(name))},
         bcg=bcg.__version__,
         python=platform.python_version(),
     )

@@ -24,6 +24,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
         device_type: ``cpu`` is the host device; else as in `torch.device.type`.
         driver: Version of the GPU driver; None without one.
         cuda: Version of CUDA that torch was built with; None for a CPU build.
+        kernel_packages: Versions of the installed packages that transformers takes kernels from where they are.
     """
 
     device: str
@@ -33,6 +34,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     torch: str
     cuda_python: str | None = None
     transformers: str
+    kernel_packages: dict[str, str] = {}
     bcg: str
     python: str
 
