@@ -32,7 +32,8 @@ def reports(name: str) -> list[dict[str, Any]]:
 
 def gpu(report: dict[str, Any]) -> str:
     """Short name of the GPU that a report was made on."""
-    return report["environment"]["device"].removeprefix("NVIDIA ").partition(" ")[0]
+    name: str = report["environment"]["device"]
+    return name.removeprefix("NVIDIA ").partition(" ")[0]
 
 
 def markdown(header: str, rows: Iterable[Iterable[object]]) -> str:
