@@ -56,6 +56,7 @@ UNKNOWN = (
     "transient memory of breaks and warm-ups, which lies outside the pool",
     "whether replays equal eager: `bcg replay-check` tells",
 )
+UNKNOWN_MIXERS = "whether the GPU runs recurrent mixers with kernels that tell requests apart: there they are no breaks"
 
 
 def plan(
@@ -110,7 +111,7 @@ def plan(
         breaks=[break_row(*numbered) for numbered in enumerate(found.breaks)],
         warnings=list(target.warnings),
         automatic_breaks=automatic,
-        unknown=list(UNKNOWN),
+        unknown=[*UNKNOWN, *([UNKNOWN_MIXERS] if target.break_rules.mixers else [])],
     )
 
 

@@ -14,7 +14,7 @@ from bcg.collectives import in_step
 from bcg.context import ForwardContext, forward_context
 from bcg.device import find_device
 from bcg.errors import BcgError, ModelError, ReplayError
-from bcg.inputs import PROBE_SIZES, SEQUENCE_INDEX, Batch, find_token_dim, with_numbers
+from bcg.inputs import PROBE_SIZES, Batch, find_token_dim, with_numbers
 from bcg.nearness import LOOSE_MEAN, is_near_in_mean
 from bcg.state import ModelState, have_drawn
 from bcg.structure import same_bits, tensors_in
@@ -166,7 +166,7 @@ def _packed(target: Target, front: Batch, back: Batch) -> Batch:
         for name, value in back.inputs.items()
     }
     lengths = front.request_lengths + back.request_lengths
-    return Batch(with_numbers(inputs, lengths, target.device) if SEQUENCE_INDEX in inputs else inputs, lengths)
+    return Batch(with_numbers(inputs, lengths, target.device) if target.numbers_requests else inputs, lengths)
 
 
 def _back_halves(outputs: list[Tensor], dims: tuple[int | None, ...]) -> list[Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bcg.alignment import Alignment
 from bcg.errors import ModelError, UsageError
-from bcg.inputs import SEQUENCE_INDEX, Batch, InputSpec, MakeInputs, made_inputs, with_numbers
+from bcg.inputs import Batch, InputSpec, MakeInputs, made_inputs, with_numbers
 from bcg.report import ModelInfo, ReportWarning
 from bcg.rules import BreakRules
 from bcg.structure import attributes_of, tensors_in
@@ -51,6 +51,7 @@ class Target:
         output_token_dims: Token dimension of each output tensor, in the order of
             `bcg.structure.tensors_in`; None for one without.
         packs_requests: Whether several requests can share a batch: rows of one never reach another.
+        numbers_requests: Whether its inputs have the number of each row's request, for its recurrent mixers.
         max_tokens: The most positions that the model has; None where nothing says so.
         forward_options: Keyword arguments that every call passes beside the inputs.
         warnings: What the user should know about this model.
@@ -69,6 +70,7 @@ class Target:
     break_rules: BreakRules = field(default_factory=BreakRules)
     output_token_dims: tuple[int | None, ...] = ()
     packs_requests: bool = True
+    numbers_requests: bool = False
     forward_options: Mapping[str, Any] = field(default_factory=dict)
     max_tokens: int | None = None
     warnings: list[ReportWarning] = field(default_factory=list)
@@ -76,11 +78,6 @@ class Target:
     surroundings: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
     alignment: Alignment | None = None
     words: TargetWords | None = None
-
-    @property
-    def numbers_requests(self) -> bool:
-        """Whether an input tells which request each row belongs to."""
-        return any(spec.name == SEQUENCE_INDEX for spec in self.input_specs)
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Any:
         """Run one forward on these inputs.
@@ -139,7 +136,7 @@ def make_batch(target: Target, request_lengths: tuple[int, ...], generator: torc
     if positions is not None and len(request_lengths) > 1:
         counted = torch.cat([torch.arange(length, device=target.device) for length in request_lengths])
         inputs["position_ids"] = positions[..., :1] + counted.to(positions.dtype)
-    if SEQUENCE_INDEX in inputs and len(request_lengths) > 1:
+    if target.numbers_requests and len(request_lengths) > 1:
         inputs = with_numbers(inputs, request_lengths, target.device)
     return Batch(inputs=inputs, request_lengths=tuple(request_lengths))
 

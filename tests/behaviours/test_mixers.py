@@ -36,6 +36,11 @@ class Model(nn.Module):
         return hidden + 1
 
 
+def own_numbers(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, Tensor]:
+    ids = torch.randint(32, (1, num_tokens), device=device, generator=generator)
+    return {"input_ids": ids, "seq_idx": torch.zeros(num_tokens, dtype=torch.int64, device=device)}
+
+
 def target_with(device: str, *, heeds: bool, break_globs: tuple[str, ...] = ()) -> Target:
     torch.manual_seed(0)
     return own_target(Model(Scan(heeds)), device, attention_break=True, break_globs=break_globs)
@@ -90,3 +95,11 @@ def test_numbers_of_requests_are_inputs_and_not_baked_in(device: str) -> None:
     for lengths in ((6,), (1, 5), (2, 2, 2)):
         batch = Batch({"input_ids": ids}, lengths)
         torch.testing.assert_close(runner.replay(batch), each_alone(runner, batch))
+
+
+def test_an_input_of_ones_own_by_that_name_is_left_alone(device: str) -> None:
+    torch.manual_seed(0)
+    target = own_target(Model(Scan(False)), device, own_numbers, attention_break=True)
+    assert not target.numbers_requests
+    assert target.break_rules.mixers == ("mixer",)
+    assert packed(target).inputs["seq_idx"].tolist() == [0] * 6

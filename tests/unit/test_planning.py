@@ -16,7 +16,7 @@ from bcg.gpus import find_gpu
 from bcg.guesses import Guesses
 from bcg.models import load_target
 from bcg.models.shapes import load_shapes
-from bcg.planning import plan
+from bcg.planning import UNKNOWN_MIXERS, plan
 from bcg.report import PlanReport
 from bcg.runner import GraphRunner
 
@@ -49,6 +49,11 @@ def test_memory_of_a_true_shape() -> None:
     (bucket,) = plan_of("qwen3-8b", 4096).buckets
     assert bucket.used_bytes == pytest.approx(418 * MIB, rel=0.01)
     assert bucket.used_bytes <= bucket.pool_bytes <= 1.15 * bucket.used_bytes
+
+
+def test_what_mixers_are_on_the_gpu_is_said_to_be_unknown() -> None:
+    assert UNKNOWN_MIXERS in plan_of("nemotron-h-tiny", 8).unknown
+    assert UNKNOWN_MIXERS not in plan_of("qwen3-tiny", 8).unknown
 
 
 def test_no_weights_are_made() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from bcg.attention_interface import (
     without_attention_break,
 )
 from bcg.errors import ModelError, UsageError
-from bcg.inputs import MakeInputs, describe_inputs, unseeded_inputs, with_sequence_index
+from bcg.inputs import SEQUENCE_INDEX, MakeInputs, describe_inputs, unseeded_inputs, with_sequence_index
 from bcg.models.default_inputs import default_inputs, forward_options, max_tokens
 from bcg.models.sharding import Sharding, sharding_warnings, whole_weights_warnings
 from bcg.probe import OutputFacts, describe_outputs, is_same_within
@@ -30,7 +31,6 @@ from bcg.rules import (
     NamedBreaks,
     break_mixers,
     break_modules,
-    forwards_kept,
     is_named,
     unbreak_modules,
 )
@@ -94,7 +94,7 @@ def build_target(
             install_attention_break(module, model_masks=True)
             target.warnings.append(_masks_warning(target, "with those that the break builds it gives other results"))
             facts = describe_outputs(target)
-        facts = _with_numbered_requests(target) or facts
+        target, facts = _with_captured_mixers(target, facts)
     target.output_token_dims = facts.token_dims
     target.packs_requests = facts.separates_requests is True
     if attention_break:
@@ -110,32 +110,32 @@ def _is_as_without_break(target: Target) -> bool:
     return is_same_within(target, without_attention_break(target.module))
 
 
-def _with_numbered_requests(target: Target) -> OutputFacts | None:
-    """Capture the recurrent mixers where an input that numbers the requests keeps these apart; otherwise return None.
+def _with_captured_mixers(target: Target, facts: OutputFacts) -> tuple[Target, OutputFacts]:
+    """Return the target whose recurrent mixers are captured, where the number of each row's request keeps those apart.
 
-    mamba-ssm's kernels take one, and transformers hands it down to them; its own kernels in Python leave it out.
+    mamba-ssm's kernels take it, and transformers hands it down to them; its own kernels in Python leave it out. There
+    the target stays as it is.
+
+    Args:
+        target: Its mixers are breaks.
+        facts: What its outputs are.
     """
     rules, module = target.break_rules, target.module
     named = {path for paths in rules.globs.values() for path in paths}
+    has_own = any(spec.name == SEQUENCE_INDEX for spec in target.input_specs)
     takes_more = any(one.kind is one.VAR_KEYWORD for one in inspect.signature(module.forward).parameters.values())
-    if not rules.mixers or named & set(rules.mixers) or not takes_more or target.alignment is not None:
-        return None
-    make, specs = target.make_inputs, target.input_specs
-    if not target.numbers_requests:
-        target.make_inputs = with_sequence_index(make)
-        target.input_specs = describe_inputs(target.make_inputs, target.device)
-    try:
-        with forwards_kept(module):
-            unbreak_modules(module, rules.mixers)
-            facts = describe_outputs(target)
-    except ModelError:
-        facts = None
-    if facts is None or not facts.separates_requests:
-        target.make_inputs, target.input_specs = make, specs
-        return None
-    unbreak_modules(module, rules.mixers)
-    target.break_rules = replace(rules, mixers=())
-    return facts
+    if not rules.mixers or named & set(rules.mixers) or has_own or not takes_more or target.alignment is not None:
+        return target, facts
+    make = with_sequence_index(target.make_inputs)
+    specs, rules = describe_inputs(make, target.device), replace(rules, mixers=())
+    numbered = replace(target, make_inputs=make, input_specs=specs, break_rules=rules, numbers_requests=True)
+    unbreak_modules(module, target.break_rules.mixers)
+    with contextlib.suppress(ModelError):
+        found = describe_outputs(numbered)
+        if found.separates_requests:
+            return numbered, found
+    break_mixers(module)
+    return target, facts
 
 
 def _unseeded_warning(names: Sequence[str]) -> ReportWarning:
