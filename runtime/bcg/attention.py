@@ -47,6 +47,9 @@ class AttentionBreak:
         path: Its path in the model, for reports.
         implementation: Name of the original implementation, such as ``sdpa``.
         model_masks: Whether the model's own mask arrives as an argument.
+
+    Attributes:
+        two_sided_window: Width of the sliding window that it was given for attention that is not causal; 0 for none.
     """
 
     def __init__(self, module: nn.Module, path: str, implementation: str, *, model_masks: bool) -> None:
@@ -55,6 +58,7 @@ class AttentionBreak:
         self.label = BreakLabel(getattr(self.original, "__name__", implementation), path, "attention")
         self._module = weakref.ref(module)
         self.takes_model_masks = model_masks
+        self.two_sided_window = 0
         self._is_causal = bool(getattr(module, "is_causal", True))
         self._config = getattr(module, "config", None)
         self._make_mask = None if model_masks else ALL_MASK_ATTENTION_FUNCTIONS.get(implementation)
@@ -184,8 +188,8 @@ class AttentionBreak:
         if causal is None:
             causal = self._is_causal
         if window is not None and not causal:
-            # The interface is given the flash kernels' window, which counts the token itself.
-            window = getattr(self._config, "sliding_window", window)
+            self.two_sided_window = window
+            window -= 1  # the interface is given the flash kernels' window, which counts the token itself
 
         def make() -> Any:
             assert self._make_mask is not None

@@ -25,9 +25,22 @@ _breaks: weakref.WeakKeyDictionary[nn.Module, AttentionBreak] = weakref.WeakKeyD
 _paths: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 
 
+class _MaskedName(str):
+    """The name under which a break with the model's masks is registered; to code that asks, the original's name.
+
+    Sparse attention (DeepSeek-V3.2 and its kin) makes its choice of keys a mask only for ``eager`` and ``sdpa``.
+    """
+
+    def __eq__(self, other: object) -> bool:
+        return super().__eq__(other) or other == self.removesuffix(_MASKED_SUFFIX).removeprefix(_PREFIX)
+
+    __hash__ = str.__hash__
+
+
 def _register(implementation: str, *, model_masks: bool) -> str:
     """Register the break for an original implementation, once per process; return its name."""
-    name = f"{_PREFIX}{implementation}{_MASKED_SUFFIX if model_masks else ''}"
+    plain = f"{_PREFIX}{implementation}"
+    name = _MaskedName(f"{plain}{_MASKED_SUFFIX}") if model_masks else plain
     if name in AttentionInterface._global_mapping:
         return name
 

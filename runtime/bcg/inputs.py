@@ -19,6 +19,9 @@ MakeInputs: TypeAlias = Callable[[int, torch.device, torch.Generator], dict[str,
 PROBE_SIZES = (8, 16)
 """The two token counts by which token dimensions are found."""
 
+POSITIONS = "position_ids"
+"""The input that tells a row's place in its request."""
+
 SEQUENCE_INDEX = "seq_idx"
 """The input that tells recurrent kernels which request a row belongs to: transformers' name for it, and mamba-ssm's."""
 

@@ -8,7 +8,9 @@ gives the order in which a capture would allocate and free. The pool is then lai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from typing import TypeVar
 
@@ -26,6 +28,7 @@ from bcg.guesses import Guesses
 from bcg.inputs import PROBE_SIZES, InputSpec
 from bcg.layout import PoolEvent, peak_bytes, plan_arenas, reserved_bytes
 from bcg.models.build import quiet
+from bcg.probe import hint_about_inputs
 from bcg.rehearsal import rehearse, rehearsed_lengths
 from bcg.report import (
     AutomaticBreak,
@@ -177,7 +180,7 @@ def _from_shapes(
     guesses = Guesses()
     while True:
         try:
-            with mode, guesses, quiet(), forward_context(ForwardContext((tokens,))):
+            with mode, guesses, quiet(), _unlogged(), forward_context(ForwardContext((tokens,))):
                 batch = make_batch(target, (tokens,), torch.Generator("cpu"))
                 _warm_up(target, batch.copied_inputs())
                 return run(batch.inputs)
@@ -190,8 +193,26 @@ def _from_shapes(
             raise ModelError(
                 f"the forward of {target.name} fails on shapes alone{f' at {line}' if line else ''}: "
                 f"{type(error).__name__}: {first_line(error)}",
-                hint="a dry run has no values to read: capture it with weights, or see --traceback",
+                hint=_hint(target, error),
             ) from error
+
+
+def _hint(target: Target, error: Exception) -> str:
+    if "BF16" in str(error):
+        return "torch's grouped product of experts takes bfloat16 alone: give --dtype bfloat16"
+    about_inputs = hint_about_inputs(target.module)
+    return about_inputs or "a dry run has no values to read: capture it with weights, or see --traceback"
+
+
+@contextlib.contextmanager
+def _unlogged() -> Iterator[None]:
+    """Keep torch from logging a traceback for an operation that fails on shapes: what it raises says all."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _bucket(target: Target, mode: FakeTensorMode, tokens: int, found: Survey, largest: int) -> PlanBucket:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -9,12 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from bcg.collectives import in_step
 from bcg.context import ForwardContext, forward_context
 from bcg.device import find_device
 from bcg.errors import BcgError, ModelError, ReplayError
-from bcg.inputs import PROBE_SIZES, Batch, find_token_dim, with_numbers
+from bcg.inputs import POSITIONS, PROBE_SIZES, Batch, find_token_dim, with_numbers
 from bcg.nearness import LOOSE_MEAN, is_near_in_mean
 from bcg.state import ModelState, have_drawn
 from bcg.structure import same_bits, tensors_in
@@ -107,16 +109,38 @@ def refuse_other_outputs(target: Target, output: Any, num_tokens: int) -> None:
             )
 
 
-def is_same_within(target: Target, surroundings: AbstractContextManager[None]) -> bool:
+def is_same_within(target: Target, surroundings: AbstractContextManager[None], num_tokens: int) -> bool:
     """Tell whether one request gives the same inside `surroundings` as outside, from the same state."""
-    request = make_batch(target, PROBE_SIZES[1:], torch.Generator(target.device).manual_seed(0))
+    request = make_batch(target, (num_tokens,), torch.Generator(target.device).manual_seed(0))
     state = ModelState(target.module)
     with state.kept():
         outside = [tensor.clone() for tensor in _probe(target, request)]
     with state.kept(), surroundings:
         inside = [tensor.clone() for tensor in _probe(target, request)]
+    return _are_same(outside, inside)
+
+
+def counts_positions_alike(target: Target) -> bool:
+    """Tell whether a request gives the same with the positions that the inputs name as where the model counts.
+
+    A model that does not count takes those that it is given.
+    """
+    named = make_batch(target, PROBE_SIZES[1:], torch.Generator(target.device).manual_seed(0))
+    unnamed = {name: value for name, value in named.inputs.items() if name != POSITIONS}
+    state = ModelState(target.module)
+    with state.kept():
+        one = [tensor.clone() for tensor in _probe(target, named)]
+    try:
+        with state.kept():
+            other = [tensor.clone() for tensor in _probe(target, Batch(unnamed, named.request_lengths))]
+    except ModelError:
+        return True
+    return _are_same(one, other)
+
+
+def _are_same(one: list[Tensor], other: list[Tensor]) -> bool:
     # The wide tolerance: with and without a mask, 16-bit attention may be two kernels' work.
-    return all(map(same_bits, outside, inside)) or _are_close(inside, outside, LOOSE_MEAN)
+    return all(map(same_bits, one, other)) or _are_close(other, one, LOOSE_MEAN)
 
 
 def _versions(module: nn.Module) -> set[tuple[str, int]]:
@@ -196,15 +220,27 @@ def _probe(target: Target, batch: Batch) -> list[Tensor]:
                 f"{target.name} does not take its inputs ({given}): {what}",
                 hint="a factory can return (module, make_inputs) to make other inputs; see --traceback",
             ) from error
-        hint = (
-            "it must run eagerly before it can be captured; if its inputs are wrong, let the factory return "
-            "(module, make_inputs); see --traceback"
-        )
-        if getattr(getattr(target.module, "config", None), "is_encoder_decoder", False):
-            hint = (
-                "an encoder-decoder needs inputs for both: let a factory (file.py:factory) return one half, such as "
-                "model.get_encoder(), or (model, make_inputs)"
-            )
         raise ModelError(
-            f"the forward of {target.name} raised{f' at {line}' if line else ''}, given {given}: {what}", hint=hint
+            f"the forward of {target.name} raised{f' at {line}' if line else ''}, given {given}: {what}",
+            hint=hint_about_inputs(target.module)
+            or "it must run eagerly before it can be captured; if its inputs are wrong, let the factory return "
+            "(module, make_inputs); see --traceback",
         ) from error
+
+
+_MEDIA = ("pixel_values", "pixel_values_videos", "input_features", "input_values", "audio_values")
+
+
+def hint_about_inputs(module: nn.Module) -> str | None:
+    """Return what to do about a forward that fails because it needs more than token ids; None where it takes these."""
+    if not isinstance(module, PreTrainedModel):
+        return None
+    if module.config.is_encoder_decoder or (hasattr(module, "encoder") and hasattr(module, "decoder")):
+        return (
+            "an encoder-decoder needs inputs for both: let a factory (file.py:factory) return one half, such as "
+            "model.get_encoder(), or (model, make_inputs)"
+        )
+    media = next((name for name in _MEDIA if name in inspect.signature(module.forward).parameters), None)
+    if media is None:
+        return None
+    return f"it takes {media} too: let a factory (file.py:factory) return its text part alone, or (model, make_inputs)"

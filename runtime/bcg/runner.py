@@ -217,7 +217,7 @@ class GraphRunner:
         if len(batch.request_lengths) > 1 and not self.target.packs_requests:
             raise ReplayError(
                 f"{self.target.name} takes one request at a time, got a batch of {len(batch.request_lengths)}",
-                hint="its rows of one request reach another one; break at what mixes them, or run each on its own",
+                hint="run each request on its own, or break at what lets their rows reach each other",
             )
         if self.target.numbers_requests and SEQUENCE_INDEX not in batch.inputs:
             inputs = with_numbers(batch.inputs, batch.request_lengths, self.target.device)

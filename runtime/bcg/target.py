@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bcg.alignment import Alignment
 from bcg.errors import ModelError, UsageError
-from bcg.inputs import Batch, InputSpec, MakeInputs, made_inputs, with_numbers
+from bcg.inputs import POSITIONS, Batch, InputSpec, MakeInputs, made_inputs, with_numbers
 from bcg.report import ModelInfo, ReportWarning
 from bcg.rules import BreakRules
 from bcg.structure import attributes_of, tensors_in
@@ -132,10 +132,10 @@ def make_batch(target: Target, request_lengths: tuple[int, ...], generator: torc
             hint=f"give --tokens up to {target.max_tokens}",
         )
     inputs = made_inputs(target.make_inputs, sum(request_lengths), target.device, generator)
-    positions = inputs.get("position_ids")
+    positions = inputs.get(POSITIONS)
     if positions is not None and len(request_lengths) > 1:
         counted = torch.cat([torch.arange(length, device=target.device) for length in request_lengths])
-        inputs["position_ids"] = positions[..., :1] + counted.to(positions.dtype)
+        inputs[POSITIONS] = positions[..., :1] + counted.to(positions.dtype)
     if target.numbers_requests and len(request_lengths) > 1:
         inputs = with_numbers(inputs, request_lengths, target.device)
     return Batch(inputs=inputs, request_lengths=tuple(request_lengths))

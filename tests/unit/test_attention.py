@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from bcg import Batch, GraphRunner, attention, attention_interface
 from bcg.breaks import BreakLabel
 from bcg.context import ForwardContext, forward_context
 from bcg.diagnose import break_where_needed
-from bcg.errors import ReplayError
+from bcg.errors import ModelError, ReplayError
 from bcg.models.build import build_target
 from bcg.models.huggingface import quiet, random_model
 from bcg.target import Target, make_batch, plain_output
@@ -294,3 +295,75 @@ def test_learned_positions_start_after_the_padding_index_and_end_with_the_table(
     assert positions.tolist() == [[1, 2, 3, 1, 2]]
     with pytest.raises(Exception, match="^roberta has positions for 255 tokens, asked for 256"):
         batch_for(target, (256,))
+
+
+SPARSE = {
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+    "index_head_dim": 16,
+    "index_n_heads": 2,
+    "index_topk": 6,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 2,
+    "topk_group": 1,
+    "moe_intermediate_size": 32,
+}
+
+
+def test_sparse_attention_stays_sparse() -> None:
+    """The model makes the choice of keys a mask only for implementations that it knows by name."""
+    stock = load("deepseek_v32", attention_break=False, config=SPARSE)
+    dense = load("deepseek_v32", attention_break=False, config={**SPARSE, "index_topk": 64})
+    broken = load("deepseek_v32", config=SPARSE)
+    assert len(broken.break_rules.attention) == 4
+    inputs = batch_for(broken, (22,))
+    expected = run(stock, inputs, None)
+    assert torch.equal(run(broken, inputs, (22,)), expected)
+    assert not torch.allclose(run(dense, inputs, None), expected, atol=1e-3)
+    (warning,) = broken.warnings
+    assert (warning.code, warning.remedy) == ("model-masks", "give one request per batch")
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("gemma3_text", {"sliding_window": 24, "query_pre_attn_scalar": 16, "use_bidirectional_attention": True}),
+        ("modernbert", {"local_attention": 24, "global_attn_every_n_layers": 2}),
+    ],
+)
+def test_a_two_sided_window_is_as_wide_as_the_models_own(name: str, config: dict[str, Any]) -> None:
+    """Wider than the first forwards, which would not show it."""
+    stock, broken = load(name, attention_break=False, config=config), load(name, config=config)
+    assert broken.packs_requests
+    for lengths in ((60,), (3, 50, 40)):
+        inputs = batch_for(broken, lengths)
+        alone = [
+            run(stock, {key: value[:, start:end] for key, value in inputs.items()}, None)
+            for start, end in itertools.pairwise(itertools.accumulate(lengths, initial=0))
+        ]
+        torch.testing.assert_close(run(broken, inputs, lengths), torch.cat(alone, 1), rtol=0, atol=5e-6)
+
+
+def test_a_two_sided_window_that_is_read_wrongly_is_found_beyond_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = attention.build_mask
+    monkeypatch.setattr(
+        attention,
+        "build_mask",
+        lambda make, query, window, **options: own(make, query, window and window + 1, **options),
+    )
+    target = load("modernbert", config={"local_attention": 60})
+    assert [warning.code for warning in target.warnings] == ["model-masks"]
+    assert not target.packs_requests
+
+
+def test_attention_that_differs_as_a_break_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_interface._MaskedName, "__eq__", str.__eq__)
+    with pytest.raises(ModelError, match="gives other results where its attention is a break") as caught:
+        load("deepseek_v32", config=SPARSE)
+    assert "--no-attention-break" in str(caught.value.hint)

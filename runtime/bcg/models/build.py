@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,10 +22,18 @@ from bcg.attention_interface import (
     without_attention_break,
 )
 from bcg.errors import ModelError, UsageError
-from bcg.inputs import SEQUENCE_INDEX, MakeInputs, describe_inputs, unseeded_inputs, with_sequence_index
+from bcg.inputs import (
+    POSITIONS,
+    PROBE_SIZES,
+    SEQUENCE_INDEX,
+    MakeInputs,
+    describe_inputs,
+    unseeded_inputs,
+    with_sequence_index,
+)
 from bcg.models.default_inputs import default_inputs, forward_options, max_tokens
 from bcg.models.sharding import Sharding, sharding_warnings, whole_weights_warnings
-from bcg.probe import OutputFacts, describe_outputs, is_same_within
+from bcg.probe import OutputFacts, counts_positions_alike, describe_outputs, is_same_within
 from bcg.report import ModelInfo, ModelSource, ReportWarning, Weights
 from bcg.rules import (
     BreakRules,
@@ -35,6 +44,9 @@ from bcg.rules import (
     unbreak_modules,
 )
 from bcg.target import Target
+
+FIRST_POSITIONS = (0, 1, 2)
+"""Where learned positions begin: some tables have rows before it that are never read."""
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -89,8 +101,15 @@ def build_target(
     if unseeded := unseeded_inputs(target.make_inputs, device):
         target.warnings.append(_unseeded_warning(unseeded))
     with quiet():
+        if make_inputs is None and target.alignment is None:
+            _begin_positions(target)
         facts = describe_outputs(target)
         if attention_break and target.alignment is None and not _is_as_without_break(target):
+            if all(found.takes_model_masks for found in attention_breaks(module).values()):
+                raise ModelError(
+                    f"{target.info.architecture} gives other results where its attention is a break",
+                    hint="--no-attention-break captures its attention; break at what can't be with --break",
+                )
             install_attention_break(module, model_masks=True)
             target.warnings.append(_masks_warning(target, "with those that the break builds it gives other results"))
             facts = describe_outputs(target)
@@ -104,10 +123,41 @@ def build_target(
 
 
 def _is_as_without_break(target: Target) -> bool:
-    """Tell whether a request gives what it gave before attention was a break, where that builds the masks."""
-    if all(found.takes_model_masks for found in attention_breaks(target.module).values()):
+    """Tell whether a request gives what it gave before attention was a break, one beyond a two-sided window too."""
+    breaks = attention_breaks(target.module).values()
+    if not breaks:
         return True
-    return is_same_within(target, without_attention_break(target.module))
+    small, size = PROBE_SIZES
+    window = max(found.two_sided_window for found in breaks)
+    num_tokens = min(max(size, window + small if window else 0), target.max_tokens or sys.maxsize)
+    return is_same_within(target, without_attention_break(target.module), num_tokens)
+
+
+def _begin_positions(target: Target) -> None:
+    """Let the positions among the default inputs begin where the model's own do; where none do, leave them out."""
+    if all(spec.name != POSITIONS for spec in target.input_specs) or counts_positions_alike(target):
+        return
+    default = target.make_inputs
+    for first in FIRST_POSITIONS:
+        target.make_inputs = default_inputs(target.name, target.module, first)
+        if counts_positions_alike(target):
+            return
+
+    def without(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        inputs = default(num_tokens, device, generator)
+        del inputs[POSITIONS]
+        return inputs
+
+    target.make_inputs = without
+    target.input_specs = tuple(spec for spec in target.input_specs if spec.name != POSITIONS)
+    target.warnings.append(
+        ReportWarning(
+            code="model-positions",
+            message=f"{target.info.architecture} counts positions itself, and takes one request per batch",
+            cause=f"with position_ids from {', '.join(map(str, FIRST_POSITIONS))} on it gives others than without",
+            remedy="give one request per batch, or let a factory return (module, make_inputs)",
+        )
+    )
 
 
 def _with_captured_mixers(target: Target, facts: OutputFacts) -> tuple[Target, OutputFacts]:
@@ -216,6 +266,15 @@ def _warnings(target: Target, separates_requests: bool | None) -> Iterator[Repor
             message=f"no attention or recurrent mixer of {architecture} was found to break at",
             cause="what it has of them does not go through transformers' attention interface, so it is captured",
             remedy="name its attention modules with --break, or say --no-attention-break to capture all",
+        )
+    breaks = attention_breaks(target.module).values()
+    is_told = any(warning.code == "model-masks" for warning in target.warnings)
+    if breaks and all(found.takes_model_masks for found in breaks) and not is_told:
+        yield ReportWarning(
+            code="model-masks",
+            message=f"{architecture} builds its attention masks itself, and takes one request per batch",
+            cause="transformers has no flash attention for it, which would do without masks",
+            remedy="give one request per batch",
         )
     if separates_requests is False:
         yield ReportWarning(

@@ -10,11 +10,16 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from bcg.errors import ModelError
-from bcg.inputs import MakeInputs
+from bcg.inputs import POSITIONS, MakeInputs
 
 
-def default_inputs(name: str, module: nn.Module) -> MakeInputs:
+def default_inputs(name: str, module: nn.Module, first_position: int | None = None) -> MakeInputs:
     """Return a function that makes ``input_ids`` ``[1, n]`` and, if the forward takes them, ``position_ids``.
+
+    Args:
+        name: Of the model.
+        module: What takes them.
+        first_position: Where positions begin; by default where its table of positions tells, and else at 0.
 
     Raises:
         ModelError: If the module has neither a vocabulary size nor an embedding.
@@ -23,15 +28,19 @@ def default_inputs(name: str, module: nn.Module) -> MakeInputs:
     if vocabulary is None:
         raise ModelError(
             f"{name} has no vocabulary to draw input_ids from: no config.vocab_size, no nn.Embedding",
-            hint="let the factory return (module, make_inputs)",
+            hint="let a factory (file.py:factory) return (module, make_inputs), which makes what its forward takes",
         )
-    takes_positions = "position_ids" in _parameters(module)
-    first, _ = _learned_positions(module)
+    takes_positions = POSITIONS in _parameters(module)
+    first = _learned_positions(module)[0] if first_position is None else first_position
+    padding = getattr(_text_config(module), "pad_token_id", None)
 
     def make_inputs(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        inputs = {"input_ids": torch.randint(vocabulary, (1, num_tokens), device=device, generator=generator)}
+        ids = torch.randint(vocabulary, (1, num_tokens), device=device, generator=generator)
+        if isinstance(padding, int):  # no request has it, and some models count positions past it
+            ids = torch.where(ids == padding, (ids + 1) % vocabulary, ids)
+        inputs = {"input_ids": ids}
         if takes_positions:
-            inputs["position_ids"] = torch.arange(first, first + num_tokens, device=device).unsqueeze(0)
+            inputs[POSITIONS] = torch.arange(first, first + num_tokens, device=device).unsqueeze(0)
         return inputs
 
     return make_inputs
