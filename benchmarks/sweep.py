@@ -3,8 +3,9 @@
     python -m benchmarks.sweep [--only NAME,…] [--attention-break] [--device cuda] [--jobs N] [--json FILE]
 
 Each row ends as *captured* (whole, and replays match), *broken* (automatic breaks or pins, and replays match),
-*refused* (with a diagnosis card), or *wrong* (replays differ from eager: there must be none). Architectures that
-can't be made tiny generically, or that fail in eager, are listed and not counted.
+*refused* (with a diagnosis card), or *wrong* (replays differ from eager, or eager from the model as transformers
+calls it: there must be none). Architectures that can't be made tiny generically, or that fail in eager, are listed
+and not counted.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch import nn
 from transformers import AutoModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -36,10 +38,15 @@ from bcg.diagnose import UncapturableError, break_where_needed
 from bcg.errors import BcgError
 from bcg.models.build import build_target, quiet
 from bcg.models.huggingface import random_model
+from bcg.nearness import is_near_in_mean
 from bcg.runner import GraphRunner
+from bcg.structure import tensors_in
+from bcg.target import Target, make_batch, plain_output
 from benchmarks.tiny import tiny_config
 
 BUCKETS = (4, 24)
+PLAIN_TOKENS = 40
+"""More than the tiny windows and numbers of chosen keys, which shorter requests would not show."""
 SECONDS_EACH = 120
 MAX_PARAMETERS = 30_000_000
 QUICK = ("qwen3", "gemma2", "mixtral", "qwen2_moe", "deepseek_v3", "mamba", "jamba", "gpt2", "opt", "llama4_text")
@@ -141,6 +148,9 @@ def _sweep(name: str, device: torch.device, *, attention_break: bool) -> Row:
         raise
     except Exception as error:  # noqa: BLE001 - a row of the table
         return Row(name, "not built", detail=_first(error))
+    differs = _differs_from_plain(target, random_model(name, tiny_config(name), device, torch.float32, 0).eval())
+    if differs is not None:
+        return Row(name, "wrong", detail=differs)
     try:
         with quiet():
             found = break_where_needed(target, BUCKETS)
@@ -163,6 +173,19 @@ def _sweep(name: str, device: torch.device, *, attention_break: bool) -> Row:
         if not bucket.num_launches:
             return dataclasses.replace(row, status="wrong", detail="nothing was launched")
     return row
+
+
+def _differs_from_plain(target: Target, plain: nn.Module) -> str | None:
+    """Say how far the target's eager forward is from the same model's own, of token ids alone; None where it is not."""
+    tokens = min(PLAIN_TOKENS, target.max_tokens or PLAIN_TOKENS)
+    batch = make_batch(target, (tokens,), torch.Generator(target.device).manual_seed(1))
+    with quiet(), torch.inference_mode():
+        expected = plain_output(plain(input_ids=batch.inputs["input_ids"], **target.forward_options), target.name)
+        got = GraphRunner(target).eager(batch)
+    for one, other in zip(tensors_in(expected), tensors_in(got), strict=True):
+        if not is_near_in_mean(one, other, {True: 2e-6, False: 2e-6}):
+            return f"eager is off the plain forward by up to {(one - other).abs().max().item():.1e}"
+    return None
 
 
 def _first(error: BaseException) -> str:

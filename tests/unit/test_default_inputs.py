@@ -42,7 +42,7 @@ def batch_inputs(target: Target, tokens: int = 40) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("config", [NystromformerConfig, RobertaConfig, BertConfig])
 def test_positions_begin_where_the_models_own_do(tmp_path: Path, config: Any) -> None:
-    """Nystromformer's begin at 2, which nothing says; of few ids many would be padding, which RoBERTa does not count."""
+    """Nystromformer's begin at 2, which nothing says; of few ids many would be padding, which RoBERTa passes over."""
     torch.manual_seed(0)
     settings = {**SMALL, "vocab_size": 16, "num_landmarks": 4, "segment_means_seq_len": 4}
     model = AutoModel.from_config(config(**settings)).eval()
