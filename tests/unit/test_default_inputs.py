@@ -16,6 +16,7 @@ from transformers import (
     CLIPConfig,
     MixtralConfig,
     NystromformerConfig,
+    Phi3Config,
     PreTrainedModel,
     RobertaConfig,
     T5Config,
@@ -135,3 +136,20 @@ def test_a_dry_run_hints_as_a_capture_does_and_logs_no_traceback(
             plan(load_shapes(str(tmp_path / name), mode), mode, (8,), {})
         assert refused.value.hint is not None and refused.value.hint.startswith(hint)
         assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+@pytest.mark.parametrize(("kind", "is_warned_of"), [("longrope", True), ("default", False)])
+def test_rotary_factors_of_the_longest_request_are_warned_of(tmp_path: Path, kind: str, is_warned_of: bool) -> None:
+    factors = {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8} if is_warned_of else {}
+    config = Phi3Config(
+        **SMALL,
+        vocab_size=16,
+        num_key_value_heads=2,
+        pad_token_id=0,
+        original_max_position_embeddings=32,
+        rope_parameters={"rope_type": kind, "rope_theta": 1e4, **factors},
+    )
+    config.save_pretrained(tmp_path)
+    target = load_target(str(tmp_path))
+    assert target.packs_requests
+    assert [warning.code for warning in target.warnings] == ["rope-by-length"] * is_warned_of

@@ -31,7 +31,7 @@ from bcg.inputs import (
     unseeded_inputs,
     with_sequence_index,
 )
-from bcg.models.default_inputs import default_inputs, forward_options, max_tokens
+from bcg.models.default_inputs import default_inputs, forward_options, max_tokens, rope_scaled_by_length
 from bcg.models.sharding import Sharding, sharding_warnings, whole_weights_warnings
 from bcg.probe import OutputFacts, counts_positions_alike, describe_outputs, is_same_within
 from bcg.report import ModelInfo, ModelSource, ReportWarning, Weights
@@ -275,6 +275,13 @@ def _warnings(target: Target, separates_requests: bool | None) -> Iterator[Repor
             message=f"{architecture} builds its attention masks itself, and takes one request per batch",
             cause="transformers has no flash attention for it, which would do without masks",
             remedy="give one request per batch",
+        )
+    if target.packs_requests and (scaled := rope_scaled_by_length(target.module)):
+        yield ReportWarning(
+            code="rope-by-length",
+            message=f"{architecture} rotates by the longest request of a batch: shorter ones differ from alone",
+            cause=f"its rotary embedding ({scaled}) has other factors for long requests, and one set for a batch",
+            remedy="batch long requests, beyond original_max_position_embeddings, apart from short ones",
         )
     if separates_requests is False:
         yield ReportWarning(

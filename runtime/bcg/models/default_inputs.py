@@ -65,6 +65,13 @@ def max_tokens(module: nn.Module) -> int | None:
     return min(limits, default=None)
 
 
+def rope_scaled_by_length(module: nn.Module) -> str | None:
+    """Return the kind of rotary embedding whose factors depend on how long the longest request is; None for others."""
+    parameters = getattr(_text_config(module), "rope_parameters", None) or {}
+    kinds = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
+    return next((kind for one in kinds if (kind := one.get("rope_type")) in ("dynamic", "longrope")), None)
+
+
 def _text_config(module: nn.Module) -> Any:
     config = getattr(module, "config", None)
     return config.get_text_config() if isinstance(config, PretrainedConfig) else config
