@@ -38,11 +38,11 @@ class _MaskedName(str):
 
 
 def _register(implementation: str, *, model_masks: bool) -> str:
-    """Register the break for an original implementation, once per process; return its name."""
-    plain = f"{_PREFIX}{implementation}"
-    name = _MaskedName(f"{plain}{_MASKED_SUFFIX}") if model_masks else plain
+    """Register the break for an original implementation, once per process; return the name that models are given."""
+    name = f"{_PREFIX}{implementation}{_MASKED_SUFFIX if model_masks else ''}"
+    given = _MaskedName(name) if model_masks else name  # the registry has plain names: torch's compiler looks into it
     if name in AttentionInterface._global_mapping:
-        return name
+        return given
 
     def attention_break(
         module: nn.Module,
@@ -62,7 +62,7 @@ def _register(implementation: str, *, model_masks: bool) -> str:
     AttentionInterface.register(name, torch.compiler.disable(attention_break))
     if model_masks and implementation in ALL_MASK_ATTENTION_FUNCTIONS:
         AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
-    return name
+    return given
 
 
 def install_attention_break(root: nn.Module, *, model_masks: bool = False) -> bool:

@@ -98,8 +98,8 @@ def test_padding_rows_do_not_reach_real_ones(pair: tuple[Target, Target]) -> Non
     stock, broken = pair
     expected = run(stock, batch_for(broken, (22,)), None)
     padded = [run(broken, batch_for(broken, (22,), 4, fill), (22,)) for fill in (0, 77)]
-    assert torch.equal(padded[0][:, :22], padded[1][:, :22])
-    torch.testing.assert_close(padded[0][:, :22], expected, rtol=0, atol=5e-6)
+    for rows in padded:  # not to the bit: experts multiply as many rows as they are given, padding among them
+        torch.testing.assert_close(rows[:, :22], expected, rtol=0, atol=5e-6)
 
 
 @pytest.mark.parametrize("name", ["deepseek_v4", "inkling2_text"])
