@@ -6,7 +6,10 @@ The name is registered in that interface and set on the model's configuration, s
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
+import re
+import sys
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -28,7 +31,8 @@ _paths: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 class _MaskedName(str):
     """The name under which a break with the model's masks is registered; to code that asks, the original's name.
 
-    Sparse attention (DeepSeek-V3.2 and its kin) makes its choice of keys a mask only for ``eager`` and ``sdpa``.
+    Sparse attention (DeepSeek-V3.2 and its kin) makes its choice of keys a mask only for ``eager`` and ``sdpa``. Models
+    whose code does not ask have a plain string: torch's compiler can't look this one up.
     """
 
     def __eq__(self, other: object) -> bool:
@@ -38,11 +42,10 @@ class _MaskedName(str):
 
 
 def _register(implementation: str, *, model_masks: bool) -> str:
-    """Register the break for an original implementation, once per process; return the name that models are given."""
+    """Register the break for an original implementation, once per process; return its name."""
     name = f"{_PREFIX}{implementation}{_MASKED_SUFFIX if model_masks else ''}"
-    given = _MaskedName(name) if model_masks else name  # the registry has plain names: torch's compiler looks into it
     if name in AttentionInterface._global_mapping:
-        return given
+        return name
 
     def attention_break(
         module: nn.Module,
@@ -62,7 +65,7 @@ def _register(implementation: str, *, model_masks: bool) -> str:
     AttentionInterface.register(name, torch.compiler.disable(attention_break))
     if model_masks and implementation in ALL_MASK_ATTENTION_FUNCTIONS:
         AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
-    return given
+    return name
 
 
 def install_attention_break(root: nn.Module, *, model_masks: bool = False) -> bool:
@@ -84,8 +87,28 @@ def install_attention_break(root: nn.Module, *, model_masks: bool = False) -> bo
     models = list(_interface_models(root))
     for model in models:
         needs_masks = model_masks or not getattr(model, "_supports_flash_attn", False)
-        model.config._attn_implementation = _register(_own_implementation(model), model_masks=needs_masks)
+        name = _register(_own_implementation(model), model_masks=needs_masks)
+        model.config._attn_implementation = _MaskedName(name) if needs_masks and _asks_for_names(model) else name
     return bool(models)
+
+
+def _asks_for_names(model: PreTrainedModel) -> bool:
+    """Tell whether the code around a model's attention compares the name of its implementation with names it knows."""
+    return any(map(_compares_names, {type(module).__module__ for module in model.modules() if _dispatches(module)}))
+
+
+@functools.cache
+def _compares_names(python_module: str) -> bool:
+    try:
+        source = inspect.getsource(sys.modules[python_module])
+    except (KeyError, OSError, TypeError):
+        return True  # it can't be told
+    return re.search(r"_attn_implementation (==|in) ", source) is not None
+
+
+def is_known_by_name(root: nn.Module) -> bool:
+    """Tell whether a model inside `root` has a name that torch's compiler can't look up (see `_MaskedName`)."""
+    return any(isinstance(model.config._attn_implementation, _MaskedName) for model in _interface_models(root))
 
 
 def _own_implementation(model: PreTrainedModel) -> str:
@@ -127,7 +150,9 @@ def attention_breaks(root: nn.Module) -> dict[str, AttentionBreak]:
 def _interface_models(root: nn.Module) -> Iterator[PreTrainedModel]:
     """Yield the models of which some module dispatches through the attention interface."""
     for model in root.modules():
-        if isinstance(model, PreTrainedModel) and any(
-            "ALL_ATTENTION_FUNCTIONS" in inspect.unwrap(type(module).forward).__globals__ for module in model.modules()
-        ):
+        if isinstance(model, PreTrainedModel) and any(map(_dispatches, model.modules())):
             yield model
+
+
+def _dispatches(module: nn.Module) -> bool:
+    return "ALL_ATTENTION_FUNCTIONS" in inspect.unwrap(type(module).forward).__globals__

@@ -19,6 +19,7 @@ from bcg.ranges import Ranges
 from bcg.report import ProfileReport, TimelineStep
 from tests.cli.reports import profile_report
 from tests.targets import Around, own_target
+from tests.unit.test_attention import SPARSE, load
 from tests.unit.test_compare import times
 
 rename = msgspec.structs.replace
@@ -241,6 +242,15 @@ def test_recurrent_mixers_are_left_to_their_own_kernels(monkeypatch: pytest.Monk
     target(bucket_batch(target, 8).inputs)
     assert any("rsqrt" in name for name in compiled), "the layers around them are compiled"
     assert not any("conv1d" in name or "cumsum" in name for name in compiled)
+    torch._dynamo.reset()
+
+
+def test_attention_that_goes_by_its_name_is_not_left_to_the_compiler() -> None:
+    from bcg.modes.fused import Fused
+
+    (preparation,) = Fused(load("deepseek_v32", config=SPARSE)).prepare((8,))
+    assert preparation.status == "not available"
+    assert (preparation.reason or "").startswith("attention of DeepseekV32Model asks for its name")
     torch._dynamo.reset()
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bcg.attention_interface import is_known_by_name
 from bcg.context import ForwardContext, forward_context
 from bcg.device import find_device
 from bcg.modes.base import Counts, Preparation, bucket_batch, failed, seconds
@@ -35,10 +36,13 @@ class Fused(Captured):
         self._before = read_counts()
 
     def prepare(self, buckets: Sequence[int]) -> list[Preparation]:
+        architecture = self.target.info.architecture
         compiler_settings()
         num_layers = compile_layers(self.target.module)
-        if not num_layers:
-            reason = f"{self.target.info.architecture} has no list of layers to compile one by one"
+        reason = None if num_layers else f"{architecture} has no list of layers to compile one by one"
+        if is_known_by_name(self.target.module):
+            reason = f"attention of {architecture} asks for its name, which torch's compiler can't look up as a break"
+        if reason is not None:
             return [Preparation(tokens, "not available", reason) for tokens in sorted(buckets, reverse=True)]
         try:
             compile_s = self._compile_once(max(buckets))
