@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,38 +12,16 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from bcg.attention_interface import (
-    attention_breaks,
-    attention_modules,
-    install_attention_break,
-    without_attention_break,
-)
+from bcg.attention_interface import attention_breaks, attention_modules, install_attention_break
 from bcg.errors import ModelError, UsageError
-from bcg.inputs import (
-    POSITIONS,
-    PROBE_SIZES,
-    SEQUENCE_INDEX,
-    MakeInputs,
-    describe_inputs,
-    unseeded_inputs,
-    with_sequence_index,
-)
+from bcg.inputs import MakeInputs, describe_inputs, unseeded_inputs
 from bcg.models.default_inputs import default_inputs, forward_options, max_tokens, rope_scaled_by_length
+from bcg.models.likeness import begin_positions, is_as_without_break, with_captured_mixers
 from bcg.models.sharding import Sharding, sharding_warnings, whole_weights_warnings
-from bcg.probe import OutputFacts, counts_positions_alike, describe_outputs, is_same_within
+from bcg.probe import describe_outputs
 from bcg.report import ModelInfo, ModelSource, ReportWarning, Weights
-from bcg.rules import (
-    BreakRules,
-    NamedBreaks,
-    break_mixers,
-    break_modules,
-    is_named,
-    unbreak_modules,
-)
+from bcg.rules import BreakRules, NamedBreaks, break_mixers, break_modules, is_named
 from bcg.target import Target
-
-FIRST_POSITIONS = (0, 1, 2)
-"""Where learned positions begin: some tables have rows before it that are never read."""
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -102,9 +77,9 @@ def build_target(
         target.warnings.append(_unseeded_warning(unseeded))
     with quiet():
         if make_inputs is None and target.alignment is None:
-            _begin_positions(target)
+            begin_positions(target)
         facts = describe_outputs(target)
-        if attention_break and target.alignment is None and not _is_as_without_break(target):
+        if attention_break and target.alignment is None and not is_as_without_break(target):
             if all(found.takes_model_masks for found in attention_breaks(module).values()):
                 raise ModelError(
                     f"{target.info.architecture} gives other results where its attention is a break",
@@ -113,79 +88,13 @@ def build_target(
             install_attention_break(module, model_masks=True)
             target.warnings.append(_masks_warning(target, "with those that the break builds it gives other results"))
             facts = describe_outputs(target)
-        target, facts = _with_captured_mixers(target, facts)
+        target, facts = with_captured_mixers(target, facts)
     target.output_token_dims = facts.token_dims
     target.packs_requests = facts.separates_requests is True
     if attention_break:
         target.break_rules = replace(target.break_rules, attention=attention_modules(module))
         target.warnings.extend(_warnings(target, facts.separates_requests))
     return target
-
-
-def _is_as_without_break(target: Target) -> bool:
-    """Tell whether a request gives what it gave before attention was a break, one beyond a two-sided window too."""
-    breaks = attention_breaks(target.module).values()
-    if not breaks:
-        return True
-    small, size = PROBE_SIZES
-    window = max(found.two_sided_window for found in breaks)
-    num_tokens = min(max(size, window + small if window else 0), target.max_tokens or sys.maxsize)
-    return is_same_within(target, without_attention_break(target.module), num_tokens)
-
-
-def _begin_positions(target: Target) -> None:
-    """Let the positions among the default inputs begin where the model's own do; where none do, leave them out."""
-    if all(spec.name != POSITIONS for spec in target.input_specs) or counts_positions_alike(target):
-        return
-    default = target.make_inputs
-    for first in FIRST_POSITIONS:
-        target.make_inputs = default_inputs(target.name, target.module, first)
-        if counts_positions_alike(target):
-            return
-
-    def without(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        inputs = default(num_tokens, device, generator)
-        del inputs[POSITIONS]
-        return inputs
-
-    target.make_inputs = without
-    target.input_specs = tuple(spec for spec in target.input_specs if spec.name != POSITIONS)
-    target.warnings.append(
-        ReportWarning(
-            code="model-positions",
-            message=f"{target.info.architecture} counts positions itself, and takes one request per batch",
-            cause=f"with position_ids from {', '.join(map(str, FIRST_POSITIONS))} on it gives others than without",
-            remedy="give one request per batch, or let a factory return (module, make_inputs)",
-        )
-    )
-
-
-def _with_captured_mixers(target: Target, facts: OutputFacts) -> tuple[Target, OutputFacts]:
-    """Return the target whose recurrent mixers are captured, where the number of each row's request keeps those apart.
-
-    mamba-ssm's kernels take it, and transformers hands it down to them; its own kernels in Python leave it out. There
-    the target stays as it is.
-
-    Args:
-        target: Its mixers are breaks.
-        facts: What its outputs are.
-    """
-    rules, module = target.break_rules, target.module
-    named = {path for paths in rules.globs.values() for path in paths}
-    has_own = any(spec.name == SEQUENCE_INDEX for spec in target.input_specs)
-    takes_more = any(one.kind is one.VAR_KEYWORD for one in inspect.signature(module.forward).parameters.values())
-    if not rules.mixers or named & set(rules.mixers) or has_own or not takes_more or target.alignment is not None:
-        return target, facts
-    make = with_sequence_index(target.make_inputs)
-    specs, rules = describe_inputs(make, target.device), replace(rules, mixers=())
-    numbered = replace(target, make_inputs=make, input_specs=specs, break_rules=rules, numbers_requests=True)
-    unbreak_modules(module, target.break_rules.mixers)
-    with contextlib.suppress(ModelError):
-        found = describe_outputs(numbered)
-        if found.separates_requests:
-            return numbered, found
-    break_mixers(module)
-    return target, facts
 
 
 def _unseeded_warning(names: Sequence[str]) -> ReportWarning:
