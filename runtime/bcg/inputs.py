@@ -71,6 +71,8 @@ def with_numbers(
     inputs: Mapping[str, torch.Tensor], request_lengths: Sequence[int], device: torch.device
 ) -> dict[str, torch.Tensor]:
     """Return inputs with `SEQUENCE_INDEX` among them: the number of each row's request, ``[1, n]`` in int32."""
+    if len(request_lengths) == 1:
+        return {**inputs, SEQUENCE_INDEX: torch.zeros(1, *request_lengths, dtype=torch.int32, device=device)}
     numbers = torch.arange(len(request_lengths), dtype=torch.int32).repeat_interleave(torch.tensor(request_lengths))
     return {**inputs, SEQUENCE_INDEX: numbers.unsqueeze(0).to(device)}
 
@@ -79,8 +81,7 @@ def with_sequence_index(make_inputs: MakeInputs) -> MakeInputs:
     """Make an input that numbers the requests beside those of `make_inputs`, which makes one request's."""
 
     def make(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        inputs = make_inputs(num_tokens, device, generator)
-        return {**inputs, SEQUENCE_INDEX: torch.zeros(1, num_tokens, dtype=torch.int32, device=device)}
+        return with_numbers(make_inputs(num_tokens, device, generator), (num_tokens,), device)
 
     return make
 

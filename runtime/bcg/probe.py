@@ -125,7 +125,7 @@ def counts_positions_alike(target: Target) -> bool:
 
     A model that does not count takes those that it is given.
     """
-    named = make_batch(target, PROBE_SIZES[1:], torch.Generator(target.device).manual_seed(0))
+    named = make_batch(target, PROBE_SIZES[:1], torch.Generator(target.device).manual_seed(0))
     unnamed = {name: value for name, value in named.inputs.items() if name != POSITIONS}
     state = ModelState(target.module)
     with state.kept():

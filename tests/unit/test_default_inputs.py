@@ -76,6 +76,24 @@ def test_positions_that_no_beginning_explains_are_left_to_the_model() -> None:
     assert target.warnings[0].message == "CountsBackwards counts positions itself, and takes one request per batch"
 
 
+class HasFewPlaces(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(16, 4), nn.Embedding(12, 4)
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        if position_ids is None:
+            position_ids = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)[None]
+        places: Tensor = self.tokens(input_ids) + self.positions(position_ids)
+        return places
+
+
+def test_a_model_of_few_positions_is_asked_about_no_more() -> None:
+    target = own_target(HasFewPlaces(), "cpu")
+    assert target.max_tokens == 12
+    assert make_batch(target, (3,), torch.Generator()).inputs["position_ids"].tolist() == [[1, 2, 3]]
+
+
 class NeedsPositions(CountsBackwards):
     def forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(input_ids, position_ids)
