@@ -31,6 +31,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from bcg.breaks import BreakLabel, call_break
 from bcg.context import ForwardContext, check_fits, current_forward_context
 from bcg.errors import ModelError, ReplayError
+from bcg.inputs import POSITIONS
 from bcg.masks import build_mask
 
 _FLASH_DTYPES = (torch.float16, torch.bfloat16)
@@ -63,7 +64,7 @@ class AttentionBreak:
         self._config = getattr(module, "config", None)
         self._make_mask = None if model_masks else ALL_MASK_ATTENTION_FUNCTIONS.get(implementation)
         self._can_pack = self.original is sdpa_attention_forward
-        self._takes_positions = "position_ids" in inspect.signature(self.original).parameters
+        self._takes_positions = POSITIONS in inspect.signature(self.original).parameters
 
     @property
     def needs_no_mask(self) -> bool:
@@ -87,7 +88,7 @@ class AttentionBreak:
             The attention output ``[1, rows, heads, value_dim]`` and None.
         """
         if not self._takes_positions and self._can_pack:
-            options.pop("position_ids", None)
+            options.pop(POSITIONS, None)
         result: tuple[Tensor, None]
         if self._is_plain(query, key, value, mask, options):
             arguments = (query, key, value, self._scale(query, options))
@@ -256,7 +257,7 @@ class AttentionBreak:
 def _cut_options(options: dict[str, Any], rows: int, start: int, end: int) -> dict[str, Any]:
     """Cut the options that have a value per row: positions, biases ``[…, rows, rows]``, sinks ``[…, rows, 1]``."""
     return {
-        name: _cut(value, rows, start, end, is_line=name == "position_ids") if isinstance(value, Tensor) else value
+        name: _cut(value, rows, start, end, is_line=name == POSITIONS) if isinstance(value, Tensor) else value
         for name, value in options.items()
     }
 

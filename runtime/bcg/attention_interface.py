@@ -36,7 +36,7 @@ class _MaskedName(str):
     """
 
     def __eq__(self, other: object) -> bool:
-        return super().__eq__(other) or other == self.removesuffix(_MASKED_SUFFIX).removeprefix(_PREFIX)
+        return super().__eq__(other) or other == _original_name(self)
 
     __hash__ = str.__hash__
 
@@ -114,7 +114,11 @@ def is_known_by_name(root: nn.Module) -> bool:
 def _own_implementation(model: PreTrainedModel) -> str:
     """Return what a model is configured with, or was before the break was installed."""
     implementation: str = model.config._attn_implementation or "eager"
-    return implementation.removesuffix(_MASKED_SUFFIX).removeprefix(_PREFIX)
+    return _original_name(implementation)
+
+
+def _original_name(name: str) -> str:
+    return name.removesuffix(_MASKED_SUFFIX).removeprefix(_PREFIX)
 
 
 @contextlib.contextmanager

@@ -56,14 +56,16 @@ def test_positions_begin_where_the_models_own_do(tmp_path: Path, config: Any) ->
 
 
 class CountsBackwards(nn.Module):
+    num_places, first, step = 64, 40, -1
+
     def __init__(self) -> None:
         super().__init__()
-        self.tokens, self.places = nn.Embedding(16, 4), nn.Embedding(64, 4)
+        self.tokens, self.positions = nn.Embedding(16, 4), nn.Embedding(self.num_places, 4)
 
     def forward(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
         if position_ids is None:
-            position_ids = 40 - torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-        places: Tensor = self.tokens(input_ids) + self.places(position_ids)
+            position_ids = self.first + self.step * torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        places: Tensor = self.tokens(input_ids) + self.positions(position_ids)
         return places
 
 
@@ -76,16 +78,8 @@ def test_positions_that_no_beginning_explains_are_left_to_the_model() -> None:
     assert target.warnings[0].message == "CountsBackwards counts positions itself, and takes one request per batch"
 
 
-class HasFewPlaces(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.tokens, self.positions = nn.Embedding(16, 4), nn.Embedding(12, 4)
-
-    def forward(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
-        if position_ids is None:
-            position_ids = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)[None]
-        places: Tensor = self.tokens(input_ids) + self.positions(position_ids)
-        return places
+class HasFewPlaces(CountsBackwards):
+    num_places, first, step = 12, 1, 1
 
 
 def test_a_model_of_few_positions_is_asked_about_no_more() -> None:

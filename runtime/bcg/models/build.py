@@ -107,12 +107,16 @@ def _unseeded_warning(names: Sequence[str]) -> ReportWarning:
     )
 
 
-def _masks_warning(target: Target, cause: str) -> ReportWarning:
+def _masks_warning(
+    target: Target,
+    cause: str,
+    remedy: str = "leave out masks that only mark padding: the break keeps padding rows and requests apart by itself",
+) -> ReportWarning:
     return ReportWarning(
         code="model-masks",
         message=f"{target.info.architecture} builds its attention masks itself, and takes one request per batch",
         cause=cause,
-        remedy="leave out masks that only mark padding: the break keeps padding rows and requests apart by itself",
+        remedy=remedy,
     )
 
 
@@ -179,12 +183,8 @@ def _warnings(target: Target, separates_requests: bool | None) -> Iterator[Repor
     breaks = attention_breaks(target.module).values()
     is_told = any(warning.code == "model-masks" for warning in target.warnings)
     if breaks and all(found.takes_model_masks for found in breaks) and not is_told:
-        yield ReportWarning(
-            code="model-masks",
-            message=f"{architecture} builds its attention masks itself, and takes one request per batch",
-            cause="transformers has no flash attention for it, which would do without masks",
-            remedy="give one request per batch",
-        )
+        cause = "transformers has no flash attention for it, which would do without masks"
+        yield _masks_warning(target, cause, remedy="give one request per batch")
     if target.packs_requests and (scaled := rope_scaled_by_length(target.module)):
         yield ReportWarning(
             code="rope-by-length",
