@@ -106,13 +106,12 @@ RATIOS = (("breakable", "full"), ("fused", "compiled"), ("fused", "piecewise"), 
 
 
 def ratios() -> str:
-    """Median step of one mode over that of another, from the smallest to the largest over the buckets."""
+    """Step of one mode over that of another, from the smallest to the largest over the buckets."""
     rows = []
     for report in reports("profile"):
         cells = []
         for mode, other in RATIOS:
-            pairs = [(_of(bucket, mode)["p50_ms"], _of(bucket, other)["p50_ms"]) for bucket in report["buckets"]]
-            found = sorted(over / under for over, under in pairs if over is not None and under is not None)
+            found = sorted(ratio for bucket in report["buckets"] if (ratio := _ratio(bucket, mode, other)) is not None)
             cells.append(f"{found[0]:.3f} to {found[-1]:.3f}" if found else "–")
         tokens = [_thousands(bucket["tokens"]) for bucket in report["buckets"]]
         span = "; ".join(tokens) if len(tokens) == 2 else f"{len(tokens)} from {tokens[0]} to {tokens[-1]}"
@@ -121,13 +120,10 @@ def ratios() -> str:
 
 
 def buckets() -> str:
-    """Median step of `breakable` over that of `full`, the least, the middle and the most of all buckets in a range."""
+    """Step of `breakable` over that of `full`, the least, the middle and the most of all buckets in a range."""
     rows = []
     for report in reports("buckets"):
-        found = {
-            bucket["tokens"]: _of(bucket, "breakable")["p50_ms"] / _of(bucket, "full")["p50_ms"]
-            for bucket in report["buckets"]
-        }
+        found = {bucket["tokens"]: _ratio(bucket, "breakable", "full") for bucket in report["buckets"]}
         for low, high in ((16, 256), (288, 1024), (1280, 4096)):
             part = [ratio for tokens, ratio in found.items() if low <= tokens <= high]
             span = f"{low:,} to {high:,}"
@@ -144,8 +140,15 @@ def ranks() -> str:
             eager, full, breakable = (_of(bucket, mode)["p50_ms"] for mode in ("eager", "full", "breakable"))
             times = (f"{time:.2f}" for time in (eager, full, breakable))
             row = (report["model"]["name"], len(report["ranks"]), _thousands(bucket["tokens"]), *times)
-            rows.append((*row, f"{breakable / full:.3f}", f"{eager / breakable:.2f}"))
+            gains = (_ratio(bucket, "breakable", "full"), 1 / _ratio(bucket, "breakable", "eager"))
+            rows.append((*row, f"{gains[0]:.3f}", f"{gains[1]:.2f}"))
     return markdown("model|GPUs|tokens|eager|full|breakable|breakable ÷ full|eager ÷ breakable", rows)
+
+
+def _ratio(bucket: dict[str, Any], mode: str, other: str) -> Any:
+    """Return the step of a mode over that of another, as the report has it; None if one was not measured."""
+    speedup = _of(bucket, mode).get(f"speedup_vs_{other}")
+    return None if speedup is None else 1 / speedup
 
 
 def _of(bucket: dict[str, Any], mode: str) -> dict[str, Any]:

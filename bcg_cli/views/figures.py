@@ -81,17 +81,17 @@ def yardstick(buckets: Sequence[ProfileBucket]) -> ModeName | None:
 
 
 def speedup(buckets: Sequence[ProfileBucket]) -> Figure:
-    """Returns the median of the mode that is the yardstick over every mode's; nothing where there is none."""
+    """Returns how many times as fast every mode is as the yardstick; nothing where there is none."""
     measured, against = _measured(buckets), yardstick(buckets)
     if against is None:
         return {"data": [], "layout": {}}
-    times = {tokens: row.p50_ms for tokens, row in measured[against]}
     traces = []
     for mode, points in measured.items():
-        shared = [(tokens, row) for tokens, row in points if tokens in times]
-        gains: list[float | None] = [(times[tokens] or 0) / (row.p50_ms or 1) for tokens, row in shared]
+        gained = [(tokens, getattr(row, f"speedup_vs_{against}")) for tokens, row in points]
+        shared = [(tokens, gain) for tokens, gain in gained if gain is not None]
         hover = f"%{{x:,}} tokens: <b>%{{y:.3~g}}×</b> {against}<extra>{mode}</extra>"
-        traces.append({**_line(mode, [tokens for tokens, _ in shared], gains), "hovertemplate": hover})
+        line = _line(mode, [tokens for tokens, _ in shared], [gain for _, gain in shared])
+        traces.append({**line, "hovertemplate": hover})
     return {
         "data": traces,
         "layout": {

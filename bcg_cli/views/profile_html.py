@@ -73,7 +73,7 @@ def _plot_sections(report: ProfileReport, plots: dict[str, Figure]) -> list[str]
     smallest = min(bucket.tokens for bucket in report.buckets)
     sections = {
         "latency": ("Latency", "Median step of each mode; the bar reaches to the 95th percentile."),
-        "speedup": ("Speed-up", f"{(figures.yardstick(report.buckets) or '').capitalize()}'s median over each mode's."),
+        "speedup": ("Speed-up", f"How many times as fast as {figures.yardstick(report.buckets)} each mode is."),
         "against": ("Start-up against latency", f"At {smallest:,} tokens: low and left is good."),
         "startup": (
             "Start-up",

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 from pathlib import Path
 
 import pytest
 
 from bcg.errors import BcgError, UsageError
 from bcg.profile import run
-from bcg.profile.run import Plan, ProfileInterrupted, run_profile
-from bcg.report import MODES, ModeRow, ProfileReport, decode_report, encode_report
+from bcg.profile.messages import AllPrepared, Loaded, Looked, Measured, Prepared
+from bcg.profile.run import ModeRun, Plan, ProfileInterrupted, run_profile
+from bcg.profile.summary import profile_report
+from bcg.report import MODES, ModeName, ModeRow, ProfileReport, decode_report, encode_report
 from bcg_cli.views.kinds import html_page
 
 MODELS = Path(__file__).parent / "models.py"
@@ -50,15 +53,41 @@ def test_every_row_has_its_times(report: ProfileReport) -> None:
             assert row.bitwise is True
 
 
-def test_speed_ups_are_ratios_of_medians(report: ProfileReport) -> None:
+def test_speed_ups_are_those_of_the_rounds(report: ProfileReport) -> None:
     for bucket in report.buckets:
-        times = {row.mode: row.p50_ms for row in bucket.modes if row.p50_ms}
+        rounds = {row.mode: row.round_ms for row in bucket.modes if row.p50_ms}
         for row in bucket.modes:
             if row.p50_ms:
-                assert row.speedup_vs_eager == pytest.approx(times["eager"] / row.p50_ms)
-                assert row.speedup_vs_full == pytest.approx(times["full"] / row.p50_ms)
-                assert row.speedup_vs_compiled is None
+                ratios = [its / mine for mine, its in zip(row.round_ms, rounds["eager"], strict=True)]
+                assert row.speedup_vs_eager == pytest.approx(statistics.median(ratios))
+                assert row.speedup_vs_full is not None and row.speedup_vs_compiled is None
+        times = {row.mode: row.p50_ms for row in bucket.modes if row.p50_ms}
         assert times[report.totals.fastest[str(bucket.tokens)]] == min(times.values())
+
+
+@pytest.mark.parametrize(("in_turns", "speedup"), [(True, 2.0), (False, 8 / 5)])
+def test_a_clock_that_changes_between_rounds_changes_no_speed_up(
+    report: ProfileReport, in_turns: bool, speedup: float
+) -> None:
+    """Twice as fast in each round, and slower by 5/4 in the last two; only one of them got a round more."""
+    looked = Looked(graph_launches=1)
+    steps: dict[ModeName, list[float]] = {"eager": [8, 8, 8, 10, 10], "breakable": [4, 4, 4, 5, 5, 5, 5]}
+    runs = [
+        ModeRun(
+            mode,
+            in_turns=in_turns,
+            loaded=Loaded(
+                environment=report.environment, model=report.model, warnings=[], weight_bytes=1, free_bytes=1
+            ),
+            prepared=AllPrepared(buckets=[Prepared(tokens=4, status="measured")], startup_s=1.0, warnings=[]),
+            rounds={4: [Measured(step_ms=[step], host_us=[1.0]) for step in found]},
+            looks={4: looked},
+        )
+        for mode, found in steps.items()
+    ]
+    found = profile_report(plan("layered", buckets=(4,)), runs)
+    assert rows(found, "breakable")[0].speedup_vs_eager == pytest.approx(speedup)
+    assert rows(found, "eager")[0].speedup_vs_eager == 1
 
 
 def test_launches_and_the_share_of_breaks(report: ProfileReport) -> None:

@@ -39,8 +39,9 @@ def profile_report(plan: Plan, runs: Sequence[ModeRun]) -> ProfileReport:
     """
     loaded = next(run.loaded for run in runs if run.loaded is not None)
     plan = plan.for_model(loaded.max_tokens)
+    in_turns = any(run.in_turns for run in runs)
     buckets = [
-        ProfileBucket(tokens=tokens, modes=_with_speedups([_row(run, tokens) for run in runs]))
+        ProfileBucket(tokens=tokens, modes=_with_speedups([_row(run, tokens) for run in runs], in_turns=in_turns))
         for tokens in sorted(plan.buckets)
     ]
     captured = _mapped(runs)
@@ -53,7 +54,7 @@ def profile_report(plan: Plan, runs: Sequence[ModeRun]) -> ProfileReport:
         totals=ProfileTotals(
             num_rounds=max((len(rounds) for run in runs for rounds in run.rounds.values()), default=0),
             steps_per_round=plan.steps_per_round,
-            rounds="interleaved" if any(run.in_turns for run in runs) else "alternated",
+            rounds="interleaved" if in_turns else "alternated",
             fastest=_fastest(buckets),
         ),
         timelines=_timelines(plan, runs),
@@ -133,16 +134,29 @@ def _percentile_95(values: Sequence[float]) -> float:
     return statistics.quantiles(values, n=20, method="inclusive")[-1] if len(values) > 1 else values[0]
 
 
-def _with_speedups(rows: list[ModeRow]) -> list[ModeRow]:
-    times = {row.mode: row.p50_ms for row in rows if row.p50_ms is not None}
+def _with_speedups(rows: list[ModeRow], *, in_turns: bool) -> list[ModeRow]:
+    references = [row for row in rows if row.mode in REFERENCES and row.p50_ms is not None]
     return [
         row
         if row.p50_ms is None
         else msgspec.structs.replace(
-            row, **{f"speedup_vs_{mode}": times[mode] / row.p50_ms for mode in REFERENCES if mode in times}
+            row, **{f"speedup_vs_{other.mode}": _speedup(row, other, in_turns=in_turns) for other in references}
         )
         for row in rows
     ]
+
+
+def _speedup(row: ModeRow, other: ModeRow, *, in_turns: bool) -> float:
+    """Return how many times as fast a mode is as another.
+
+    Where modes take turns, both steps of a round are of one moment: a GPU that changes its clock between rounds changes
+    both, and hardly their ratio.
+    """
+    if in_turns:
+        return statistics.median(its / mine for mine, its in zip(row.round_ms, other.round_ms, strict=False))
+    assert row.p50_ms is not None
+    assert other.p50_ms is not None
+    return other.p50_ms / row.p50_ms
 
 
 def _mode(run: ModeRun, buckets: Sequence[ProfileBucket]) -> ModeSummary:

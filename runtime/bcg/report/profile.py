@@ -60,7 +60,8 @@ class ModeRow(msgspec.Struct, frozen=True, kw_only=True):
         error_vs_exact: Norm of the difference to what eager gives in a wider dtype (float32; of a float32 model
             float64), over the norm of that; None for modes that run eager's own kernels, and where that can't be run.
         eager_error_vs_exact: The same of eager in the model's own dtype; the mode may be off twice as far.
-        speedup_vs_eager: Eager's `p50_ms` over this one's.
+        speedup_vs_eager: How many times as fast as eager: where modes took turns, eager's step of a round over this
+            one's of the same round, and of that the median; else the ratio of `p50_ms`.
     """
 
     mode: ModeName
