@@ -199,7 +199,7 @@ def _from_shapes(
 
 def _hint(target: Target, error: Exception) -> str:
     if "mat_a" in str(error):  # the grouped product's own word for its first argument, in all versions of torch
-        return "torch's grouped product of experts takes bfloat16 alone: give --dtype bfloat16"
+        return "torch's grouped product of experts does not take this dtype: give --dtype bfloat16"
     about_inputs = hint_about_inputs(target.module)
     return about_inputs or "a dry run has no values to read: capture it with weights, or see --traceback"
 

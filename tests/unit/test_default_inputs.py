@@ -139,9 +139,9 @@ def test_a_dry_run_hints_as_a_capture_does_and_logs_no_traceback(
     from bcg.planning import plan
 
     T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=16).save_pretrained(tmp_path / "t5")
-    MixtralConfig(**SMALL, vocab_size=16, num_key_value_heads=2, dtype="float32").save_pretrained(tmp_path / "mixtral")
+    MixtralConfig(**SMALL, vocab_size=16, num_key_value_heads=2, dtype="float64").save_pretrained(tmp_path / "mixtral")
     monkeypatch.setattr(logging.getLogger("torch"), "propagate", True)
-    hints = {"t5": "an encoder-decoder needs inputs for both", "mixtral": "torch's grouped product of experts takes"}
+    hints = {"t5": "an encoder-decoder needs inputs for both", "mixtral": "torch's grouped product of experts does"}
     for name, hint in hints.items():
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         with pytest.raises(BcgError) as refused:
