@@ -10,8 +10,8 @@ import typer
 
 from bcg.buckets import parse_buckets
 from bcg.distributed.member import DEFAULT_TIMEOUT_S, this_member
-from bcg.errors import UsageError
-from bcg.report import MODES, ModeName
+from bcg.errors import CheckFailure, UsageError
+from bcg.report import MODES, ModeName, ProfileReport
 from bcg_cli import console
 from bcg_cli.delivery import check_outputs, deliver, file_of
 from bcg_cli.device import resolve_device
@@ -113,6 +113,20 @@ def profile(
         raise interrupted
     if trace is not None and _written_at(trace) != older:
         console.note(f"trace written to {trace}; open it at ui.perfetto.dev")
+    _judge(report)
+
+
+def _judge(report: ProfileReport) -> None:
+    """Raises what a mode with wrong results means for the exit code."""
+    rows = [(bucket.tokens, row) for bucket in report.buckets for row in bucket.modes]
+    wrong = [(tokens, row) for tokens, row in rows if row.status == "wrong"]
+    if wrong:
+        tokens, row = wrong[0]
+        raise CheckFailure(
+            f"{len(wrong)} of {len(rows)} rows have no time, because their results differ from eager's: first "
+            f"{row.mode} at {tokens:,} tokens",
+            hint="bcg replay-check finds where replays begin to differ",
+        )
 
 
 def _written_at(path: Path | None) -> int | None:

@@ -44,6 +44,20 @@ def test_a_profile_from_words_to_files(bcg, tmp_path: Path) -> None:
     assert (tmp_path / "p.html").read_text().endswith("</html>\n")
 
 
+def test_a_mode_with_wrong_results_is_a_failed_check_after_the_report(bcg, tmp_path: Path) -> None:
+    words = ("--device", "cpu", "--tokens", "4,8", "--modes", "breakable,eager", "--rounds", "1")
+    done = bcg("profile", MODEL.replace("layered", "treacherous"), *words, "--json", tmp_path / "p.json")
+    assert done.code == 3
+    assert done.err.splitlines()[-2:] == [
+        "error: 2 of 4 rows have no time, because their results differ from eager's: first breakable at 4 tokens",
+        "hint: bcg replay-check finds where replays begin to differ",
+    ]
+    assert [row.status for bucket in read_report(tmp_path / "p.json").buckets for row in bucket.modes] == [
+        *("measured", "wrong"),
+        *("measured", "wrong"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
