@@ -54,8 +54,8 @@ PROFILED = {
 }
 """The compiler's two modes take 26 s for each token count of the 0.6B and 30 to 44 s for each of the 8B; a profile
 takes 8 to 10 minutes (H100 or H200). NemotronH-8B is recorded with mamba-ssm and causal-conv1d installed."""
-LADDERS = {"qwen3-0.6b": "5", "qwen3-8b": "3"}
-"""Models whose `breakable` is compared with `full` at every bucket, and in how many rounds: 2 and 3 minutes."""
+LADDERS = {"qwen3-0.6b": "23", "qwen3-8b": "5"}
+"""Models whose `breakable` is compared with `full` at every bucket, and in how many rounds: 4 minutes each."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def steps(out: Path) -> Iterator[Step]:
     for model, rounds in LADDERS.items():
         words = ["--modes", "full,breakable", "--tokens", ladder, "--rounds", rounds]
         path = str(out / f"buckets-{model}.json")
-        yield Step("ladders", f"buckets-{model}", [*bcg, "profile", model, *words, "--json", path], 240)
+        yield Step("ladders", f"buckets-{model}", [*bcg, "profile", model, *words, "--json", path], 300)
     for model, words in PROFILED.items():
         path = str(out / f"profile-{model}.json")
         yield Step(
