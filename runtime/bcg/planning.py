@@ -28,7 +28,7 @@ from bcg.guesses import Guesses
 from bcg.inputs import PROBE_SIZES, InputSpec
 from bcg.layout import PoolEvent, peak_bytes, plan_arenas, reserved_bytes
 from bcg.models.build import quiet
-from bcg.probe import hint_about_inputs
+from bcg.probe import find_output_dims, hint_about_inputs
 from bcg.rehearsal import rehearse, rehearsed_lengths
 from bcg.report import (
     AutomaticBreak,
@@ -40,7 +40,7 @@ from bcg.report import (
     SegmentRow,
 )
 from bcg.rules import refuse_unmet
-from bcg.structure import local_part, storage_key
+from bcg.structure import local_part, storage_key, tensors_in
 from bcg.summary import break_row
 from bcg.target import Target, first_line, make_batch
 from bcg.warmup import cut_to, distinct_prefixes
@@ -86,7 +86,7 @@ def plan(
     Raises:
         UncapturableError: Something can't be captured, and no break below the root helps, or none is wanted.
         UsageError: A function or operation that was to be a break is none.
-        ModelError: The forward fails.
+        ModelError: The forward fails, or returns what a capture would refuse.
     """
     ordered = sorted(set(buckets), reverse=True)
     on_step(f"surveying {ordered[0]} tokens")
@@ -96,6 +96,7 @@ def plan(
         automatic, found = [], _survey(target, mode, ordered[0])
     _refuse_findings(target, found)
     refuse_unmet(target.break_rules, (step.label for step in found.breaks), target.name)
+    _refuse_outputs(target, mode)
     rows = []
     for tokens in ordered:
         on_step(f"laying out the pool for {tokens} tokens")
@@ -146,6 +147,18 @@ def _refuse_findings(target: Target, found: Survey) -> None:
             cards_of(found.findings),
             hint="break there, as the card says, or leave --no-auto-break away",
         )
+
+
+def _refuse_outputs(target: Target, mode: FakeTensorMode) -> None:
+    """Refuse what the first forwards of a capture would refuse: outputs whose rows can't be told."""
+    layers = rehearsed_lengths(distinct_prefixes(target.module))
+
+    def run(inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+        with cut_to(layers):
+            return tensors_in(target(inputs))
+
+    small, large = (_from_shapes(target, mode, tokens, run) for tokens in PROBE_SIZES)
+    find_output_dims(target.name, small, large)
 
 
 def pool_bytes(target: Target, mode: FakeTensorMode, tokens: int) -> int:

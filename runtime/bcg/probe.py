@@ -64,18 +64,7 @@ def describe_outputs(target: Target) -> OutputFacts:
         packed = [_probe(target, batch) for batch in behind]
     except (ReplayError, ModelError):
         packed = [_probe(target, make_batch(target, (double,), generator))]
-    if len(alone) != len(packed[0]):
-        raise ModelError(f"the forward of {target.name} returns more tensors for more tokens")
-    dims = tuple(
-        find_token_dim(f"output {index} of {target.name}", tuple(one.shape), tuple(two.shape))
-        for index, (one, two) in enumerate(zip(alone, packed[0], strict=True))
-    )
-    if all(dim is None for dim in dims):
-        raise ModelError(
-            f"no output of {target.name} grows with the number of tokens: "
-            f"shapes {[list(tensor.shape) for tensor in alone]}",
-            hint="the captured forward must return one row per token, such as the last hidden state",
-        )
+    dims = find_output_dims(target.name, alone, packed[0])
     if len(packed) == 1:
         return OutputFacts(dims, None)
     separates = _are_separate(alone, packed, dims)
@@ -86,6 +75,31 @@ def describe_outputs(target: Target) -> OutputFacts:
         if draws and not separates and _are_alike(packed, dims):
             return OutputFacts(dims, None)
     return OutputFacts(dims, separates)
+
+
+def find_output_dims(name: str, small: Sequence[Tensor], large: Sequence[Tensor]) -> tuple[int | None, ...]:
+    """Return the token dimension of each output tensor; None for one without.
+
+    Args:
+        name: Of the target, for errors.
+        small: The outputs for the lesser of `bcg.inputs.PROBE_SIZES`.
+        large: Those for the other.
+
+    Raises:
+        ModelError: The outputs differ in number, one's token dimension is ambiguous, or none has one.
+    """
+    if len(small) != len(large):
+        raise ModelError(f"the forward of {name} returns more tensors for more tokens")
+    dims = tuple(
+        find_token_dim(f"output {index} of {name}", tuple(one.shape), tuple(two.shape))
+        for index, (one, two) in enumerate(zip(small, large, strict=True))
+    )
+    if all(dim is None for dim in dims):
+        raise ModelError(
+            f"no output of {name} grows with the number of tokens: shapes {[list(tensor.shape) for tensor in small]}",
+            hint="the captured forward must return one row per token, such as the last hidden state",
+        )
+    return dims
 
 
 def refuse_other_outputs(target: Target, output: Any, num_tokens: int) -> None:

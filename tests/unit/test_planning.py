@@ -189,6 +189,38 @@ def test_a_model_without_values_is_planned_as_one_with_them(tmp_path: Path) -> N
         load_target(f"{path}:on_meta")
 
 
+SCORES = """
+from torch import nn
+
+
+class Scores(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Embedding(16, 8), nn.Linear(8, 8))
+
+    def forward(self, input_ids):
+        rows = super().forward(input_ids)
+        return {returned}
+"""
+
+
+@pytest.mark.parametrize(
+    ("returned", "refused"),
+    [
+        ("rows @ rows.transpose(1, 2)", "the token dimension of output 0 of .*Scores is ambiguous: asked for 8 and 16"),
+        ("rows, rows.repeat(1, 2, 1)", "the token dimension of output 1 of .*Scores is ambiguous: asked for 8 and 16"),
+        ("rows.mean(1)", "no output of .*Scores grows with the number of tokens"),
+        ("list(rows.unbind(1))", "the forward of .*Scores returns more tensors for more tokens"),
+    ],
+)
+def test_outputs_that_a_capture_refuses_are_refused_by_a_plan(tmp_path: Path, returned: str, refused: str) -> None:
+    (tmp_path / "model.py").write_text(SCORES.format(returned=returned))
+    model = f"{tmp_path / 'model.py'}:Scores"
+    with pytest.raises(ModelError, match=refused):
+        load_target(model, device="cpu")
+    with pytest.raises(ModelError, match=refused):
+        plan_of(model, 8)
+
+
 def test_a_break_that_the_forward_never_calls_is_refused() -> None:
     with pytest.raises(UsageError, match="^--break 'os.path:join' is no break of qwen3-tiny"):
         plan_of("qwen3-tiny", 8, break_globs=("os.path:join",))
