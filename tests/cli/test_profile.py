@@ -44,18 +44,25 @@ def test_a_profile_from_words_to_files(bcg, tmp_path: Path) -> None:
     assert (tmp_path / "p.html").read_text().endswith("</html>\n")
 
 
-def test_a_mode_with_wrong_results_is_a_failed_check_after_the_report(bcg, tmp_path: Path) -> None:
-    words = ("--device", "cpu", "--tokens", "4,8", "--modes", "breakable,eager", "--rounds", "1")
+def test_a_wrong_mode_gets_no_time_and_fails_after_the_report(bcg, tmp_path: Path) -> None:
+    words = ("--device", "cpu", "--tokens", "4", "--modes", "breakable,full,eager", "--rounds", "1")
     done = bcg("profile", MODEL.replace("layered", "treacherous"), *words, "--json", tmp_path / "p.json")
     assert done.code == 3
     assert done.err.splitlines()[-2:] == [
-        "error: 2 of 4 rows have no time, because their results differ from eager's: first breakable at 4 tokens",
+        "error: 1 of 3 rows have no time, because their results differ from eager's: first breakable at 4 tokens",
         "hint: bcg replay-check finds where replays begin to differ",
     ]
-    assert [row.status for bucket in read_report(tmp_path / "p.json").buckets for row in bucket.modes] == [
-        *("measured", "wrong"),
-        *("measured", "wrong"),
-    ]
+    report = read_report(tmp_path / "p.json")
+    eager, full, breakable = report.buckets[0].modes
+    assert eager.status == "measured"
+    assert full.status == "not capturable"
+    assert "the host reads a device value" in full.reason
+    assert full.p50_ms is None
+    assert breakable.status == "wrong"
+    assert breakable.p50_ms is None and breakable.round_ms == []
+    assert breakable.max_abs_error == pytest.approx(1.0)
+    assert "differs from eager" in breakable.reason
+    assert "wrong" in [warning.code for warning in report.warnings]
 
 
 @pytest.mark.parametrize(

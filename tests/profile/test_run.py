@@ -144,19 +144,6 @@ def test_a_report_survives_its_file_and_becomes_a_page(report: ProfileReport) ->
     assert "One replay of breakable at 4 tokens" in page
 
 
-def test_a_wrong_mode_gets_no_time_and_what_no_graph_can_hold_has_its_reason() -> None:
-    report = run_profile(plan("treacherous", buckets=(4,), num_rounds=1))
-    (full,), (breakable,) = rows(report, "full"), rows(report, "breakable")
-    assert full.status == "not capturable"
-    assert "the host reads a device value" in full.reason
-    assert full.p50_ms is None
-    assert breakable.status == "wrong"
-    assert breakable.p50_ms is None and breakable.round_ms == []
-    assert breakable.max_abs_error == pytest.approx(1.0)
-    assert "differs from eager" in breakable.reason
-    assert "wrong" in [warning.code for warning in report.warnings]
-
-
 def test_a_process_that_dies_is_an_error_that_says_how() -> None:
     with pytest.raises(BcgError, match="^the process of the mode was killed by SIGKILL$"):
         run_profile(plan("killed", modes=("eager",)))
