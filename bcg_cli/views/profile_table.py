@@ -10,6 +10,7 @@ from rich.text import Text
 from bcg.report import ModeRow, ModeStatus, ModeSummary, ProfileReport
 from bcg_cli.views.table import RuledTable, format_mebibytes, header_text, warning_text
 
+SPEEDUP_EXPLAINED = "Speed-ups (×): the ratio of two modes' steps in each round, and of these the median."
 PEAK_EXPLAINED = (
     "Peak of tensors: the most that they held at once while steps were measured, weights included; memory that a graph "
     "keeps in its pool without a tensor is not in it."
@@ -106,6 +107,8 @@ def _notes(report: ProfileReport) -> Iterator[Text]:
         "checked against eager.",
         "dim",
     )
+    if totals.rounds == "interleaved":
+        yield Text(SPEEDUP_EXPLAINED, "dim")
     if report.has_peaks:
         yield Text(PEAK_EXPLAINED, "dim")
     if report.has_exact_errors:

@@ -38,6 +38,7 @@ def test_a_profile_from_words_to_files(bcg, tmp_path: Path) -> None:
     done = bcg("profile", MODEL, *words, "--json", tmp_path / "p.json", "--html", tmp_path / "p.html")
     assert done.code == 0
     assert "1 interleaved rounds of 5 steps" in done.out
+    assert "Speed-ups (×): the ratio of two modes' steps in each round, and of these the median." in done.out
     assert "its times say nothing about a GPU" in done.out
     report = read_report(tmp_path / "p.json")
     assert [mode.mode for mode in report.modes] == ["eager", "breakable"]
