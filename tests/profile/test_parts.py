@@ -224,6 +224,16 @@ def test_one_compilation_serves_all_layers_and_token_counts(
     torch._dynamo.reset()
 
 
+def test_the_only_layer_is_compiled_and_what_is_beside_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bcg.modes.fused import compile_layers
+
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda forward, **_: compiled.append(forward) or forward)
+    module = load("qwen3", config={"num_hidden_layers": 1}).module
+    assert compile_layers(module) == 1
+    assert [type(forward.__self__).__name__ for forward in compiled] == ["Qwen3DecoderLayer"]
+
+
 def test_gathers_of_flattened_matrices_divide_by_a_constant() -> None:
     """The compiler divides by the dynamic number of rows otherwise; negative indices count from the end."""
     from torch.fx.experimental.proxy_tensor import make_fx

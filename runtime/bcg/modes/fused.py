@@ -96,7 +96,7 @@ def compile_layers(module: nn.Module) -> int:
         mixer.forward = torch.compiler.disable(mixer.forward)
     compiled = 0
     for layers in outermost_lists(module):
-        for layer in layers if len(layers) > 1 else ():
+        for layer in layers:
             layer.forward = torch.compile(layer.forward, dynamic=True)
             compiled += 1
     return compiled
