@@ -25,7 +25,9 @@ def test_a_plan_from_shapes_alone(bcg: Any, tmp_path: Path) -> None:
     assert "fits h100-80gb, which has 74.51 GiB." in done.out
     assert "Map of 4,096 tokens: 29 segments and 28 breaks in order" in done.out
     assert "input_ids     int64 [1, tokens]" in done.out
-    of_segment = f"{report.segments[0].num_operations} operations"  # as many as transformers' version has
+    num_operations = report.segments[0].num_operations
+    assert num_operations in (73, 86), "transformers 5.24 and 5.17"
+    of_segment = f"{num_operations} operations"
     assert re.search(rf"^segment 0 +{of_segment}  10 externals, 304.82 MiB +embed_tokens", done.out, re.MULTILINE)
     assert re.search(r"^break 0 +attention +boundary 16.00 MiB +layers.0.self_attn", done.out, re.MULTILINE)
     assert "A dry run can't know" in done.out
