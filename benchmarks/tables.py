@@ -140,8 +140,8 @@ def ranks() -> str:
             eager, full, breakable = (_of(bucket, mode)["p50_ms"] for mode in ("eager", "full", "breakable"))
             times = (f"{time:.2f}" for time in (eager, full, breakable))
             row = (report["model"]["name"], len(report["ranks"]), _thousands(bucket["tokens"]), *times)
-            gains = (_ratio(bucket, "breakable", "full"), 1 / _ratio(bucket, "breakable", "eager"))
-            rows.append((*row, f"{gains[0]:.3f}", f"{gains[1]:.2f}"))
+            gain = _of(bucket, "breakable")["speedup_vs_eager"]
+            rows.append((*row, f"{_ratio(bucket, 'breakable', 'full'):.3f}", f"{gain:.2f}"))
     return markdown("model|GPUs|tokens|eager|full|breakable|breakable ÷ full|eager ÷ breakable", rows)
 
 

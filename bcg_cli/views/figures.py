@@ -87,11 +87,10 @@ def speedup(buckets: Sequence[ProfileBucket]) -> Figure:
         return {"data": [], "layout": {}}
     traces = []
     for mode, points in measured.items():
-        gained = [(tokens, getattr(row, f"speedup_vs_{against}")) for tokens, row in points]
-        shared = [(tokens, gain) for tokens, gain in gained if gain is not None]
+        gains = {tokens: getattr(row, f"speedup_vs_{against}") for tokens, row in points}
+        shared = [tokens for tokens, gain in gains.items() if gain is not None]
         hover = f"%{{x:,}} tokens: <b>%{{y:.3~g}}×</b> {against}<extra>{mode}</extra>"
-        line = _line(mode, [tokens for tokens, _ in shared], [gain for _, gain in shared])
-        traces.append({**line, "hovertemplate": hover})
+        traces.append({**_line(mode, shared, [gains[tokens] for tokens in shared]), "hovertemplate": hover})
     return {
         "data": traces,
         "layout": {

@@ -8,7 +8,7 @@ from bcg.report import ModeRow, ModeSummary, ProfileReport
 from bcg_cli.views import figures
 from bcg_cli.views.html import about_lines, footer, map_section, options_section, warning_sections
 from bcg_cli.views.page import Figure, bullets, header, page, pair, plot_box, section, table, tiles
-from bcg_cli.views.profile_table import PEAK_EXPLAINED, SPEEDUP_EXPLAINED
+from bcg_cli.views.profile_table import explained
 from bcg_cli.views.ranks import ranks_section
 from bcg_cli.views.table import format_mebibytes, format_size
 
@@ -108,12 +108,11 @@ def _facts(report: ProfileReport) -> list[tuple[str, str]]:
 
 def _how(report: ProfileReport) -> str:
     totals = report.totals
-    return (
+    measured = (
         f"{totals.num_rounds} {totals.rounds} rounds of {totals.steps_per_round} steps, each mode in a process of its "
         "own, its first replays checked against eager."
-        + (f" {SPEEDUP_EXPLAINED}" if totals.rounds == "interleaved" else "")
-        + (f" {PEAK_EXPLAINED}" if report.has_peaks else "")
     )
+    return " ".join([measured, *explained(report)])
 
 
 def _mode_table(report: ProfileReport) -> str:

@@ -10,8 +10,8 @@ from rich.text import Text
 from bcg.report import ModeRow, ModeStatus, ModeSummary, ProfileReport
 from bcg_cli.views.table import RuledTable, format_mebibytes, header_text, warning_text
 
-SPEEDUP_EXPLAINED = "Speed-ups (×): the ratio of two modes' steps in each round, and of these the median."
-PEAK_EXPLAINED = (
+_SPEEDUP_EXPLAINED = "Speed-ups (×): the ratio of two modes' steps in each round, and of these the median."
+_PEAK_EXPLAINED = (
     "Peak of tensors: the most that they held at once while steps were measured, weights included; memory that a graph "
     "keeps in its pool without a tensor is not in it."
 )
@@ -107,10 +107,8 @@ def _notes(report: ProfileReport) -> Iterator[Text]:
         "checked against eager.",
         "dim",
     )
-    if totals.rounds == "interleaved":
-        yield Text(SPEEDUP_EXPLAINED, "dim")
-    if report.has_peaks:
-        yield Text(PEAK_EXPLAINED, "dim")
+    for sentence in explained(report):
+        yield Text(sentence, "dim")
     if report.has_exact_errors:
         yield Text("× own: error against a wider dtype over eager's own; above 2 is wrong.", "dim")
     if report.on_host:
@@ -122,6 +120,12 @@ def _notes(report: ProfileReport) -> Iterator[Text]:
         for row in bucket.modes:
             if row.reason and row.reason not in {mode.reason for mode in report.modes}:
                 yield Text(f"{row.mode}, {bucket.tokens:,} tokens: {row.reason}", "yellow")
+
+
+def explained(report: ProfileReport) -> list[str]:
+    """Returns what the columns mean that not every report has."""
+    is_told = {_SPEEDUP_EXPLAINED: report.totals.rounds == "interleaved", _PEAK_EXPLAINED: report.has_peaks}
+    return [sentence for sentence, has_it in is_told.items() if has_it]
 
 
 def _number(value: float | None, form: str) -> str:

@@ -151,10 +151,9 @@ def _refuse_findings(target: Target, found: Survey) -> None:
 
 def _refuse_outputs(target: Target, mode: FakeTensorMode) -> None:
     """Refuse what the first forwards of a capture would refuse: outputs whose rows can't be told."""
-    layers = rehearsed_lengths(distinct_prefixes(target.module))
 
     def run(inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
-        with cut_to(layers):
+        with _cut(target):
             return tensors_in(target(inputs))
 
     small, large = (_from_shapes(target, mode, tokens, run) for tokens in PROBE_SIZES)
@@ -256,8 +255,13 @@ def _warm_up(target: Target, inputs: Mapping[str, torch.Tensor]) -> None:
     if target.warms_up_whole:
         target(inputs)
     elif any(local_part(parameter) is not parameter for parameter in target.module.parameters()):
-        with cut_to(rehearsed_lengths(distinct_prefixes(target.module))):
+        with _cut(target):
             target(inputs)
+
+
+def _cut(target: Target) -> contextlib.AbstractContextManager[None]:
+    """Leave each list of layers the few that a rehearsal runs."""
+    return cut_to(rehearsed_lengths(distinct_prefixes(target.module)))
 
 
 def _totals(

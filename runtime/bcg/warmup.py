@@ -39,6 +39,11 @@ def outermost_lists(module: nn.Module) -> Iterator[nn.ModuleList]:
             yield from outermost_lists(child)
 
 
+def outermost_layers(module: nn.Module) -> list[nn.Module]:
+    """Return the layers in those lists."""
+    return [layer for layers in outermost_lists(module) for layer in layers]
+
+
 @contextlib.contextmanager
 def cut_to(prefixes: dict[nn.ModuleList, int]) -> Iterator[None]:
     """Inside the block, each list of layers has only its prefix."""

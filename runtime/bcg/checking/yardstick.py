@@ -21,7 +21,7 @@ from bcg.inputs import Batch
 from bcg.state import ModelState
 from bcg.structure import is_wrapped, map_tensors, tensors_in
 from bcg.target import Target, first_line
-from bcg.warmup import outermost_lists
+from bcg.warmup import outermost_layers
 
 FACTOR = 2.0
 """How many times eager's own error is allowed."""
@@ -193,7 +193,7 @@ def widened(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
         module: Of plain tensors.
         dtype: ``float32`` or ``float64``.
     """
-    layers = [layer for layers in outermost_lists(module) for layer in layers]
+    layers = outermost_layers(module)
     inside = {id(part) for layer in layers for part in layer.modules()}
     outside = [part for part in module.modules() if id(part) not in inside]
     with contextlib.ExitStack() as stack:

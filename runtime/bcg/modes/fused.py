@@ -25,7 +25,7 @@ from bcg.modes.gathers import SplitFlatGathers
 from bcg.report import ModeName
 from bcg.rules import find_mixers
 from bcg.target import Target
-from bcg.warmup import outermost_lists
+from bcg.warmup import outermost_layers
 
 
 class Fused(Captured):
@@ -40,10 +40,11 @@ class Fused(Captured):
     def prepare(self, buckets: Sequence[int]) -> list[Preparation]:
         architecture = self.target.info.architecture
         compiler_settings(post_grad_custom_pre_pass=SplitFlatGathers())
-        num_layers = compile_layers(self.target.module)
-        reason = None if num_layers else f"{architecture} has no list of layers to compile one by one"
+        reason = None
         if is_known_by_name(self.target.module):
             reason = f"attention of {architecture} asks for its name, which torch's compiler can't look up as a break"
+        elif not compile_layers(self.target.module):
+            reason = f"{architecture} has no list of layers to compile one by one"
         if reason is not None:
             return [Preparation(tokens, "not available", reason) for tokens in sorted(buckets, reverse=True)]
         try:
@@ -94,12 +95,10 @@ def compile_layers(module: nn.Module) -> int:
     unhook(module)
     for mixer in find_mixers(module).values():
         mixer.forward = torch.compiler.disable(mixer.forward)
-    compiled = 0
-    for layers in outermost_lists(module):
-        for layer in layers:
-            layer.forward = torch.compile(layer.forward, dynamic=True)
-            compiled += 1
-    return compiled
+    layers = outermost_layers(module)
+    for layer in layers:
+        layer.forward = torch.compile(layer.forward, dynamic=True)
+    return len(layers)
 
 
 def unhook(module: nn.Module) -> None:
