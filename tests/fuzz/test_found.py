@@ -58,6 +58,23 @@ def test_free_blocks_can_be_poisoned_after_a_capture_in_inference_mode() -> None
         block.fill_(255)
 
 
+@pytest.mark.parametrize("look", [lambda pool: pool.take(64), HostPool.free_blocks], ids=["take", "free_blocks"])
+def test_blocks_may_be_given_back_while_free_ones_are_looked_at(look: Callable[[HostPool], object]) -> None:
+    """A collective's thread may let go of a tensor at any time: a set changed during iteration; two ranks failed."""
+    pool = HostPool()
+    held = [pool.take(64) for _ in range(3)]
+    held.pop()
+
+    class ReleasedMeanwhile(dict[int, Tensor]):
+        def __getitem__(self, address: int) -> Tensor:
+            held.clear()
+            return super().__getitem__(address)
+
+    pool._blocks = ReleasedMeanwhile(pool._blocks)
+    assert look(pool)
+    assert held == []
+
+
 def test_one_operation_may_take_several_parts_of_one_tensor(device: str) -> None:
     """The host device took the second part for the first one, moved to other memory."""
     x = torch.arange(4.0, device=device)

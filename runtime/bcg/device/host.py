@@ -36,7 +36,8 @@ class HostPool:
     """A graph pool in host memory.
 
     Storages taken from it are views of blocks that the pool owns. When the last tensor over a storage is gone,
-    its block is free again and the next storage that fits takes it, as in the private pool of a CUDA graph.
+    its block is free again and the next storage that fits takes it, as in the private pool of a CUDA graph. That may
+    happen on any thread: a collective's own lets go of the tensors that it worked on.
     """
 
     def __init__(self) -> None:
@@ -56,7 +57,7 @@ class HostPool:
 
     def free_blocks(self) -> list[Tensor]:
         """The blocks that no tensor uses now, as uint8 tensors; a check may fill them with poison."""
-        return [self._blocks[address] for address in self._free]
+        return [self._blocks[address] for address in self._free.copy()]
 
     def take(self, num_bytes: int) -> torch.UntypedStorage:
         """Return a storage of `num_bytes` over the smallest free block that holds it, or over a new one."""
@@ -64,7 +65,7 @@ class HostPool:
             return torch.UntypedStorage(0)
         size = -(-num_bytes // ALIGNMENT) * ALIGNMENT
         address = min(
-            (address for address in self._free if self._blocks[address].numel() >= size),
+            (address for address in self._free.copy() if self._blocks[address].numel() >= size),
             key=lambda address: self._blocks[address].numel(),
             default=None,
         )
