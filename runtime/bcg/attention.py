@@ -28,11 +28,13 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from bcg.breaks import BreakLabel, call_break
+from bcg.breaks import Allocate, Bindable, BreakLabel, InPlace, call_break
 from bcg.context import ForwardContext, check_fits, current_forward_context
+from bcg.device.cudnn_attention import find_plan
 from bcg.errors import ModelError, ReplayError
 from bcg.inputs import POSITIONS
 from bcg.masks import build_mask
+from bcg.structure import unowned_alias
 
 _FLASH_DTYPES = (torch.float16, torch.bfloat16)
 _MAX_FLASH_HEAD_DIM = 256
@@ -65,6 +67,7 @@ class AttentionBreak:
         self._make_mask = None if model_masks else ALL_MASK_ATTENTION_FUNCTIONS.get(implementation)
         self._can_pack = self.original is sdpa_attention_forward
         self._takes_positions = POSITIONS in inspect.signature(self.original).parameters
+        self._plain = Bindable(self.run_plain, self.bind_plain)
 
     @property
     def needs_no_mask(self) -> bool:
@@ -89,15 +92,13 @@ class AttentionBreak:
         """
         if not self._takes_positions and self._can_pack:
             options.pop(POSITIONS, None)
-        result: tuple[Tensor, None]
         if self._is_plain(query, key, value, mask, options):
             arguments = (query, key, value, self._scale(query, options))
-            result = call_break(self.run_plain, arguments, {}, self.label)
-        else:
-            result = call_break(self.run, (query, key, value, mask), options, self.label)
+            return call_break(self._plain, arguments, {}, self.label), None
+        result: tuple[Tensor, None] = call_break(self.run, (query, key, value, mask), options, self.label)
         return result
 
-    def run_plain(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, None]:
+    def run_plain(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Run plain causal attention on a GPU: what `run` does, without looking again for what can't have changed.
 
         For one whole request it is the call that transformers' function comes to, with the same bits.
@@ -107,10 +108,28 @@ class AttentionBreak:
         """
         context, rows = current_forward_context(), query.shape[2]
         if context is not None and context.request_lengths != (rows,):
-            return self._separate(query, key, value, None, {"scaling": scale, "is_causal": True}, context), None
+            return self._separate(query, key, value, None, {"scaling": scale, "is_causal": True}, context)
         is_grouped = query.shape[1] != key.shape[1]
         output = scaled_dot_product_attention(query, key, value, is_causal=rows > 1, scale=scale, enable_gqa=is_grouped)
-        return output.transpose(1, 2).contiguous(), None
+        return output.transpose(1, 2).contiguous()
+
+    def bind_plain(self, allocate: Allocate, query: Tensor, key: Tensor, value: Tensor, scale: float) -> InPlace | None:
+        """Bind `run_plain` to a plan of cuDNN (`bcg.device.cudnn_attention`) where torch would call the same kernel."""
+        plan = find_plan(query, key, value, scale)
+        if plan is None:
+            return None
+        result = allocate(*plan.output_layout, query.dtype)
+        launch, output = plan.bind(query, key, value, result), unowned_alias(result)
+        options, whole = {"scaling": scale, "is_causal": True}, (query.shape[2],)
+
+        def write() -> None:
+            context = current_forward_context()
+            if context is None or context.request_lengths == whole:
+                launch()
+            else:
+                self._separate(query, key, value, None, options, context, output)
+
+        return InPlace(result, write)
 
     def run(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
@@ -140,28 +159,30 @@ class AttentionBreak:
         mask: Tensor | None,
         options: dict[str, Any],
         context: ForwardContext,
+        output: Tensor | None = None,
     ) -> Tensor:
-        rows = query.shape[2]
+        """Attend within each request; the result goes to `output` where there is one."""
+        rows, offsets = query.shape[2], context.offsets()
         check_fits(context, rows)
         self._check_separable(query, key, context)
         if len(context.request_lengths) > 1 and self._is_plain(query, key, value, mask, options):
-            return self._packed(query, key, value, self._scale(query, options), context)
-        offsets = context.offsets()
-        pieces = [
-            self._attend(
-                query[:, :, start:end],
-                key[:, :, start:end],
-                value[:, :, start:end],
-                None if mask is None else mask[..., start:end, start:end],
-                _cut_options(options, rows, start, end),
-                context,
-            )
-            for start, end in itertools.pairwise(offsets)
-        ]
+            pieces = [self._packed(query, key, value, self._scale(query, options), context)]
+        else:
+            pieces = [
+                self._attend(
+                    query[:, :, start:end],
+                    key[:, :, start:end],
+                    value[:, :, start:end],
+                    None if mask is None else mask[..., start:end, start:end],
+                    _cut_options(options, rows, start, end),
+                    context,
+                )
+                for start, end in itertools.pairwise(offsets)
+            ]
         if offsets[-1] < rows:
             first = pieces[0]
             pieces.append(first.new_zeros(first.shape[0], rows - offsets[-1], *first.shape[2:]))
-        return torch.cat(pieces, dim=1)
+        return pieces[0] if output is None and len(pieces) == 1 else torch.cat(pieces, dim=1, out=output)
 
     @staticmethod
     def _scale(query: Tensor, options: dict[str, Any]) -> float:
@@ -234,7 +255,7 @@ class AttentionBreak:
         )
 
     def _packed(self, query: Tensor, key: Tensor, value: Tensor, scale: float, context: ForwardContext) -> Tensor:
-        total, rows = context.num_tokens, query.shape[2]
+        total = context.num_tokens
         bounds, longest = context.cu_seqlens(query.device), context.max_length
         output: Tensor = torch.ops.aten._flash_attention_forward(
             query[0, :, :total].transpose(0, 1),
@@ -249,8 +270,6 @@ class AttentionBreak:
             False,
             scale=scale,
         )[0]
-        if total < rows:
-            output = torch.cat([output, output.new_zeros(rows - total, *output.shape[1:])])
         return output.unsqueeze(0)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
 import torch
+from torch import Tensor
 
 from bcg.report import BreakSource
 
@@ -39,6 +40,47 @@ class BreakLabel:
     rule: str = ""
 
 
+class Allocate(Protocol):
+    """Allocates a tensor that whoever calls it owns."""
+
+    def __call__(self, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Return it, with any contents."""
+
+
+@dataclass(frozen=True)
+class InPlace:
+    """A break that writes its result to where the next segment reads it.
+
+    Attributes:
+        result: Its memory is what the break was given for it.
+        write: Computes it; keeps neither `result` alive nor what the capture made.
+    """
+
+    result: Tensor
+    write: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Bindable:
+    """A break function that can be bound, once, to the addresses of its arguments and of its result.
+
+    Attributes:
+        function: The function itself, of one tensor as its result: it runs where nothing is captured, too.
+        bind: Takes an `Allocate` and the arguments, which stay where they are; `None` where it can't be bound to them.
+    """
+
+    function: Callable[..., Tensor]
+    bind: Callable[..., InPlace | None]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.function(*args, **kwargs)
+
+    @property
+    def __wrapped__(self) -> Callable[..., Tensor]:
+        """What `inspect.unwrap` finds: reports tell where the function itself is written."""
+        return self.function
+
+
 class BreakRunner(Protocol):
     """Whoever decides what a break does while a forward is followed: a capture, or a survey before one."""
 
@@ -52,6 +94,7 @@ class _ThreadState(threading.local):
     runner: BreakRunner | None = None
     in_break: bool = False
     inline: bool = False
+    bound: bool = False
     num_breaks: int = 0
 
 
@@ -89,6 +132,16 @@ def are_inline() -> bool:
     return _state.inline
 
 
+@contextlib.contextmanager
+def bound_breaks() -> Iterator[None]:
+    """Run this thread's breaks as a capture would, inside the `with` block: in place, where they can be bound."""
+    before, _state.bound = _state.bound, True
+    try:
+        yield
+    finally:
+        _state.bound = before
+
+
 def is_following() -> bool:
     """Tell whether a break called now would be one: somebody follows the forward, and no break is running."""
     return _state.runner is not None and not _state.in_break and not _state.inline
@@ -115,9 +168,25 @@ def call_break(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[s
     _state.num_breaks += 1
     _state.in_break = True
     try:
-        return function(*args, **kwargs) if runner is None else runner.run_break(function, args, kwargs, label)
+        if runner is not None:
+            return runner.run_break(function, args, kwargs, label)
+        if _state.bound and isinstance(function, Bindable):
+            in_place = function.bind(_allocate_on_device_of(args), *args, **kwargs)
+            if in_place is not None:
+                in_place.write()
+                return in_place.result
+        return function(*args, **kwargs)
     finally:
         _state.in_break = False
+
+
+def _allocate_on_device_of(args: Sequence[Any]) -> Allocate:
+    device = next((value.device for value in args if isinstance(value, Tensor)), None)
+
+    def allocate(size: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:
+        return torch.empty_strided(size, stride, dtype=dtype, device=device)
+
+    return allocate
 
 
 @overload

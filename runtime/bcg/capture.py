@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from torch import Tensor
 from bcg import breaks
 from bcg.alignment import Alignment
 from bcg.boundary import Holder
-from bcg.breaks import BreakLabel
+from bcg.breaks import Bindable, BreakLabel, InPlace
 from bcg.collectives import CollectiveWatch, is_collective, settled
 from bcg.device.base import Pool, Recorder
 from bcg.errors import CaptureError
@@ -148,17 +149,37 @@ class BreakableCUDAGraphCapture:
             self._meet(f"break {label.name} in module {label.module!r}")
             watch = self._tape.looking_away() if self._is_taped else contextlib.nullcontext()
             with watch, self._watch_collectives(label):
+                in_place = self._bind_in_place(function, args, kwargs) if ambience is None else None
                 containers = [value for value in (*args, *kwargs.values()) if isinstance(value, (tuple, list, dict))]
                 given = map_tensors(lambda tensor: tensor, containers)
-                result = function(*args, **kwargs)
+                if in_place is not None:
+                    in_place.write()
+                else:
+                    result = function(*args, **kwargs)
             self._refuse_changed_arguments(label, given, containers)
-            handed = self._add_break(label, function, args, kwargs, result, ambience)
+            if in_place is not None:
+                handed: Any = in_place.result
+                self._steps.append(Break.in_place(label, function, in_place))
+            else:
+                handed = self._add_break(label, function, args, kwargs, result, ambience)
         except BaseException as error:
             error.add_note(f"in break {label.name}")
             self._first_error = self._first_error or error
             raise
         self._begin_segment()
         return handed
+
+    def _bind_in_place(
+        self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> InPlace | None:
+        """Let a break that can be bound write its result into memory of the pool."""
+        if not isinstance(function, Bindable):
+            return None
+        bound_args, bound_kwargs = map_tensors(self._bind, (tuple(args), kwargs))
+        in_place = function.bind(self._recorder.allocate, *bound_args, **bound_kwargs)
+        if in_place is not None:
+            self._tape.add_made(in_place.result)
+        return in_place
 
     @staticmethod
     def _refuse_changed_arguments(label: BreakLabel, before: Any, after: Any) -> None:
@@ -199,7 +220,8 @@ class BreakableCUDAGraphCapture:
         for boundary in holder.boundaries:
             self._tape.add_made(boundary)
         bound_args, bound_kwargs = map_tensors(self._bind, (tuple(args), kwargs))
-        self._steps.append(Break(label, function, bound_args, bound_kwargs, outlet, holder.unowned, ambience))
+        call = functools.partial(function, *bound_args, **bound_kwargs)
+        self._steps.append(Break(label, function, call, outlet, holder.unowned, ambience))
         return handed
 
     def _bind(self, tensor: Tensor) -> Tensor:

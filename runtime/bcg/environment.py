@@ -11,7 +11,14 @@ import bcg
 from bcg.device import find_device
 from bcg.report import Environment
 
-_KERNEL_PACKAGES = ("causal-conv1d", "flash-attn", "flash-linear-attention", "kernels", "mamba-ssm")
+_KERNEL_PACKAGES = (
+    "causal-conv1d",
+    "flash-attn",
+    "flash-linear-attention",
+    "kernels",
+    "mamba-ssm",
+    "nvidia-cudnn-frontend",
+)
 
 
 def environment(torch_device: torch.device) -> Environment:

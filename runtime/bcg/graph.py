@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,12 +11,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from bcg.breaks import BreakLabel
+from bcg.breaks import BreakLabel, InPlace
 from bcg.device import find_device
 from bcg.device.base import Device, Pool, Recording, SegmentContents
 from bcg.errors import Place, ReplayError
-from bcg.outlets import Outlet
+from bcg.outlets import InPlaceOutlet, Outlet
 from bcg.segment_tape import FirstRead, SegmentTape
+from bcg.structure import unowned_alias
 from bcg.whereabouts import source_line_of
 
 
@@ -89,18 +89,22 @@ class Break:
         self,
         label: BreakLabel,
         function: Callable[..., Any],
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
+        call: Callable[[], Any],
         outlet: Outlet,
         boundaries: Sequence[Tensor],
-        ambience: Ambience | None,
+        ambience: Ambience | None = None,
     ) -> None:
         self.label = label
         self.boundaries = tuple(boundaries)
         self.function = function
-        self._call = functools.partial(function, *args, **kwargs)
+        self._call = call
         self._pour = outlet.pour
         self._ambience = ambience
+
+    @classmethod
+    def in_place(cls, label: BreakLabel, function: Callable[..., Any], bound: InPlace) -> Break:
+        """Make a break that writes its boundary itself."""
+        return cls(label, function, bound.write, InPlaceOutlet(), (unowned_alias(bound.result),))
 
     @property
     def boundary_bytes(self) -> int:

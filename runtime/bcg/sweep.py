@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from bcg.alignment import Dropped
-from bcg.breaks import BreakLabel, call_break
+from bcg.breaks import BreakLabel, bound_breaks, call_break
 from bcg.capture import BreakableCUDAGraphCapture
 from bcg.closure import explains, module_tensors
 from bcg.collectives import in_step
@@ -177,7 +177,7 @@ class Sweep:
         started = time.perf_counter()
         with forward_context(ForwardContext((tokens,))), device.capture_stream(), device.as_recorded():
             with in_step(self.target.alignment if self._tape else None, "warming up"):
-                with stretch("warm-up", tokens):
+                with stretch("warm-up", tokens), bound_breaks():
                     peak_bytes = self._warm_up(device, tokens)
                 if self.pool is None:
                     self.pool = device.new_pool(self._plan_pool(device, self.inputs.views(tokens)))
