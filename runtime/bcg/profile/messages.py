@@ -40,9 +40,9 @@ class Round(msgspec.Struct, tag=True, frozen=True, kw_only=True):
 
 
 class Look(msgspec.Struct, tag=True, frozen=True, kw_only=True):
-    """Look into a step of one bucket: launches, busy share, segments and breaks."""
+    """Look into a step of each of these buckets: launches, busy share, segments and breaks."""
 
-    tokens: int
+    buckets: list[int]
 
 
 class Trace(msgspec.Struct, tag=True, frozen=True, kw_only=True):
@@ -123,8 +123,8 @@ class Split(msgspec.Struct, frozen=True, kw_only=True):
     breaks_host_us: float
 
 
-class Looked(msgspec.Struct, tag=True, frozen=True, kw_only=True):
-    """What a look found.
+class Looked(msgspec.Struct, frozen=True, kw_only=True):
+    """What a look into one bucket found.
 
     Attributes:
         busy_ms: Time of one step in which at least one kernel ran; None where it can't be known.
@@ -141,6 +141,12 @@ class Looked(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     timeline: Timeline | None = None
 
 
+class AllLooked(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """What was found, in the order of the command's buckets."""
+
+    buckets: list[Looked]
+
+
 class Traced(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """The trace is written."""
 
@@ -154,4 +160,4 @@ class Closed(msgspec.Struct, tag=True, frozen=True, kw_only=True):
 
 
 Command: TypeAlias = Load | Prepare | Round | Look | Trace | Close
-Reply: TypeAlias = Loaded | AllPrepared | Measured | Looked | Traced | Closed | Failed
+Reply: TypeAlias = Loaded | AllPrepared | Measured | AllLooked | Traced | Closed | Failed

@@ -12,6 +12,7 @@ from bcg.distributed.member import DEFAULT_TIMEOUT_S
 from bcg.errors import BcgError
 from bcg.modes import compiles_every_bucket, why_unavailable
 from bcg.profile.messages import (
+    AllLooked,
     AllPrepared,
     Close,
     Closed,
@@ -226,10 +227,10 @@ def _measure(plan: Plan, pairs: list[tuple[ModeRun, Child]], on_step: Progress) 
             continue
         on_step(f"looking into {run.mode}")
         with _failures_of(run):
-            for one in run.ready():
-                run.looks[one.tokens] = session.ask(Look(tokens=one.tokens), Looked)
-            if plan.trace is not None and run.mode == traced_mode(plan.modes) and run.ready():
-                buckets = [one.tokens for one in run.ready()]
+            buckets = [one.tokens for one in run.ready()]
+            looked = session.ask(Look(buckets=buckets), AllLooked)
+            run.looks = dict(zip(buckets, looked.buckets, strict=True))
+            if plan.trace is not None and run.mode == traced_mode(plan.modes) and buckets:
                 session.ask(Trace(path=plan.trace, buckets=buckets), Traced)
             run.closed = session.ask(Close(), Closed)
 

@@ -17,6 +17,7 @@ from bcg.child import serve
 from bcg.distributed.failure import Failure
 from bcg.distributed.member import this_member
 from bcg.profile.messages import (
+    AllLooked,
     AllPrepared,
     Closed,
     Command,
@@ -150,33 +151,44 @@ class Worker:
         for _ in range(NUM_SETTLING_STEPS):
             self._run(tokens, self._batches[tokens])
 
-    def look(self, command: Look) -> Looked:
-        """Look into one step; after all rounds, because a profiler leaves traces in the launch path."""
-        from bcg.profile.launches import device_activity
+    def look(self, command: Look) -> AllLooked:
+        """Look into one step of each bucket.
+
+        After all rounds, and every timed replay before the first with a profiler: that leaves traces in the launch
+        path, which make all later launches of the process slower.
+        """
+        self._end_measuring()
+        looked = [self._timed(tokens) for tokens in command.buckets]
+        if self._meter.is_device and not self._ranges.active:
+            looked = [self._counted(tokens, one) for tokens, one in zip(command.buckets, looked, strict=True)]
+        return AllLooked(buckets=looked)
+
+    def _timed(self, tokens: int) -> Looked:
         from bcg.profile.steps import split_of, timed_replays
         from bcg.report import Timeline
 
-        self._end_measuring()
-        batch, runner = self._batches[command.tokens], self._mode.runner
-        self._settle(command.tokens)
-        replay, split, launches = None, None, None
-        if runner is not None:
-            replays = timed_replays(runner, batch, self._meter)
-            split = split_of(replays)
-            replay = Timeline(mode=self._mode.name, tokens=command.tokens, steps=replays[len(replays) // 2])
-            launches = float(runner.graphs[command.tokens].num_segments)
-        activity = None
-        if self._meter.is_device and not self._ranges.active:
-            activity = device_activity(lambda: self._mode.run(batch), num_steps=3)
-        if activity is None:
-            return Looked(graph_launches=launches, split=split, timeline=replay)
+        runner = self._mode.runner
+        if runner is None:
+            return Looked()
+        self._settle(tokens)
+        replays = timed_replays(runner, self._batches[tokens], self._meter)
         return Looked(
-            busy_ms=activity.busy_ms,
-            # A launch through cuda-python may escape the profiler; what the graphs counted themselves is certain.
-            graph_launches=activity.graph_launches if launches is None else launches,
-            kernel_launches=activity.kernel_launches,
-            split=split,
-            timeline=replay,
+            graph_launches=float(runner.graphs[tokens].num_segments),
+            split=split_of(replays),
+            timeline=Timeline(mode=self._mode.name, tokens=tokens, steps=replays[len(replays) // 2]),
+        )
+
+    def _counted(self, tokens: int, timed: Looked) -> Looked:
+        from bcg.profile.launches import device_activity
+
+        self._settle(tokens)
+        activity = device_activity(lambda: self._mode.run(self._batches[tokens]), num_steps=3)
+        if activity is None:
+            return timed
+        # A launch through cuda-python may escape the profiler; what the graphs counted themselves is certain.
+        launches = activity.graph_launches if timed.graph_launches is None else timed.graph_launches
+        return msgspec.structs.replace(
+            timed, busy_ms=activity.busy_ms, graph_launches=launches, kernel_launches=activity.kernel_launches
         )
 
     def trace(self, command: Trace) -> Traced:
