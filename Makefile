@@ -3,7 +3,9 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-CONSTRAINTS := $(shell nvidia-smi -L >/dev/null 2>&1 || echo -c constraints.txt)
+COMMA := ,
+GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
+CONSTRAINTS := $(if $(GPU),,-c constraints.txt)
 SOURCES := runtime bcg_cli tests benchmarks
 
 help: ## show this list
@@ -42,9 +44,9 @@ clean: ## remove .venv and what tools left behind
 	$(PYTHON) -m venv .venv
 
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e .
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.$(if $(GPU),[cudnn])'
 	@touch $@
 
 .venv/installed-dev: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[dev]'
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[dev$(if $(GPU),$(COMMA)cudnn)]'
 	@touch .venv/installed $@

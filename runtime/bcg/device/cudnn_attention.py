@@ -86,10 +86,12 @@ def frontend() -> Any:
     """
     try:
         import cudnn
-    except (ImportError, OSError):
+
+        is_compiled = cudnn.pygraph.__module__.endswith("_compiled_module")
+        is_torchs = cudnn.backend_version() == torch.backends.cudnn.version()
+    except (ImportError, OSError, RuntimeError, AttributeError):  # no package, no cuDNN, or another package's name
         return None
-    is_compiled = cudnn.pygraph.__module__.endswith("_compiled_module")
-    return cudnn if is_compiled and cudnn.backend_version() == torch.backends.cudnn.version() else None
+    return cudnn if is_compiled and is_torchs else None
 
 
 _type_names = {torch.bfloat16: "BFLOAT16", torch.float16: "HALF"}

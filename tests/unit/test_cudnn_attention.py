@@ -1,0 +1,53 @@
+"""Which installations of cuDNN's package attention is bound with; on a GPU `tests/gpu/test_cudnn_attention.py`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from bcg.device.cudnn_attention import frontend
+
+TORCHS = 91900
+
+
+def package(module: str = "cudnn._compiled_module", version: Callable[[], int] = lambda: TORCHS) -> Any:
+    return SimpleNamespace(pygraph=type("pygraph", (), {"__module__": module}), backend_version=version)
+
+
+def no_cudnn() -> int:
+    raise RuntimeError("Unable to find symbol cudnnGetVersion")
+
+
+@pytest.fixture(autouse=True)
+def _asked_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: TORCHS)
+    frontend.cache_clear()
+    yield
+    frontend.cache_clear()
+
+
+def test_a_package_that_works_with_torchs_cudnn_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = package()
+    monkeypatch.setitem(sys.modules, "cudnn", installed)
+    assert frontend() is installed
+
+
+@pytest.mark.parametrize(
+    "installed",
+    [
+        None,
+        package(version=lambda: TORCHS - 1),
+        package(version=no_cudnn),
+        package(module="cudnn._pygraph"),
+        SimpleNamespace(),
+    ],
+    ids=["none", "another cuDNN", "no cuDNN", "graphs in Python", "another package"],
+)
+def test_any_other_is_not(installed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cudnn", installed)
+    assert frontend() is None
