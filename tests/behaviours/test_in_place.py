@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from bcg import BreakableCUDAGraph, BreakableCUDAGraphCapture
+from bcg import BreakableCUDAGraph, BreakableCUDAGraphCapture, GraphRunner, make_batch
 from bcg.breaks import Allocate, Bindable, BreakLabel, InPlace, bound_breaks, call_break, inline_breaks
 from bcg.structure import unowned_alias
+from bcg.whereabouts import source_line_of
+from tests.targets import own_target
 
 
 class Doubles:
@@ -120,6 +122,32 @@ def test_where_nobody_follows_it_is_bound_only_for_a_warm_up(device: str) -> Non
     assert (double.called, double.bound) == (2, 1)
 
 
+class DoublesBetween(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.double = Doubles()
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.double(x + 1) + 3
+        return result
+
+
+def test_a_runner_warms_up_in_place_and_compares_with_eager_that_is_not(device: str) -> None:
+    """Else libraries would make ready for two ways, and what is compared would be the same way twice."""
+    module = DoublesBetween()
+    target = own_target(module, device, make_inputs=lambda n, place, _: {"x": torch.ones(n, 4, device=place)})
+    runner, double = GraphRunner(target, tape=False), module.double  # its rehearsal for a GPU's pool is not in place
+    called = double.called
+    runner.capture([8, 4])
+    assert double.called == called
+    batch = make_batch(target, (4,), torch.Generator(device))
+    written = double.written
+    assert torch.equal(runner.replay(batch), torch.full((4, 4), 7.0, device=device))
+    assert (double.called, double.written) == (called, written + 1)
+    assert torch.equal(runner.eager_padded(batch), torch.full((4, 4), 7.0, device=device))
+    assert (double.called, double.written) == (called + 1, written + 1)
+
+
 def test_an_error_while_binding_undoes_the_capture(device: str) -> None:
     def fail(allocate: Allocate, x: Tensor) -> InPlace | None:
         raise ValueError("no such kernel")
@@ -129,3 +157,11 @@ def test_an_error_while_binding_undoes_the_capture(device: str) -> None:
         call_break(Bindable(torch.neg, fail), (x + 1,), {}, BreakLabel("fails"))
     assert "in break fails" in caught.value.__notes__
     assert not graph.steps
+
+
+def test_reports_tell_where_its_function_is_written(device: str) -> None:
+    double, graph = Doubles(), BreakableCUDAGraph(device)
+    with BreakableCUDAGraphCapture(graph):
+        double(torch.ones(4, device=device) + 1)
+    assert source_line_of(graph.breaks[0].function) == source_line_of(double._double)
+    assert source_line_of(double._double).rpartition(":")[0] == __file__
