@@ -121,7 +121,7 @@ def _build(index: int, dtype: torch.dtype, layouts: tuple[Layout, ...], scale: f
         graph.create_execution_plans([cudnn.heur_mode.A])
         graph.check_support()
         graph.build_plans()
-    except (cudnn.cudnnGraphNotSupportedError, RuntimeError):
+    except (cudnn.cudnnGraphNotSupportedError, RuntimeError, ValueError):  # torch's call can do what this can't
         return None
     return Plan(graph, index, ((1, rows, heads, value_dim), (whole, row, value_dim, 1)))
 

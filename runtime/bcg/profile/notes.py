@@ -13,6 +13,8 @@ DRIFT = 0.03
 LONGER_IN_PARTS = 1.25
 """A replay whose steps are timed one by one takes longer: 1.17 times a step of Qwen3-0.6B's fused on an H100."""
 MIN_ROUNDS = 6
+FAST_ENOUGH = 0.99
+"""Speed of `breakable` against `full` at which nobody needs to look for what stands between its segments."""
 
 
 def notes(report: ProfileReport) -> list[ReportWarning]:
@@ -23,6 +25,7 @@ def notes(report: ProfileReport) -> list[ReportWarning]:
         *_noisy(report),
         *_drifting(report),
         *_longer_in_parts(report),
+        *_copied_results(report),
         *_without_a_time(report),
         *_one_after_another(report),
     ]
@@ -119,6 +122,21 @@ def _longer_in_parts(report: ProfileReport) -> Iterator[ReportWarning]:
             cause="timed step by step, replays took longer than in the rounds: that costs host time of its own, or "
             "something else used the machine",
             remedy="take how they divide a step from these columns, and how long it is from p50",
+        )
+
+
+def _copied_results(report: ProfileReport) -> Iterator[ReportWarning]:
+    environment, breaks = report.environment, report.breaks
+    if environment.device_type != "cuda" or "nvidia-cudnn-frontend" in environment.kernel_packages:
+        return
+    speeds = [(row.speedup_vs_full, tokens) for tokens, row in _rows(report, "breakable") if row.speedup_vs_full]
+    slowest = min(speeds, default=(1.0, 0))
+    if slowest[0] < FAST_ENOUGH and any(one.source == "attention" for one in breaks):
+        yield ReportWarning(
+            code="copied-results",
+            message=f"breakable takes {1 / slowest[0] - 1:.1%} longer than full at {slowest[1]} tokens",
+            cause="each result of attention is copied to where the next segment reads it",
+            remedy="pip install 'bcg-cli[cudnn]': where torch calls cuDNN, as on an H100, they are written there",
         )
 
 
