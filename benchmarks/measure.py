@@ -35,6 +35,8 @@ SIDE_BY_SIDE = {
     "fuzz": ["tests/fuzz", "--fuzz-examples", "2000"],
     "recovery": ["tests/recovery"],
     "driver-log": ["tests/gpu/test_driver_log.py", "tests/gpu/test_plan.py"],
+    "attention": ["tests/gpu/test_attention.py", "tests/gpu/test_cudnn_attention.py"],
+    "check": ["tests/gpu/test_check.py"],
     "profile": ["tests/gpu/test_profile.py"],
 }
 ALONE = {
@@ -54,8 +56,8 @@ PROFILED = {
 }
 """The compiler's two modes take 26 s for each token count of the 0.6B and 30 to 44 s for each of the 8B; a profile
 takes 8 to 10 minutes (H100 or H200). NemotronH-8B is recorded with mamba-ssm and causal-conv1d installed."""
-LADDERS = {"qwen3-0.6b": "23", "qwen3-8b": "5"}
-"""Models whose `breakable` is compared with `full` at every bucket, and in how many rounds: 4 minutes each."""
+LADDERS = {"qwen3-0.6b": "13", "qwen3-8b": "5"}
+"""Models whose `breakable` is compared with `full` at every bucket, and in how many rounds: 3 and 4 minutes."""
 
 
 @dataclass(frozen=True)
