@@ -60,6 +60,7 @@ def gpu_report(num_layers: int = 28, **changes: Any) -> CaptureReport:
             torch="2.11.0+cu130",
             cuda_python="13.0.3",
             transformers="5.17.0",
+            kernel_packages={"nvidia-cudnn-frontend": "1.24.0"},
             bcg="0.1.0",
             python="3.11.7",
         ),

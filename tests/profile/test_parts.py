@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from bcg.profile.steps import split_of
 from bcg.profile.tools import ncu_command, nsys_command
 from bcg.ranges import Ranges
 from bcg.report import ProfileReport, TimelineStep
+from bcg.report.profile import ProfileBucket
 from tests.cli.reports import profile_report
 from tests.targets import Around, own_target
 from tests.unit.test_attention import SPARSE, load
@@ -106,6 +108,36 @@ def test_segments_and_breaks_longer_than_their_step_are_noted() -> None:
     longer = rename(report, buckets=[rename(first, modes=rows), *others])
     (note,) = [note for note in notes(longer) if note.code == "longer-in-parts"]
     assert note.message == "segments and breaks of breakable at 16 tokens take 2.8 times its whole step"
+
+
+def copying() -> ProfileReport:
+    """A report of attention that was not written in place."""
+    report = profile_report()
+    return rename(report, environment=rename(report.environment, kernel_packages={}))
+
+
+def test_results_that_are_copied_are_noted_with_the_bucket_that_they_slow_down_most() -> None:
+    (note,) = [note for note in notes(copying()) if note.code == "copied-results"]
+    assert note.message == "breakable takes 1.2% longer than full at 256 tokens"
+    assert "bcg-cli[cudnn]" in note.remedy
+
+
+def as_fast(bucket: ProfileBucket) -> ProfileBucket:
+    return rename(bucket, modes=[rename(row, speedup_vs_full=0.995) for row in bucket.modes])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda report: {"environment": rename(report.environment, device_type="cpu")},
+        lambda report: {"breaks": [rename(one, source="explicit") for one in report.breaks]},
+        lambda report: {"buckets": [as_fast(bucket) for bucket in report.buckets]},
+        lambda report: {"buckets": [rename(one, modes=one.modes[:1]) for one in report.buckets]},
+    ],
+    ids=["host device", "no attention break", "as fast as full", "eager alone"],
+)
+def test_there_is_no_such_note_where_nothing_is_to_gain(change: Callable[[ProfileReport], dict[str, Any]]) -> None:
+    assert "copied-results" not in codes(rename(copying(), **change(copying())))
 
 
 def test_alternated_rounds_are_noted() -> None:

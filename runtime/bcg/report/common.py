@@ -24,7 +24,8 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
         device_type: ``cpu`` is the host device; else as in `torch.device.type`.
         driver: Version of the GPU driver; None without one.
         cuda: Version of CUDA that torch was built with; None for a CPU build.
-        kernel_packages: Versions of the installed packages that transformers takes kernels from where they are.
+        kernel_packages: Versions of the installed packages that transformers or the attention break takes kernels
+            from.
     """
 
     device: str
