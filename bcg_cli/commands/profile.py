@@ -83,7 +83,8 @@ def profile(
     talks = member is None or member.rank == 0
     place = resolve_device(device)
     with console.users_code(), console.steps() as steps:
-        from bcg.profile.run import Plan, ProfileInterrupted, run_profile
+        from bcg.profile.plan import Plan
+        from bcg.profile.run import ProfileInterrupted, run_profile
 
         plan = Plan(
             model=model,

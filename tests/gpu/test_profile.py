@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from bcg.profile.run import Plan, run_profile
+from bcg.profile.plan import Plan
+from bcg.profile.run import run_profile
 from bcg.profile.tools import ncu_command
 from bcg.report import MODES, ModeRow, ProfileReport
 

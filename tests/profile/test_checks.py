@@ -18,7 +18,7 @@ from bcg.modes.eager import Eager
 from bcg.profile.agreement import agreement
 from bcg.profile.checks import Checks, check_notes, checked, make_checks
 from bcg.profile.messages import AllPrepared, Load, Loaded, Measured, Prepare
-from bcg.profile.run import ModeRun, Plan
+from bcg.profile.plan import ModeRun, Plan
 from bcg.profile.summary import profile_report
 from bcg.profile.worker import Worker
 from bcg.report import ModeName

@@ -12,7 +12,8 @@ import pytest
 from bcg.errors import BcgError, UsageError
 from bcg.profile import run
 from bcg.profile.messages import AllPrepared, Loaded, Looked, Measured, Prepared
-from bcg.profile.run import ModeRun, Plan, ProfileInterrupted, run_profile
+from bcg.profile.plan import ModeRun, Plan
+from bcg.profile.run import ProfileInterrupted, run_profile
 from bcg.profile.summary import profile_report
 from bcg.report import MODES, ModeName, ModeRow, ProfileReport, decode_report, encode_report
 from bcg_cli.views.kinds import html_page

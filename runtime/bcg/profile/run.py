@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
 
-from bcg.buckets import default_buckets
 from bcg.child import Child, ChildFailed, needed_bytes
-from bcg.distributed.member import DEFAULT_TIMEOUT_S
 from bcg.errors import BcgError
 from bcg.modes import compiles_every_bucket, why_unavailable
 from bcg.profile.messages import (
@@ -19,86 +16,16 @@ from bcg.profile.messages import (
     Load,
     Loaded,
     Look,
-    Looked,
     Measured,
     Prepare,
-    Prepared,
     Round,
     Trace,
     Traced,
 )
+from bcg.profile.plan import ModeRun, Plan
 from bcg.profile.session import start_session
+from bcg.profile.summary import profile_report
 from bcg.report import ModeName, ProfileReport
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to profile.
-
-    Attributes:
-        device: As in `torch.device`.
-        buckets: Token counts; none for the defaults of the device that the model takes.
-        steps_per_round: Measured steps of each mode and bucket in a round.
-        nvtx: Whether an attached tool gets NVTX ranges.
-        trace: Where to write a trace of one step of each bucket, if anywhere.
-        num_ranks: Processes that a torch launcher started for each mode; None without one. They run the modes one
-            after another, so that they need not agree on what fits.
-        expert_parallel: Whether each rank has whole experts.
-        rank_timeout_s: After which a rank without progress ends its mode.
-    """
-
-    model: str
-    device: str
-    buckets: tuple[int, ...]
-    modes: tuple[ModeName, ...]
-    num_rounds: int = 10
-    steps_per_round: int = 5
-    dtype: str | None = None
-    seed: int = 0
-    attention_break: bool = True
-    break_globs: tuple[str, ...] = ()
-    nvtx: bool = True
-    trace: str | None = None
-    num_ranks: int | None = None
-    expert_parallel: bool = False
-    rank_timeout_s: float = DEFAULT_TIMEOUT_S
-
-    @property
-    def device_type(self) -> str:
-        return self.device.partition(":")[0]
-
-    def for_model(self, max_tokens: int | None) -> Plan:
-        """Return the plan with its buckets, for a model that takes at most so many tokens."""
-        return replace(self, buckets=self.buckets or default_buckets(self.device_type, max_tokens))
-
-
-@dataclass
-class ModeRun:
-    """All that one mode's process told.
-
-    Attributes:
-        failure: Why the mode as a whole has nothing to show.
-        is_available: Whether it can exist on this device at all.
-        in_turns: Whether it takes turns with the others in every round, instead of running alone.
-        rounds: By bucket, a measurement a round.
-    """
-
-    mode: ModeName
-    failure: str | None = None
-    is_available: bool = True
-    in_turns: bool = False
-    loaded: Loaded | None = None
-    prepared: AllPrepared | None = None
-    rounds: dict[int, list[Measured]] = field(default_factory=dict)
-    looks: dict[int, Looked] = field(default_factory=dict)
-    closed: Closed | None = None
-
-    def ready(self) -> list[Prepared]:
-        """The buckets that can be measured, the smallest first."""
-        if self.failure is not None or self.prepared is None:
-            return []
-        return sorted((one for one in self.prepared.buckets if one.status == "measured"), key=lambda one: one.tokens)
-
 
 Progress = Callable[[str], None]
 
@@ -127,8 +54,6 @@ def run_profile(plan: Plan, on_step: Progress = lambda text: None) -> ProfileRep
         BcgError: The model can't be made, or no mode at all could be measured.
         ProfileInterrupted: Ctrl-C came when there was something to report.
     """
-    from bcg.profile.summary import profile_report
-
     runs = [ModeRun(mode, why_unavailable(mode, plan.device_type, plan.num_ranks), False) for mode in plan.modes]
     # What is measured soonest comes first, so that an interrupted profile keeps most.
     live = sorted((run for run in runs if run.failure is None), key=lambda run: compiles_every_bucket(run.mode))

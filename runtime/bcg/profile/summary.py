@@ -10,7 +10,7 @@ import msgspec
 
 from bcg.profile.messages import Looked, Prepared
 from bcg.profile.notes import notes
-from bcg.profile.run import ModeRun, Plan
+from bcg.profile.plan import ModeRun, Plan
 from bcg.report import (
     CaptureReport,
     ModeName,

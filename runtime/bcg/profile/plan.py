@@ -1,0 +1,79 @@
+"""What to profile, and what each mode's process told about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from bcg.buckets import default_buckets
+from bcg.distributed.member import DEFAULT_TIMEOUT_S
+from bcg.profile.messages import AllPrepared, Closed, Loaded, Looked, Measured, Prepared
+from bcg.report import ModeName
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to profile.
+
+    Attributes:
+        device: As in `torch.device`.
+        buckets: Token counts; none for the defaults of the device that the model takes.
+        steps_per_round: Measured steps of each mode and bucket in a round.
+        nvtx: Whether an attached tool gets NVTX ranges.
+        trace: Where to write a trace of one step of each bucket, if anywhere.
+        num_ranks: Processes that a torch launcher started for each mode; None without one. They run the modes one
+            after another, so that they need not agree on what fits.
+        expert_parallel: Whether each rank has whole experts.
+        rank_timeout_s: After which a rank without progress ends its mode.
+    """
+
+    model: str
+    device: str
+    buckets: tuple[int, ...]
+    modes: tuple[ModeName, ...]
+    num_rounds: int = 10
+    steps_per_round: int = 5
+    dtype: str | None = None
+    seed: int = 0
+    attention_break: bool = True
+    break_globs: tuple[str, ...] = ()
+    nvtx: bool = True
+    trace: str | None = None
+    num_ranks: int | None = None
+    expert_parallel: bool = False
+    rank_timeout_s: float = DEFAULT_TIMEOUT_S
+
+    @property
+    def device_type(self) -> str:
+        return self.device.partition(":")[0]
+
+    def for_model(self, max_tokens: int | None) -> Plan:
+        """Return the plan with its buckets, for a model that takes at most so many tokens."""
+        return replace(self, buckets=self.buckets or default_buckets(self.device_type, max_tokens))
+
+
+@dataclass
+class ModeRun:
+    """All that one mode's process told.
+
+    Attributes:
+        failure: Why the mode as a whole has nothing to show.
+        is_available: Whether it can exist on this device at all.
+        in_turns: Whether it takes turns with the others in every round, instead of running alone.
+        rounds: By bucket, a measurement a round.
+    """
+
+    mode: ModeName
+    failure: str | None = None
+    is_available: bool = True
+    in_turns: bool = False
+    loaded: Loaded | None = None
+    prepared: AllPrepared | None = None
+    rounds: dict[int, list[Measured]] = field(default_factory=dict)
+    looks: dict[int, Looked] = field(default_factory=dict)
+    closed: Closed | None = None
+
+    def ready(self) -> list[Prepared]:
+        """The buckets that can be measured, the smallest first."""
+        if self.failure is not None or self.prepared is None:
+            return []
+        return sorted((one for one in self.prepared.buckets if one.status == "measured"), key=lambda one: one.tokens)
