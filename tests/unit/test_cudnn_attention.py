@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -50,4 +51,12 @@ def test_a_package_that_works_with_torchs_cudnn_is_used(monkeypatch: pytest.Monk
 )
 def test_any_other_is_not(installed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cudnn", installed)
+    assert frontend() is None
+
+
+def test_one_that_fails_to_load_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cuDNNs in one installation are an `AssertionError` there."""
+    (tmp_path / "cudnn.py").write_text("raise AssertionError('Found 2 libcudnn.so.x in nvidia-cudnn-cuXX.')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "cudnn", raising=False)
     assert frontend() is None

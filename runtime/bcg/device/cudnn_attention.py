@@ -89,7 +89,7 @@ def frontend() -> Any:
 
         is_compiled = cudnn.pygraph.__module__.endswith("_compiled_module")
         is_torchs = cudnn.backend_version() == torch.backends.cudnn.version()
-    except (ImportError, OSError, RuntimeError, AttributeError):  # no package, no cuDNN, or another package's name
+    except Exception:  # noqa: BLE001 - no package, one that finds no cuDNN or two, or another of the same name
         return None
     return cudnn if is_compiled and is_torchs else None
 
