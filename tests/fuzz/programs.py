@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bcg import break_graph, eager_on_graph
-from bcg.structure import storage_key, tensors_in
+from bcg.breaks import Allocate, Bindable, BreakLabel, InPlace, call_break
+from bcg.structure import storage_key, tensors_in, unowned_alias
 
 WIDTH = 4
 MAX_ELEMENTS = 512
@@ -173,6 +174,26 @@ def _as_method(function: Callable[[list[Tensor]], Any], given: list[Tensor]) -> 
     return Owner().method(*given)
 
 
+def _in_place(function: Callable[[list[Tensor]], Any], given: list[Tensor]) -> Any:
+    """A break that is bound to its arguments and writes one tensor to where the next segment reads it."""
+
+    def compute(*tensors: Tensor) -> Tensor:
+        made = tensors_in(_plain(function(list(tensors))))
+        return (made[0] if made else tensors[0]).clone(memory_format=torch.contiguous_format)
+
+    def bind(allocate: Allocate, *tensors: Tensor) -> InPlace:
+        first = [compute(*tensors)]  # what it changes it must change once, and only now its shape is known
+        result = allocate(first[0].shape, first[0].stride(), first[0].dtype)
+        output = unowned_alias(result)
+
+        def write() -> None:
+            output.copy_(first.pop() if first else compute(*tensors))
+
+        return InPlace(result, write)
+
+    return call_break(Bindable(compute, bind), tuple(given), {}, BreakLabel("in place"))
+
+
 WAYS_TO_GIVE: dict[str, Callable[[Callable[[list[Tensor]], Any], list[Tensor]], Any]] = {
     "positions": _as_positions,
     "keywords": _as_keywords,
@@ -181,6 +202,7 @@ WAYS_TO_GIVE: dict[str, Callable[[Callable[[list[Tensor]], Any], list[Tensor]], 
     "object": _as_object,
     "closure": _closed_over,
     "method": _as_method,
+    "in place": _in_place,
 }
 
 
