@@ -11,7 +11,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -40,11 +40,8 @@ class BreakLabel:
     rule: str = ""
 
 
-class Allocate(Protocol):
-    """Allocates a tensor that whoever calls it owns."""
-
-    def __call__(self, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Return it, with any contents."""
+Allocate: TypeAlias = Callable[[Sequence[int], Sequence[int], torch.dtype], Tensor]
+"""Allocates a tensor of a size, strides and a dtype, with any contents; whoever calls it owns it."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from bcg.collectives import CollectiveWatch, is_collective, settled
 from bcg.device.base import Pool, Recorder
 from bcg.errors import CaptureError
 from bcg.graph import Ambience, Break, BreakableCUDAGraph, PoolUse, Segment
+from bcg.outlets import ConstantOutlet
 from bcg.structure import is_sparse, map_tensors, same_contents, storage_key, tensors_in, unowned_alias
 from bcg.tape import Tape
 from bcg.whereabouts import torchs_function
@@ -158,8 +159,7 @@ class BreakableCUDAGraphCapture:
                     result = function(*args, **kwargs)
             self._refuse_changed_arguments(label, given, containers)
             if in_place is not None:
-                handed: Any = in_place.result
-                self._steps.append(Break.in_place(label, function, in_place))
+                handed: Any = self._add_in_place(label, function, in_place)
             else:
                 handed = self._add_break(label, function, args, kwargs, result, ambience)
         except BaseException as error:
@@ -176,10 +176,14 @@ class BreakableCUDAGraphCapture:
         if not isinstance(function, Bindable):
             return None
         bound_args, bound_kwargs = map_tensors(self._bind, (tuple(args), kwargs))
-        in_place = function.bind(self._recorder.allocate, *bound_args, **bound_kwargs)
-        if in_place is not None:
-            self._tape.add_made(in_place.result)
-        return in_place
+        return function.bind(self._recorder.allocate, *bound_args, **bound_kwargs)
+
+    def _add_in_place(self, label: BreakLabel, function: Callable[..., Any], in_place: InPlace) -> Tensor:
+        """What is called returns nothing, and must not: its result is where the next segment reads it."""
+        self._tape.add_made(in_place.result)
+        boundaries = (unowned_alias(in_place.result),)
+        self._steps.append(Break(label, function, in_place.write, ConstantOutlet(None, label.name), boundaries))
+        return in_place.result
 
     @staticmethod
     def _refuse_changed_arguments(label: BreakLabel, before: Any, after: Any) -> None:

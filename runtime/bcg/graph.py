@@ -11,13 +11,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from bcg.breaks import BreakLabel, InPlace
+from bcg.breaks import BreakLabel
 from bcg.device import find_device
 from bcg.device.base import Device, Pool, Recording, SegmentContents
 from bcg.errors import Place, ReplayError
-from bcg.outlets import InPlaceOutlet, Outlet
+from bcg.outlets import Outlet
 from bcg.segment_tape import FirstRead, SegmentTape
-from bcg.structure import unowned_alias
 from bcg.whereabouts import source_line_of
 
 
@@ -100,11 +99,6 @@ class Break:
         self._call = call
         self._pour = outlet.pour
         self._ambience = ambience
-
-    @classmethod
-    def in_place(cls, label: BreakLabel, function: Callable[..., Any], bound: InPlace) -> Break:
-        """Make a break that writes its boundary itself."""
-        return cls(label, function, bound.write, InPlaceOutlet(), (unowned_alias(bound.result),))
 
     @property
     def boundary_bytes(self) -> int:

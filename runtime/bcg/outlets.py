@@ -41,13 +41,6 @@ def _refuse(where: str, expected: str, got: str, hint: str = _SAME_STRUCTURE) ->
     return ReplayError(f"break {where} returned {got} at replay; at capture it was {expected}", hint=hint, hazard="S9")
 
 
-class InPlaceOutlet:
-    """Takes the result of a break that wrote it where the next segment reads it: nothing."""
-
-    def pour(self, value: None) -> None:
-        """Nothing is left to do."""
-
-
 class CopyOutlet:
     """Has a tensor copied into its boundary.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from bcg.device.cudnn_attention import frontend
+from bcg.environment import environment
 
 TORCHS = 91900
 
@@ -52,6 +54,15 @@ def test_a_package_that_works_with_torchs_cudnn_is_used(monkeypatch: pytest.Monk
 def test_any_other_is_not(installed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cudnn", installed)
     assert frontend() is None
+
+
+@pytest.mark.parametrize("is_used", [True, False])
+def test_a_report_names_the_package_only_where_it_is_used(is_used: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cudnn", package() if is_used else package(module="cudnn._pygraph"))
+    monkeypatch.setattr(metadata, "version", lambda name: "1.0")
+    packages = environment(torch.device("cpu")).kernel_packages
+    assert ("nvidia-cudnn-frontend" in packages) == is_used
+    assert "mamba-ssm" in packages
 
 
 def test_one_that_fails_to_load_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
