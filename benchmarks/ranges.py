@@ -9,9 +9,9 @@ every segment and break stands inside its prebuilt range.
 from __future__ import annotations
 
 import argparse
-import functools
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -32,8 +32,12 @@ def main() -> None:
     runner, device, ranges = GraphRunner(target), find_device(target.device), Ranges()
     runner.capture([options.tokens])
     batch = bucket_batch(target, options.tokens)
-    within = functools.partial(replay_within, around=named_for_nvtx(runner.graphs[options.tokens], ranges))
-    ways = {"plain": lambda: runner.replay(batch), "in ranges": lambda: runner.replay(batch, through=within)}
+    graph = runner.graphs[options.tokens]
+    within = replay_within(graph, named_for_nvtx(graph, ranges))
+    ways: dict[str, Callable[[], object]] = {
+        "plain": lambda: runner.replay(batch),
+        "in ranges": lambda: runner.replay(batch, through=within),
+    }
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(options.rounds):
         for name, replay in ways.items():

@@ -107,8 +107,8 @@ class AttentionBreak:
             ReplayError: If the context doesn't fit the rows.
         """
         context, rows = current_forward_context(), query.shape[2]
-        if context is not None and context.request_lengths != (rows,):
-            return self._separate(query, key, value, None, {"scaling": scale, "is_causal": True}, context)
+        if context is not None and not context.is_whole_request(rows):
+            return self._separate(query, key, value, None, _plain_options(scale), context)
         is_grouped = query.shape[1] != key.shape[1]
         output = scaled_dot_product_attention(query, key, value, is_causal=rows > 1, scale=scale, enable_gqa=is_grouped)
         return output.transpose(1, 2).contiguous()
@@ -120,14 +120,14 @@ class AttentionBreak:
             return None
         result = allocate(*plan.output_layout, query.dtype)
         launch, output = plan.bind(query, key, value, result), unowned_alias(result)
-        options, whole = {"scaling": scale, "is_causal": True}, (query.shape[2],)
+        options, rows = _plain_options(scale), query.shape[2]
 
         def write() -> None:
             context = current_forward_context()
-            if context is None or context.request_lengths == whole:
-                launch()
-            else:
+            if context is not None and not context.is_whole_request(rows):
                 self._separate(query, key, value, None, options, context, output)
+            else:
+                launch()
 
         return InPlace(result, write)
 
@@ -142,7 +142,7 @@ class AttentionBreak:
             ReplayError: If the context doesn't fit the rows, or the architecture can't take it.
         """
         context, rows = current_forward_context(), query.shape[2]
-        if context is not None and context.request_lengths != (rows,):
+        if context is not None and not context.is_whole_request(rows):
             # Keys that are not the rows' own (compressed, or another sequence's) can't be cut: one request runs whole.
             if len(context.request_lengths) > 1 or key.shape[2] == rows:
                 return self._separate(query, key, value, mask, options, context), None
@@ -271,6 +271,11 @@ class AttentionBreak:
             scale=scale,
         )[0]
         return output.unsqueeze(0)
+
+
+def _plain_options(scale: float) -> dict[str, Any]:
+    """The interface's keyword arguments for plain causal attention."""
+    return {"scaling": scale, "is_causal": True}
 
 
 def _cut_options(options: dict[str, Any], rows: int, start: int, end: int) -> dict[str, Any]:

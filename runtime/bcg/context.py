@@ -52,6 +52,10 @@ class ForwardContext:
         """Tokens of the longest request."""
         return max(self.request_lengths)
 
+    def is_whole_request(self, num_rows: int) -> bool:
+        """Tell whether the batch is one request of `num_rows` tokens: nothing to tell apart, no padding."""
+        return self.request_lengths == (num_rows,)
+
     def offsets(self) -> tuple[int, ...]:
         """Row at which each request starts, and after the last one the number of real tokens."""
         return self.once("offsets", lambda: (0, *accumulate(self.request_lengths)))

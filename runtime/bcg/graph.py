@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,12 +19,8 @@ from bcg.outlets import Outlet
 from bcg.segment_tape import FirstRead, SegmentTape
 from bcg.whereabouts import source_line_of
 
-
-class Step(Protocol):
-    """A part of a graph that replay runs in order."""
-
-    def run(self, stream: Any) -> None:
-        """Run it once on `stream`, the device's current stream."""
+Run: TypeAlias = Callable[[Any], None]
+"""Runs a step once on a stream, which is the device's current one."""
 
 
 class Segment:
@@ -37,7 +33,7 @@ class Segment:
     def __init__(self, recording: Recording, tape: SegmentTape) -> None:
         self.tape = tape
         self._recording = recording
-        self.run: Callable[[Any], None] = recording.launch
+        self.run: Run = recording.launch
 
     def contents(self) -> SegmentContents:
         """Look into the graph: nodes by kind, kernel names. Read from the driver at each call."""
@@ -155,7 +151,7 @@ class BreakableCUDAGraph:
         self.num_replays = 0
         self.num_side_streams = 0
         self._steps: list[Segment | Break] = []
-        self._runs: list[Callable[[Any], None]] = []
+        self._runs: list[Run] = []
         self._held: tuple[Tensor, ...] = ()
         self._pool: Pool | None = None
         self._pool_use = PoolUse()
@@ -199,11 +195,14 @@ class BreakableCUDAGraph:
         """Let segments draw from `generator`, besides the default one; to be called before the capture."""
         self.generators.append(generator)
 
-    def replay(self) -> None:
+    def replay(self, runs: Sequence[Run] | None = None) -> None:
         """Run the segments and breaks once, in order, on the current stream.
 
         Breaks run under the caller's forward context and under no gradient, as nothing of a graph is
         differentiated.
+
+        Args:
+            runs: Called in place of the `run` of each step, by somebody who looks at each on the way.
 
         Raises:
             ReplayError: Nothing was captured, a break returned something else than at capture, or a graph of
@@ -216,7 +215,7 @@ class BreakableCUDAGraph:
         with self._pool_use.taken(self.device, stream), grad_mode:
             index = 0
             try:
-                for index, run in enumerate(self._runs):  # noqa: B007
+                for index, run in enumerate(runs or self._runs):  # noqa: B007
                     run(stream)
             except Exception as error:
                 step = self._steps[index]

@@ -253,7 +253,7 @@ def _run_per_request(forward: Callable[..., Any], path: str, *args: Any, **kwarg
     """Run a module on each request's rows of its ``[1, rows, …]`` arguments; padding rows become 0."""
     context = current_forward_context()
     rows = next((value.shape[1] for value in (*args, *kwargs.values()) if _is_sequence(value)), None)
-    if context is None or rows is None or context.request_lengths == (rows,):
+    if context is None or rows is None or context.is_whole_request(rows):
         return forward(*args, **kwargs)
     check_fits(context, rows)
     offsets = context.offsets()

@@ -1,6 +1,6 @@
 """Looking at each step of a replay: timing it, naming it for NVTX or a trace.
 
-The plain replay knows nothing of this: `GraphRunner.replay` takes these in place of `BreakableCUDAGraph.replay`.
+The plain replay knows nothing of this: `BreakableCUDAGraph.replay` takes these in place of what its steps run.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import torch
 
 from bcg.device.meter import Meter
-from bcg.graph import Break, BreakableCUDAGraph, Segment
+from bcg.graph import Break, BreakableCUDAGraph, Run, Segment
 from bcg.inputs import Batch
 from bcg.profile.messages import Split
 from bcg.ranges import Range, Ranges
@@ -57,14 +57,18 @@ def _about(step: Segment | Break) -> str:
     return " to ".join(dict.fromkeys((modules[0], modules[-1]))) if modules else ""
 
 
-def replay_within(graph: BreakableCUDAGraph, around: Sequence[Around]) -> None:
-    """Replay a graph, each step inside its own context manager."""
-    stream = graph.device.current_stream()
-    with torch.inference_mode():
-        for step, enter in zip(graph.steps, around, strict=True):
-            with enter():
-                step.run(stream)
-    graph.num_replays += 1
+def replay_within(graph: BreakableCUDAGraph, around: Sequence[Around]) -> Callable[[BreakableCUDAGraph], None]:
+    """Return a replay of the graph, for `GraphRunner.replay`, that has each step inside its own context manager."""
+    runs = [_within(step.run, enter) for step, enter in zip(graph.steps, around, strict=True)]
+    return lambda graph: graph.replay(runs)
+
+
+def _within(run: Run, enter: Around) -> Run:
+    def run_inside(stream: Any) -> None:
+        with enter():
+            run(stream)
+
+    return run_inside
 
 
 def named_for_nvtx(graph: BreakableCUDAGraph, ranges: Ranges) -> list[Range]:
@@ -97,22 +101,27 @@ class Stopwatch:
         self._meter = meter
         self._clock: list[tuple[float, float]] = []
         self._marks: list[Any] = []
+        self._runs = [self._watched(step.run) for step in graph.steps]
 
     def replay(self, graph: BreakableCUDAGraph) -> None:
         """Replay the graph; to be given to `GraphRunner.replay`."""
-        clock, marks, mark, now = [], [], self._meter.mark, time.perf_counter
-        stream = graph.device.current_stream()
+        self._clock.clear()
+        self._marks.clear()
         self._meter.synchronize()
-        with torch.inference_mode():
-            for step in graph.steps:
-                marks.append(mark())
-                started = now()
-                step.run(stream)
-                clock.append((started, now()))
-            marks.append(mark())
+        graph.replay(self._runs)
+        self._marks.append(self._meter.mark())
         self._meter.synchronize()
-        self._clock, self._marks = clock, marks
-        graph.num_replays += 1
+
+    def _watched(self, run: Run) -> Run:
+        note_mark, note_time, mark, now = self._marks.append, self._clock.append, self._meter.mark, time.perf_counter
+
+        def watched(stream: Any) -> None:
+            note_mark(mark())
+            started = now()
+            run(stream)
+            note_time((started, now()))
+
+        return watched
 
     def steps(self) -> list[TimelineStep]:
         """Return the last replay, step by step."""

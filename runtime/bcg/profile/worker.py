@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import os
 import sys
@@ -207,8 +206,8 @@ class Worker:
                     if runner is None:
                         self._mode.run(batch)
                     else:
-                        names = named_for_trace(runner.graphs[tokens])
-                        runner.replay(batch, through=functools.partial(replay_within, around=names))
+                        graph = runner.graphs[tokens]
+                        runner.replay(batch, through=replay_within(graph, named_for_trace(graph)))
                     self._meter.synchronize()
         if self._world is None or self._world.rank == 0:
             profiler.export_chrome_trace(command.path)
@@ -260,12 +259,12 @@ class Worker:
         if runner is None or not self._ranges.active:
             return
         for tokens, graph in runner.graphs.items():
-            names = named_for_nvtx(graph, self._ranges)
+            within = replay_within(graph, named_for_nvtx(graph, self._ranges))
             whole = self._ranges.make(f"replay {tokens}", "replay", tokens)
 
-            def through(graph: Any, names: Any = names, whole: Any = whole) -> None:
+            def through(graph: Any, within: Any = within, whole: Any = whole) -> None:
                 with whole():
-                    replay_within(graph, names)
+                    within(graph)
 
             self._throughs[tokens] = through
 
