@@ -75,9 +75,9 @@ def steps(out: Path) -> Iterator[Step]:
     pytest = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--tb=short", "--show-capture=no"]
     bcg = [sys.executable, "-m", "bcg_cli"]
     for name, words in SIDE_BY_SIDE.items():
-        yield Step("tests", name, [*pytest, *words], 150)
+        yield Step("tests", name, [*pytest, *words], 240)
     for name, words in ALONE.items():
-        yield Step("alone", name, [*pytest, *words], 150)
+        yield Step("alone", name, [*pytest, *words], 240)
     for model in CAPTURED:
         path = str(out / f"capture-{model}.json")
         yield Step("captures", f"capture-{model}", [*bcg, "capture", model, "--json", path], 60)
