@@ -38,6 +38,7 @@ class _ParseError(Protocol):
 app = typer.Typer(
     name="bcg",
     help="Breakable CUDA graphs: a PyTorch model captured per token count, with eager breaks in between.",
+    epilog="Exit codes: 0 fine; 1 it could not be done; 2 wrong usage; 3 a check or gate failed; 130 interrupted.",
     rich_markup_mode=None,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from bcg.presets import PRESETS
+
 DEFAULT_MODEL = "qwen3-tiny"
 STDOUT = Path("-")
 
@@ -32,7 +34,8 @@ ModelArgument = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A preset, a local Hugging Face directory, a hub id, file.py:factory or package.module:factory.",
+        help=f"A preset ({', '.join(PRESETS)}), a local Hugging Face directory, a hub id, file.py:factory "
+        "or package.module:factory.",
     ),
 ]
 TokensOption = Annotated[
@@ -96,7 +99,7 @@ GpuOption = Annotated[
     typer.Option(
         "--gpu",
         metavar="NAME",
-        help="Whether the plan fits: h100-80gb, h200-141gb, b200-192gb, or a size such as 80GB.",
+        help="Exit with 3 if the plan doesn't fit: h100-80gb, h200-141gb, b200-192gb, or a size such as 80GB.",
     ),
 ]
 DtypeOption = Annotated[

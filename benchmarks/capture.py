@@ -1,7 +1,7 @@
 """Capture and replay against `breakable-cuda-graphs` 0.1.0, side by side in one process on one GPU.
 
-Both tools capture the same weights with the same attention (transformers' sdpa function, as the break), the
-same static inputs and the same 49 buckets, largest first, into one pool; each bucket is warmed up before it is
+Both tools capture the same weights with the same attention (transformers' sdpa function as the break, or with the
+extra `cudnn` the kernel that it calls, which bcg then launches in place), the same static inputs and the same 49 buckets, largest first, into one pool; each bucket is warmed up before it is
 captured (by bcg, after the first, with one layer of each kind). Rounds alternate between the tools; the figures are
 medians over rounds. The rival's break writes into a buffer that the segment allocates, as its documentation asks.
 

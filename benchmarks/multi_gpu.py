@@ -1,4 +1,4 @@
-"""A machine's rows of the README's table, in one call: every sharded model checked, then profiled in every mode.
+"""Sharded models on one machine, in one call: each checked, then profiled in every mode.
 
     python benchmarks/multi_gpu.py --gpus 2 --out OUT        the rows for 2 GPUs; also 1, 4 and 8
     python benchmarks/multi_gpu.py --gpus 0 --out OUT        tiny models over 2 processes on CPUs, to try the script

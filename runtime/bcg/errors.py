@@ -1,4 +1,4 @@
-"""Every error that bcg raises on purpose.
+"""The errors that bcg's users meet.
 
 ::
 

@@ -13,7 +13,7 @@ from bcg.context import ForwardContext, forward_context
 from bcg.errors import ModelError, UsageError
 from bcg.models import load_target
 from bcg.models.huggingface import preset_config
-from bcg.models.presets import PRESETS
+from bcg.presets import PRESETS
 from bcg.target import make_batch
 
 

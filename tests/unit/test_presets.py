@@ -7,7 +7,7 @@ from transformers import AutoModel
 from bcg.errors import ModelError, UsageError
 from bcg.models import huggingface, load_target
 from bcg.models.huggingface import preset_config, random_model
-from bcg.models.presets import PRESETS, find_preset
+from bcg.presets import PRESETS, find_preset
 
 TINY = [name for name in PRESETS if name.endswith("-tiny")]
 PUBLISHED_BILLIONS = {

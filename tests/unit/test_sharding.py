@@ -8,8 +8,8 @@ from transformers import AutoModel
 
 from bcg.errors import ModelError
 from bcg.models.huggingface import preset_config, random_model
-from bcg.models.presets import PRESETS
 from bcg.models.sharding import Plan, Sharding, plan_of, sharding_warnings, whole_weights_warnings
+from bcg.presets import PRESETS
 
 CPU = torch.device("cpu")
 

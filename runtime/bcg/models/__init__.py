@@ -13,8 +13,8 @@ from bcg.errors import UsageError
 from bcg.models.build import find_dtype
 from bcg.models.factory import load_factory
 from bcg.models.huggingface import load_directory, load_hub, load_preset
-from bcg.models.presets import find_preset
 from bcg.models.sharding import Sharding
+from bcg.presets import find_preset
 from bcg.target import Target, TargetWords
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

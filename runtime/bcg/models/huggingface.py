@@ -17,9 +17,9 @@ from bcg.device.meter import available_bytes
 from bcg.errors import BcgError, ModelError, UsageError
 from bcg.models.build import build_target, quiet
 from bcg.models.loaded import loading_warnings, unread_warnings
-from bcg.models.presets import Preset
 from bcg.models.sharding import Sharding, apply_plan, plan_of, pretrained_options
 from bcg.models.weights import make_weights
+from bcg.presets import Preset
 from bcg.report import ModelSource, Weights
 from bcg.structure import local_bytes
 from bcg.target import Target, first_line

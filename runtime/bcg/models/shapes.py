@@ -19,8 +19,8 @@ from bcg.errors import ModelError
 from bcg.models.build import describe_target, find_dtype, quiet
 from bcg.models.factory import call_factory, num_on_meta
 from bcg.models.huggingface import attention_options, hint_about_code, preset_config
-from bcg.models.presets import find_preset
 from bcg.models.sharding import Sharding, apply_plan, like_shard, plan_of
+from bcg.presets import find_preset
 from bcg.report import ModelSource
 from bcg.target import Target, first_line
 
