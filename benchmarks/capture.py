@@ -1,9 +1,10 @@
 """Capture and replay against `breakable-cuda-graphs` 0.1.0, side by side in one process on one GPU.
 
-Both tools capture the same weights with the same attention (transformers' sdpa function as the break, or with the
-extra `cudnn` the kernel that it calls, which bcg then launches in place), the same static inputs and the same 49 buckets, largest first, into one pool; each bucket is warmed up before it is
-captured (by bcg, after the first, with one layer of each kind). Rounds alternate between the tools; the figures are
-medians over rounds. The rival's break writes into a buffer that the segment allocates, as its documentation asks.
+Both tools capture the same weights with the same attention (transformers' sdpa function as the break; with the extra
+`cudnn` the kernel that it calls, which bcg launches in place), the same static inputs and the same 49 buckets, largest
+first, into one pool; each bucket is warmed up before it is captured (by bcg, after the first, with one layer of each
+kind). Rounds alternate between the tools; the figures are medians over rounds. The rival's break writes into a buffer
+that the segment allocates, as its documentation asks.
 
 ``capture_s`` is the captures alone; ``whole_s`` has the warm-ups too; ``ready_s`` ends when every bucket was replayed
 once, since a graph is only brought to the GPU by its first launch, which bcg does while it captures.

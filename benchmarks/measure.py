@@ -54,8 +54,8 @@ PROFILED = {
     "nemotron-h-8b": ["--tokens", "16,1024", "--rounds", "5"],
     "qwen3-32b": ["--tokens", "16,1024", "--rounds", "5"],
 }
-"""The compiler's two modes take 26 to 36 s for each token count of the 0.6B and 30 to 50 s for each of the 8B; a profile
-takes 8 to 10 minutes (H100 or H200). NemotronH-8B is recorded with mamba-ssm and causal-conv1d installed."""
+"""The compiler's two modes take 26 to 36 s for each token count of the 0.6B and 30 to 50 s for each of the 8B; a
+profile takes 8 to 13 minutes (H100 or H200). NemotronH-8B is recorded with mamba-ssm and causal-conv1d installed."""
 LADDERS = {"qwen3-0.6b": "13", "qwen3-8b": "5"}
 """Models whose `breakable` is compared with `full` at every bucket, and in how many rounds: 3 and 4 minutes."""
 

@@ -58,7 +58,10 @@ def replay_check(
     ] = 2,
     locate: Annotated[
         bool,
-        typer.Option("--locate/--no-locate", help="After a mismatch in one process, find the first module that differs, and why."),
+        typer.Option(
+            "--locate/--no-locate",
+            help="After a mismatch in one process, find the first module that differs, and why.",
+        ),
     ] = True,
     prompts: Annotated[
         Path | None,
