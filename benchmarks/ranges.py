@@ -32,8 +32,7 @@ def main() -> None:
     runner, device, ranges = GraphRunner(target), find_device(target.device), Ranges()
     runner.capture([options.tokens])
     batch = bucket_batch(target, options.tokens)
-    graph = runner.graphs[options.tokens]
-    within = replay_within(graph, named_for_nvtx(graph, ranges))
+    within = replay_within(named_for_nvtx(runner.graphs[options.tokens], ranges))
     ways: dict[str, Callable[[], object]] = {
         "plain": lambda: runner.replay(batch),
         "in ranges": lambda: runner.replay(batch, through=within),

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bcg import breaks
 from bcg.alignment import Alignment
+from bcg.arguments import Arguments
 from bcg.boundary import Holder
 from bcg.breaks import Bindable, BreakLabel, InPlace
 from bcg.collectives import CollectiveWatch, is_collective, settled
@@ -24,7 +25,7 @@ from bcg.device.base import Pool, Recorder
 from bcg.errors import CaptureError
 from bcg.graph import Ambience, Break, BreakableCUDAGraph, PoolUse, Segment
 from bcg.outlets import ConstantOutlet
-from bcg.structure import is_sparse, map_tensors, same_contents, storage_key, tensors_in, unowned_alias
+from bcg.structure import is_sparse, map_tensors, storage_key, tensors_in, unowned_alias
 from bcg.tape import Tape
 from bcg.whereabouts import torchs_function
 
@@ -100,11 +101,14 @@ class BreakableCUDAGraphCapture:
         )
         self._tape: Tape = Tape(device, self._recorder)
         self._is_taped = self._known_externals is None or device.needs_tape
+        self._arguments = Arguments(self._made)
+        self._pool_use = _use_of(self._pool_handle)
         self._steps, self._first_error, self._is_whole = [], None, False
         self._inference = torch.is_inference_mode_enabled()
         with contextlib.ExitStack() as stack:
             stack.enter_context(_no_garbage_collection())
             stack.enter_context(self._recorder.on_stream())
+            stack.enter_context(self._pool_use.taken(device, device.current_stream()))
             stack.enter_context(breaks.running_breaks(self))
             stack.callback(self._abort)
             if self._is_taped:
@@ -116,22 +120,26 @@ class BreakableCUDAGraphCapture:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with self._stack:
-            if error is not None:
-                self._explain(error)
-                return
-            self._raise_swallowed_error()
-            self._end_segment()
-            self._is_whole = True
-        self.graph.install(
-            self._steps,
-            self._pool_handle,
-            _use_of(self._pool_handle),
-            inference=self._inference,
-            num_side_streams=self._recorder.num_side_streams,
-            held=self._known_externals or (),
-        )
-        del self._stack, self._tape, self._recorder
+        try:
+            with self._stack:
+                if error is not None:
+                    self._explain(error)
+                    return
+                self._raise_swallowed_error()
+                self._end_segment()
+                self._arguments.refuse_changes()
+                self._is_whole = True
+            self.graph.install(
+                self._steps,
+                self._pool_handle,
+                self._pool_use,
+                inference=self._inference,
+                num_side_streams=self._recorder.num_side_streams,
+                held=self._known_externals or (),
+            )
+        finally:
+            self._tape.close()
+            del self._stack, self._tape, self._recorder, self._arguments, self._pool_use, self._pool_handle
 
     def run_break(
         self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], label: BreakLabel
@@ -150,18 +158,20 @@ class BreakableCUDAGraphCapture:
             self._meet(f"break {label.name} in module {label.module!r}")
             watch = self._tape.looking_away() if self._is_taped else contextlib.nullcontext()
             with watch, self._watch_collectives(label):
-                in_place = self._bind_in_place(function, args, kwargs) if ambience is None else None
-                containers = [value for value in (*args, *kwargs.values()) if isinstance(value, (tuple, list, dict))]
-                given = map_tensors(lambda tensor: tensor, containers)
-                if in_place is not None:
-                    in_place.write()
-                else:
-                    result = function(*args, **kwargs)
-            self._refuse_changed_arguments(label, given, containers)
+                bound_args, bound_kwargs = self._arguments.bound(args, kwargs)
+                in_place: InPlace | None = None
+                if isinstance(function, Bindable) and ambience is None:
+                    in_place = function.bind(self._recorder.allocate, *bound_args, **bound_kwargs)
+                with self._arguments.given(label, args, kwargs):
+                    if in_place is not None:
+                        in_place.write()
+                    else:
+                        result = function(*args, **kwargs)
             if in_place is not None:
                 handed: Any = self._add_in_place(label, function, in_place)
             else:
-                handed = self._add_break(label, function, args, kwargs, result, ambience)
+                call = functools.partial(function, *bound_args, **bound_kwargs)
+                handed = self._add_break(label, function, (args, kwargs), call, result, ambience)
         except BaseException as error:
             error.add_note(f"in break {label.name}")
             self._first_error = self._first_error or error
@@ -169,31 +179,12 @@ class BreakableCUDAGraphCapture:
         self._begin_segment()
         return handed
 
-    def _bind_in_place(
-        self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
-    ) -> InPlace | None:
-        """Let a break that can be bound write its result into memory of the pool."""
-        if not isinstance(function, Bindable):
-            return None
-        bound_args, bound_kwargs = map_tensors(self._bind, (tuple(args), kwargs))
-        return function.bind(self._recorder.allocate, *bound_args, **bound_kwargs)
-
     def _add_in_place(self, label: BreakLabel, function: Callable[..., Any], in_place: InPlace) -> Tensor:
         """What is called returns nothing, and must not: its result is where the next segment reads it."""
         self._tape.add_made(in_place.result)
         boundaries = (unowned_alias(in_place.result),)
         self._steps.append(Break(label, function, in_place.write, ConstantOutlet(None, label.name), boundaries))
         return in_place.result
-
-    @staticmethod
-    def _refuse_changed_arguments(label: BreakLabel, before: Any, after: Any) -> None:
-        """What a break puts into a list or dict that it was given would not reach the next segment at replay."""
-        if not same_contents(before, after):
-            raise CaptureError(
-                f"break {label.name} changed a list or dict that it was given; replay knows only what it returns",
-                hint="return what it puts there",
-                hazard="S9",
-            )
 
     def _meet(self, place: str) -> None:
         if self._alignment is not None:
@@ -208,12 +199,12 @@ class BreakableCUDAGraphCapture:
         self,
         label: BreakLabel,
         function: Callable[..., Any],
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
+        arguments: Any,
+        call: Callable[[], Any],
         result: Any,
         ambience: Ambience | None,
     ) -> Any:
-        given = {storage_key(tensor) for tensor in tensors_in((args, kwargs))}
+        given = {storage_key(tensor) for tensor in tensors_in(arguments)}
         holder = Holder(
             label.name,
             self._recorder,
@@ -223,13 +214,8 @@ class BreakableCUDAGraphCapture:
         handed, outlet = holder.hold(result)
         for boundary in holder.boundaries:
             self._tape.add_made(boundary)
-        bound_args, bound_kwargs = map_tensors(self._bind, (tuple(args), kwargs))
-        call = functools.partial(function, *bound_args, **bound_kwargs)
         self._steps.append(Break(label, function, call, outlet, holder.unowned, ambience))
         return handed
-
-    def _bind(self, tensor: Tensor) -> Tensor:
-        return unowned_alias(tensor) if self._made(tensor) else tensor
 
     def _made(self, tensor: Tensor) -> bool:
         """Tell whether the pool owns `tensor` on behalf of this capture, so that nobody else needs to hold it."""

@@ -97,7 +97,7 @@ class FunctionReference:
         with contextlib.ExitStack() as stack:
             for place in self.places:
                 label = BreakLabel(self.name, None, source, self.path)
-                stack.enter_context(place.replaced(_as_break(place.get(), label)))
+                stack.enter_context(place.replaced(_broken_at(place, label)))
             yield
 
 
@@ -109,6 +109,14 @@ def functions_broken(functions: Sequence[FunctionReference], source: BreakSource
             for function in functions:
                 stack.enter_context(function.broken(source))
         yield
+
+
+def _broken_at(place: FunctionPlace, label: BreakLabel) -> Any:
+    """Make what a place holds a break; in a class a static method stays one, and a class method."""
+    held = inspect.getattr_static(place.owner, place.name) if isinstance(place.owner, type) else None
+    if isinstance(held, (staticmethod, classmethod)):
+        return type(held)(_as_break(held.__func__, label))
+    return _as_break(place.get(), label)
 
 
 def _as_break(function: Callable[..., Any], label: BreakLabel) -> Callable[..., Any]:

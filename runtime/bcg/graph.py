@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -21,6 +22,8 @@ from bcg.whereabouts import source_line_of
 
 Run: TypeAlias = Callable[[Any], None]
 """Runs a step once on a stream, which is the device's current one."""
+Around: TypeAlias = Callable[[], AbstractContextManager[Any]]
+"""Gives what one step is to stand in."""
 
 
 class Segment:
@@ -107,29 +110,41 @@ class Break:
             self._pour(self._ambience.around(self._call))
 
 
-class PoolUse:
-    """Who replays in a pool, and on which stream last: graphs that share memory must not overlap (hazard S17)."""
+class Turn:
+    """Lets one at a time use memory that replays share (hazard S17); whoever comes in between is refused."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[None]:
+        if not self._lock.acquire(blocking=False):
+            raise ReplayError(
+                "a graph of the same pool is being captured or replayed, by another thread or around this break",
+                hint="capture and replay graphs that share a pool one after another",
+                hazard="S17",
+            )
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+
+class PoolUse:
+    """Who replays in a pool, and on which stream last."""
+
+    def __init__(self) -> None:
+        self._turn = Turn()
         self._last_stream: Any = None
         self._used = False
 
     @contextlib.contextmanager
-    def taken(self, device: Device, stream: Any) -> Any:
-        if not self._lock.acquire(blocking=False):
-            raise ReplayError(
-                "a graph of the same pool is being replayed by another thread, or by a break of this one",
-                hint="replay graphs that share a pool one after another",
-                hazard="S17",
-            )
-        try:
+    def taken(self, device: Device, stream: Any) -> Iterator[None]:
+        with self._turn.taken():
             if self._used and stream != self._last_stream:
                 device.order_after(self._last_stream)
             self._last_stream, self._used = stream, True
             yield
-        finally:
-            self._lock.release()
 
 
 class BreakableCUDAGraph:
@@ -195,14 +210,14 @@ class BreakableCUDAGraph:
         """Let segments draw from `generator`, besides the default one; to be called before the capture."""
         self.generators.append(generator)
 
-    def replay(self, runs: Sequence[Run] | None = None) -> None:
+    def replay(self, around: Sequence[Around] | None = None) -> None:
         """Run the segments and breaks once, in order, on the current stream.
 
         Breaks run under the caller's forward context and under no gradient, as nothing of a graph is
-        differentiated.
+        differentiated; under the autocast of their capture, whatever the caller's.
 
         Args:
-            runs: Called in place of the `run` of each step, by somebody who looks at each on the way.
+            around: One for each step, for somebody who looks at it on the way.
 
         Raises:
             ReplayError: Nothing was captured, a break returned something else than at capture, or a graph of
@@ -211,11 +226,14 @@ class BreakableCUDAGraph:
         if not self._steps:
             raise ReplayError("replay of an empty graph", hint="capture it first")
         stream = self.device.current_stream()
+        runs = self._runs
+        if around is not None:
+            runs = [_within(enter, run) for enter, run in zip(around, self._runs, strict=True)]
         grad_mode = torch.inference_mode() if self._inference else torch.no_grad()
-        with self._pool_use.taken(self.device, stream), grad_mode:
+        with self._pool_use.taken(self.device, stream), grad_mode, _no_autocast(self.device.torch_device.type):
             index = 0
             try:
-                for index, run in enumerate(runs or self._runs):  # noqa: B007
+                for index, run in enumerate(runs):  # noqa: B007
                     run(stream)
             except Exception as error:
                 step = self._steps[index]
@@ -263,3 +281,18 @@ class BreakableCUDAGraph:
         if isinstance(step, Break):
             return f"break {self.breaks.index(step)} ({step.label.name})"
         return f"segment {self.segments.index(step)}"
+
+
+def _within(enter: Around, run: Run) -> Run:
+    def run_inside(stream: Any) -> None:
+        with enter():
+            run(stream)
+
+    return run_inside
+
+
+def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """Take off the caller's autocast; a break that was captured under one sets it again (see `Ambience`)."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()

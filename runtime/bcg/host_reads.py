@@ -25,6 +25,9 @@ _READS = {
     Tensor.__repr__: "printing reads it",
     Tensor.__format__: "formatting reads it",
     Tensor.cpu: "cpu() copies it to the host",
+    Tensor.apply_: "apply_() calls a Python function on its values",
+    Tensor.map_: "map_() calls a Python function on its values",
+    Tensor.map2_: "map2_() calls a Python function on its values",
 }
 """Methods of tensors that never reach the dispatcher for a CPU tensor, and what they do."""
 

@@ -220,9 +220,11 @@ class StaticInputs:
     def __init__(self, specs: tuple[InputSpec, ...], max_tokens: int, device: torch.device) -> None:
         self.specs = specs
         self.max_tokens = max_tokens
-        self._flat = {
-            spec.name: torch.zeros(prod(spec.shape_for(max_tokens)), dtype=spec.dtype, device=device) for spec in specs
-        }
+        with torch.inference_mode(False):  # they are written outside of it, too
+            self._flat = {
+                spec.name: torch.zeros(prod(spec.shape_for(max_tokens)), dtype=spec.dtype, device=device)
+                for spec in specs
+            }
         self._own_views: dict[int, dict[str, torch.Tensor]] = {}
 
     @property
@@ -259,7 +261,7 @@ class StaticInputs:
     ) -> None:
         """Copy live inputs into the buffers of a bucket, and zero the rows from `num_tokens` on.
 
-        Everything is checked before anything is written. The copies run on the current stream.
+        The inputs are checked before anything is written. The copies run on the current stream.
 
         Args:
             inputs: By name, for `num_tokens` tokens.
@@ -282,17 +284,18 @@ class StaticInputs:
                     f"wrong input {spec.name!r}: expected {_describe(spec.dtype, shape)}, "
                     f"got {_describe(value.dtype, tuple(value.shape))}"
                 )
-        for spec in self.specs:
-            view = views[spec.name]
-            if spec.token_dim is None or num_tokens == bucket:
-                view.copy_(inputs[spec.name])
-                continue
-            view.narrow(spec.token_dim, 0, num_tokens).copy_(inputs[spec.name])
-            rest = view.narrow(spec.token_dim, num_tokens, bucket - num_tokens)
-            if padding is None:
-                rest.zero_()
-            else:
-                rest.copy_(padding[spec.name])
+        with torch.no_grad():  # nothing of a replay is differentiated
+            for spec in self.specs:
+                view = views[spec.name]
+                if spec.token_dim is None or num_tokens == bucket:
+                    view.copy_(inputs[spec.name])
+                    continue
+                view.narrow(spec.token_dim, 0, num_tokens).copy_(inputs[spec.name])
+                rest = view.narrow(spec.token_dim, num_tokens, bucket - num_tokens)
+                if padding is None:
+                    rest.zero_()
+                else:
+                    rest.copy_(padding[spec.name])
 
 
 def _describe(dtype: torch.dtype, shape: tuple[int, ...]) -> str:

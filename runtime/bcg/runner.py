@@ -15,7 +15,7 @@ from bcg.context import ForwardContext, forward_context
 from bcg.device import find_device
 from bcg.device.base import Pool
 from bcg.errors import BcgError, CaptureError, ReplayError, UsageError
-from bcg.graph import BreakableCUDAGraph
+from bcg.graph import BreakableCUDAGraph, Turn
 from bcg.inputs import SEQUENCE_INDEX, Batch, with_numbers
 from bcg.rules import refuse_unmet
 from bcg.structure import map_tensors
@@ -54,6 +54,7 @@ class GraphRunner:
         self._tape = tape
         self._everything_eager = everything_eager
         self._sweep: Sweep | None = None
+        self._turn = Turn()
 
     @property
     def graphs(self) -> dict[int, BreakableCUDAGraph]:
@@ -149,8 +150,8 @@ class GraphRunner:
             What the target returns, cut to the batch's rows.
 
         Raises:
-            ReplayError: Nothing was captured, the inputs are not like those of the capture, or several requests
-                are given to a target that takes one at a time.
+            ReplayError: Nothing was captured, the inputs are not like those of the capture, several requests
+                are given to a target that takes one at a time, or another batch is being run.
         """
         batch = self._accepted(batch)
         if self.target.alignment is not None:
@@ -160,8 +161,8 @@ class GraphRunner:
         if tokens is None:
             self.num_fallbacks += 1
             return self.eager(batch)
-        captured.inputs.load(batch.inputs, tokens, batch.num_tokens, padding)
-        with forward_context(ForwardContext(batch.request_lengths)):
+        with self._turn.taken(), forward_context(ForwardContext(batch.request_lengths)):
+            captured.inputs.load(batch.inputs, tokens, batch.num_tokens, padding)
             through(captured.graphs[tokens])
         return self._cut(captured.outputs[tokens], batch.num_tokens)
 
@@ -197,8 +198,8 @@ class GraphRunner:
         tokens = pick_bucket(batch.num_tokens, sorted(captured.graphs))
         if tokens is None:
             raise ReplayError(f"no captured bucket holds {batch.num_tokens} tokens")
-        captured.inputs.load(batch.inputs, tokens, batch.num_tokens, padding)
-        with forward_context(context or ForwardContext(batch.request_lengths)):
+        with self._turn.taken(), forward_context(context or ForwardContext(batch.request_lengths)):
+            captured.inputs.load(batch.inputs, tokens, batch.num_tokens, padding)
             return self._cut(self.target(captured.inputs.views(tokens)), batch.num_tokens)
 
     def reset(self) -> None:
@@ -237,6 +238,9 @@ class GraphRunner:
 @contextlib.contextmanager
 def _frozen_garbage() -> Iterator[None]:
     """Spare the collector the model: a full collection walks every module and takes longer than a capture."""
+    if gc.get_freeze_count():  # the caller's own: unfreezing would undo it
+        yield
+        return
     gc.freeze()
     try:
         yield

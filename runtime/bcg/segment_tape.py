@@ -42,21 +42,19 @@ class FirstRead(NamedTuple):
 
 @dataclass
 class SegmentTape:
-    """What one segment reads, writes and allocates.
+    """What one segment reads and writes.
 
     Attributes:
         operations: In program order.
         externals: Tensors that it reads and that the capture did not make, by storage; held here.
         first_reads: Of the externals, by storage.
         written_externals: Keys of those that it also writes.
-        allocated_bytes: Sum of the storages that its operations made.
     """
 
     operations: list[Operation] = field(default_factory=list)
     externals: dict[int, Tensor] = field(default_factory=dict)
     first_reads: dict[int, FirstRead] = field(default_factory=dict)
     written_externals: set[int] = field(default_factory=set)
-    allocated_bytes: int = 0
 
     @property
     def external_bytes(self) -> int:

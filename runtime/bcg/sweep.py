@@ -27,7 +27,7 @@ from bcg.layout import plan_arenas
 from bcg.probe import refuse_other_outputs
 from bcg.ranges import stretch
 from bcg.rehearsal import rehearse
-from bcg.structure import map_tensors, unowned_alias
+from bcg.structure import is_sparse, map_tensors, unowned_alias
 from bcg.target import Target, first_line, make_batch
 from bcg.warmup import cut_to, distinct_prefixes
 from bcg.whereabouts import users_line
@@ -85,7 +85,7 @@ class Sweep:
         inputs: The static inputs of all buckets.
         pool: The one pool; `None` before the first capture.
         graphs: Captured so far, by bucket.
-        outputs: What the target returned in each capture; its memory is the pool's.
+        outputs: What the target returned in each capture; memory of the pool is not kept by it.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class Sweep:
         if known is not None and self.graphs:
             graph.adopt_labels(self.graphs[max(self.graphs)])
         self.graphs[tokens] = graph
-        self.outputs[tokens] = map_tensors(unowned_alias, output)
+        self.outputs[tokens] = map_tensors(self._unowned, output)
         pool_bytes = self.pool.reserved_bytes() - self._pool_bytes
         self._pool_bytes += pool_bytes
         return BucketCapture(
@@ -229,6 +229,12 @@ class Sweep:
             eager_peak_bytes=peak_bytes,
             compiled_at=tuple(dict.fromkeys(compiled_at)),
         )
+
+    def _unowned(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Let the pool have its memory back when nothing needs it; what the pool doesn't own is kept."""
+        assert self.pool is not None
+        is_pools = tensor.device.type == self.target.device.type and not is_sparse(tensor) and self.pool.owns(tensor)
+        return unowned_alias(tensor) if is_pools else tensor
 
     def _capture_again_compiled(self, tokens: int, uncompiled: BreakableCUDAGraph) -> BucketCapture:
         """Capture without the tape, under whose dispatch mode compiled code does not run as such."""

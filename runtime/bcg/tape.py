@@ -62,6 +62,10 @@ class Tape:
         self._dispatch_mode = _DispatchTape(self)
         self._function_mode = _FunctionTape(self)
 
+    def close(self) -> None:
+        """Let go of the model and the pool at once: the tape and its modes refer to each other."""
+        del self._modules, self._dispatch_mode, self._function_mode, self._recorder
+
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """See the operations and modules of this thread."""
@@ -161,9 +165,7 @@ class Tape:
         for tensor in tensors_in(result):
             key = storage_key(tensor)
             if key not in given_keys and key not in self._made and self.is_on_device(tensor):
-                storage = tensor.untyped_storage()
-                self._made[key] = StorageWeakRef(storage)
-                segment.allocated_bytes += storage.nbytes()
+                self._made[key] = StorageWeakRef(tensor.untyped_storage())
         return result
 
     def run_higher_order(self, function: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

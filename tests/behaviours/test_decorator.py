@@ -10,9 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from bcg import BreakableCUDAGraph, BreakableCUDAGraphCapture, current_capture, eager_on_graph
+from bcg import (
+    BreakableCUDAGraph,
+    BreakableCUDAGraphCapture,
+    GraphRunner,
+    current_capture,
+    eager_on_graph,
+    make_batch,
+)
 from bcg.breaks import BreakLabel, inline_breaks, running_breaks
+from tests.targets import own_target
 
 
 def plain(t: torch.Tensor) -> torch.Tensor:
@@ -188,3 +197,37 @@ def test_whoever_ran_the_breaks_before_runs_them_again_afterwards() -> None:
             pass
         assert current_capture() is outer
     assert current_capture() is None
+
+
+class Scales(nn.Module):
+    factor = 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.by(x + 1, 3) + self.own(x)
+
+    @staticmethod
+    def by(x: Tensor, factor: int) -> Tensor:
+        return x * factor
+
+    @classmethod
+    def own(cls, x: Tensor) -> Tensor:
+        return x * cls.factor
+
+
+class ScalesMore(Scales):
+    factor = 5
+
+
+@pytest.mark.parametrize("method", ["by", "own"])
+def test_a_static_method_and_a_class_method_become_breaks_by_name(device: str, method: str) -> None:
+    def make_inputs(num_tokens: int, where: torch.device, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"x": torch.rand((num_tokens, 4), device=where, generator=generator)}
+
+    target = own_target(ScalesMore(), device, make_inputs, break_globs=(f"{__name__}:Scales.{method}",))
+    runner = GraphRunner(target)
+    runner.capture([8])
+    assert runner.graphs[8].num_breaks == 1
+    batch = make_batch(target, (8,), torch.Generator(device))
+    assert torch.equal(runner.replay(batch), runner.eager(batch))
+    torch.testing.assert_close(runner.eager(batch), batch.inputs["x"] * 8 + 3)
+    assert Scales.by(torch.ones(1), 3).item() == 3

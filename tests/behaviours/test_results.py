@@ -348,6 +348,22 @@ def test_an_unknown_structure_is_an_error_at_capture(device: str, make: Callable
     assert caught.value.hazard == "S9"
 
 
+@pytest.mark.parametrize("is_island", [True, False])
+def test_a_break_without_autocast_has_none_at_replay(device: str, is_island: bool) -> None:
+    """Neither in an island inside of one, nor where the caller has one on."""
+    weight = torch.randn(8, 8, device=device)
+    multiply = eager_on_graph(lambda t: (t @ weight).float())
+    x = torch.randn(4, 8, device=device)
+    graph = BreakableCUDAGraph(device)
+    with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=is_island), BreakableCUDAGraphCapture(graph):
+        with torch.autocast(device, enabled=False):
+            y = multiply(x + 1) * 2
+    x.normal_()
+    with torch.autocast(device, torch.bfloat16):
+        graph.replay()
+    assert torch.equal(y, ((x + 1) @ weight) * 2)
+
+
 def test_a_break_keeps_the_autocast_of_its_surroundings(device: str) -> None:
     dtypes: list[torch.dtype] = []
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import threading
 import weakref
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -411,3 +413,104 @@ def test_the_buckets_pool_bytes_add_up_to_the_pool(device: str) -> None:
     results = runner.capture([4, 16, 2**16])
     assert runner.pool is not None
     assert sum(result.pool_bytes for result in results) == runner.pool.reserved_bytes() > 0
+
+
+class Waits(nn.Module):
+    """Stands in a break, when it is told to, until it may go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.go_on = threading.Event(), threading.Event()
+        self.is_waiting = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.wait(x * 2) + x
+
+    @eager_on_graph
+    def wait(self, x: Tensor) -> Tensor:
+        if self.is_waiting:
+            self.inside.set()
+            self.go_on.wait(30)
+        return x + 0
+
+
+@pytest.mark.parametrize("way", ["replay", "eager_padded"])
+def test_a_batch_that_comes_while_another_runs_is_refused_and_changes_nothing(device: str, way: str) -> None:
+    module = Waits()
+    target = target_of(module, device)
+    runner = GraphRunner(target)
+    runner.capture([8])
+    first, second = (make_batch(target, (8,), torch.Generator(device).manual_seed(seed)) for seed in (1, 2))
+    expected, results = runner.eager(first), []
+    module.is_waiting = True
+    thread = threading.Thread(target=lambda: results.append(runner.replay(first).clone()))
+    thread.start()
+    try:
+        assert module.inside.wait(30)
+        with pytest.raises(ReplayError, match="by another thread") as caught:
+            getattr(runner, way)(second)
+        assert caught.value.hazard == "S17"
+    finally:
+        module.go_on.set()
+        thread.join()
+    assert torch.equal(results[0], expected)
+
+
+class ReturnsItsTable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.ones(1000)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x * 2, self.table
+
+
+def test_an_output_that_the_pool_does_not_own_is_kept() -> None:
+    module = ReturnsItsTable()
+    target = target_of(module, "cpu")
+    runner = GraphRunner(target)
+    runner.capture([8])
+    module.table = torch.zeros(1000)
+    churn = [torch.full((1000,), 7.0) for _ in range(64)]
+    _, table = runner.replay(make_batch(target, (8,), torch.Generator()))
+    assert table.tolist() == [1.0] * 1000
+    assert len(churn) == 64
+
+
+def test_inputs_that_require_gradients_leave_no_trace(device: str) -> None:
+    target = target_of(Requests(), device)
+    runner = GraphRunner(target)
+    runner.capture([8])
+    for _ in range(2):
+        batch = make_batch(target, (8,), torch.Generator(device))
+        runner.replay(Batch({"x": batch.inputs["x"].requires_grad_() * 1}, (8,)))
+    assert not any(view.requires_grad for view in runner.input_views(8).values())
+
+
+def test_a_runner_that_captured_in_inference_mode_replays_outside_of_it(device: str) -> None:
+    target = target_of(Requests(), device)
+    runner = GraphRunner(target)
+    with torch.inference_mode():
+        runner.capture([8])
+    batch = make_batch(target, (5,), torch.Generator(device))
+    assert torch.equal(runner.replay(batch), runner.eager(batch))
+
+
+def test_a_callers_frozen_garbage_stays_frozen(device: str) -> None:
+    target = target_of(Requests(), device)
+    gc.freeze()
+    try:
+        GraphRunner(target).capture([8])
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
+
+
+def test_steps_are_looked_at_one_for_one(device: str) -> None:
+    target = target_of(Requests(), device)
+    runner = GraphRunner(target)
+    runner.capture([8])
+    (graph,) = runner.graphs.values()
+    with pytest.raises(ValueError, match="longer than argument 1"):
+        graph.replay([contextlib.nullcontext])
+    assert graph.num_replays == 0

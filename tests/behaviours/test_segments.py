@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bcg import BreakableCUDAGraph, BreakableCUDAGraphCapture, ReplayError, break_graph, eager_on_graph
+from bcg import (
+    BreakableCUDAGraph,
+    BreakableCUDAGraphCapture,
+    HostReadError,
+    ReplayError,
+    break_graph,
+    eager_on_graph,
+)
 
 
 def static(device: str, value: float = 0.0) -> torch.Tensor:
@@ -175,3 +182,22 @@ def test_a_registered_generator_advances(device: str) -> None:
     eager = torch.Generator(device).manual_seed(3)
     expected = [torch.rand(4, device=device, generator=eager) for _ in range(2)]
     assert all(torch.equal(drawn, wanted) for drawn, wanted in zip(draws, expected, strict=True))
+
+
+def test_a_python_function_over_values_is_found() -> None:
+    """It reads and writes the memory of a CPU tensor past the dispatcher."""
+    x = torch.ones(4)
+    graph = BreakableCUDAGraph("cpu")
+    with pytest.raises(HostReadError, match=r"Tensor.apply_ at .*: apply_\(\) calls a Python function"):
+        with BreakableCUDAGraphCapture(graph):
+            (x + 0).apply_(lambda value: value * 10)
+
+
+def test_a_default_device_in_the_body_changes_nothing() -> None:
+    x = torch.ones(4)
+    graph = BreakableCUDAGraph("cpu")
+    with torch.inference_mode(), BreakableCUDAGraphCapture(graph), torch.device("meta"):
+        y = eager_on_graph(lambda t: t * 2)(x + 1) + 1
+    x.fill_(3)
+    graph.replay()
+    assert y.tolist() == [9.0] * 4

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -287,8 +289,53 @@ def test_overlapping_replays_in_one_pool_are_refused(device: str) -> None:
     with BreakableCUDAGraphCapture(outer, pool=inner.pool):
         eager_on_graph(lambda: inner.replay() if next(replays) else None)()
         x + 2
-    with pytest.raises(ReplayError, match="^a graph of the same pool is being replayed"):
+    with pytest.raises(ReplayError, match="^a graph of the same pool is being captured or replayed"):
         outer.replay()
+
+
+def test_a_replay_inside_a_capture_of_the_same_pool_is_refused(device: str) -> None:
+    x = torch.ones(4, device=device)
+    one, other = BreakableCUDAGraph(device), BreakableCUDAGraph(device)
+    with BreakableCUDAGraphCapture(one):
+        y = x + 1
+    refused = pytest.raises(ReplayError, match="^a graph of the same pool is being captured or replayed")
+    with refused as caught, BreakableCUDAGraphCapture(other, pool=one.pool):
+        x + 2
+        eager_on_graph(one.replay)()
+    assert caught.value.hazard == "S17"
+    x.fill_(3)
+    one.replay()
+    assert y.tolist() == [4.0] * 4
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_capture_that_has_ended_keeps_neither_module_nor_pool(device: str, fails: bool) -> None:
+    """By counting references alone: weights must not wait for a collection."""
+    gc.disable()
+    try:
+        module, x = torch.nn.Linear(4, 4).to(device), torch.ones(2, 4, device=device)
+        graph = BreakableCUDAGraph(device)
+        pool = graph.device.new_pool()
+        kept = [weakref.ref(module), weakref.ref(pool)]
+        with contextlib.suppress(KeyError), torch.inference_mode(), BreakableCUDAGraphCapture(graph, pool=pool):
+            module(x)
+            if fails:
+                raise KeyError("planted")
+        del module, graph, pool
+        assert [reference() for reference in kept] == [None, None]
+    finally:
+        gc.enable()
+
+
+def test_a_result_outlives_its_graph(device: str) -> None:
+    x = torch.ones(1000, device=device)
+    graph = BreakableCUDAGraph(device)
+    with torch.inference_mode(), BreakableCUDAGraphCapture(graph):
+        y = eager_on_graph(lambda t: t * 2)(x + 1) + 1
+    del graph
+    churn = [torch.full((1000,), 7.0, device=device) for _ in range(64)]
+    assert y.tolist() == [5.0] * 1000
+    assert len(churn) == 64
 
 
 def test_a_replay_in_inference_mode_and_out_of_it(device: str) -> None:

@@ -62,7 +62,7 @@ class HostPool:
     def take(self, num_bytes: int) -> torch.UntypedStorage:
         """Return a storage of `num_bytes` over the smallest free block that holds it, or over a new one."""
         if num_bytes == 0:
-            return torch.UntypedStorage(0)
+            return torch.UntypedStorage(0, device="cpu")
         size = -(-num_bytes // ALIGNMENT) * ALIGNMENT
         address = min(
             (address for address in self._free.copy() if self._blocks[address].numel() >= size),
@@ -71,11 +71,12 @@ class HostPool:
         )
         if address is None:
             with torch.inference_mode(False):
-                block = torch.empty(size, dtype=torch.uint8)
+                block = torch.empty(size, dtype=torch.uint8, device="cpu")
             address = block.data_ptr()
             self._blocks[address] = block
         self._free.discard(address)
         memory = (ctypes.c_char * num_bytes).from_address(address)
+        memory.block = self._blocks[address]  # type: ignore[attr-defined]  # what was handed out outlives the pool
         self._owners[address] = weakref.ref(memory, self._give_back(address))
         return torch.frombuffer(memory, dtype=torch.uint8).untyped_storage()
 
@@ -157,7 +158,7 @@ class HostRecorder:
     def allocate(self, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:
         span = 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if 0 not in size else 0
         storage = self._pool.take(span * dtype.itemsize)
-        return torch.empty(0, dtype=dtype).set_(storage, 0, size, stride)
+        return torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, size, stride)
 
     def feed(self, boundary: Tensor, result: Tensor) -> Callable[[Tensor], Any]:
         boundary.copy_(result)
@@ -176,7 +177,7 @@ class HostRecorder:
             if key in given or key in homes:
                 continue
             homes[key] = self._pool.take(tensor.untyped_storage().nbytes())
-            memory = torch.empty(0, dtype=torch.uint8).set_(homes[key])
+            memory = torch.empty(0, dtype=torch.uint8, device="cpu").set_(homes[key])
             memory.copy_(storage_bytes(tensor))
             writes.append((index, unowned_alias(memory)))
         only_views = bool(outputs) and not writes and not _may_write(function)

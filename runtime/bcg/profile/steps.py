@@ -1,21 +1,21 @@
 """Looking at each step of a replay: timing it, naming it for NVTX or a trace.
 
-The plain replay knows nothing of this: `BreakableCUDAGraph.replay` takes these in place of what its steps run.
+The plain replay knows nothing of this: `BreakableCUDAGraph.replay` puts each step into what it is given here.
 """
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 
 from bcg.device.meter import Meter
-from bcg.graph import Break, BreakableCUDAGraph, Run, Segment
+from bcg.graph import Around, Break, BreakableCUDAGraph, Segment
 from bcg.inputs import Batch
 from bcg.profile.messages import Split
 from bcg.ranges import Range, Ranges
@@ -24,8 +24,6 @@ from bcg.runner import GraphRunner
 
 NUM_LOOKS = 11
 """Replays in which every step is timed by itself; one alone may be twice as long as the next."""
-
-Around: TypeAlias = Callable[[], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
@@ -57,18 +55,9 @@ def _about(step: Segment | Break) -> str:
     return " to ".join(dict.fromkeys((modules[0], modules[-1]))) if modules else ""
 
 
-def replay_within(graph: BreakableCUDAGraph, around: Sequence[Around]) -> Callable[[BreakableCUDAGraph], None]:
-    """Return a replay of the graph, for `GraphRunner.replay`, that has each step inside its own context manager."""
-    runs = [_within(step.run, enter) for step, enter in zip(graph.steps, around, strict=True)]
-    return lambda graph: graph.replay(runs)
-
-
-def _within(run: Run, enter: Around) -> Run:
-    def run_inside(stream: Any) -> None:
-        with enter():
-            run(stream)
-
-    return run_inside
+def replay_within(around: Sequence[Around]) -> Callable[[BreakableCUDAGraph], None]:
+    """Return a replay, for `GraphRunner.replay`, that has each step inside its own context manager."""
+    return functools.partial(BreakableCUDAGraph.replay, around=around)
 
 
 def named_for_nvtx(graph: BreakableCUDAGraph, ranges: Ranges) -> list[Range]:
@@ -88,6 +77,23 @@ def named_for_trace(graph: BreakableCUDAGraph) -> list[Around]:
     return [named(f"{name}: {name.about}" if name.about else str(name)) for name in step_names(graph)]
 
 
+class _Lap:
+    """Times what runs inside it; entered once for each step. A generator would be part of the time."""
+
+    def __init__(self, clock: list[tuple[float, float]], marks: list[Any], meter: Meter) -> None:
+        self._clock = clock
+        self._marks = marks
+        self._meter = meter
+        self._started = 0.0
+
+    def __enter__(self) -> None:
+        self._marks.append(self._meter.mark())
+        self._started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._clock.append((self._started, time.perf_counter()))
+
+
 class Stopwatch:
     """Times every step of a replay, on the host and by the meter.
 
@@ -101,27 +107,16 @@ class Stopwatch:
         self._meter = meter
         self._clock: list[tuple[float, float]] = []
         self._marks: list[Any] = []
-        self._runs = [self._watched(step.run) for step in graph.steps]
 
     def replay(self, graph: BreakableCUDAGraph) -> None:
         """Replay the graph; to be given to `GraphRunner.replay`."""
         self._clock.clear()
         self._marks.clear()
+        lap = _Lap(self._clock, self._marks, self._meter)
         self._meter.synchronize()
-        graph.replay(self._runs)
+        graph.replay([lambda: lap] * len(self._names))
         self._marks.append(self._meter.mark())
         self._meter.synchronize()
-
-    def _watched(self, run: Run) -> Run:
-        note_mark, note_time, mark, now = self._marks.append, self._clock.append, self._meter.mark, time.perf_counter
-
-        def watched(stream: Any) -> None:
-            note_mark(mark())
-            started = now()
-            run(stream)
-            note_time((started, now()))
-
-        return watched
 
     def steps(self) -> list[TimelineStep]:
         """Return the last replay, step by step."""

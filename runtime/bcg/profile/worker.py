@@ -207,7 +207,7 @@ class Worker:
                         self._mode.run(batch)
                     else:
                         graph = runner.graphs[tokens]
-                        runner.replay(batch, through=replay_within(graph, named_for_trace(graph)))
+                        runner.replay(batch, through=replay_within(named_for_trace(graph)))
                     self._meter.synchronize()
         if self._world is None or self._world.rank == 0:
             profiler.export_chrome_trace(command.path)
@@ -259,7 +259,7 @@ class Worker:
         if runner is None or not self._ranges.active:
             return
         for tokens, graph in runner.graphs.items():
-            within = replay_within(graph, named_for_nvtx(graph, self._ranges))
+            within = replay_within(named_for_nvtx(graph, self._ranges))
             whole = self._ranges.make(f"replay {tokens}", "replay", tokens)
 
             def through(graph: Any, within: Any = within, whole: Any = whole) -> None:

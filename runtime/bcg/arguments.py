@@ -1,0 +1,131 @@
+"""What breaks are given: bound once, and kept from changes that a replay would not make.
+
+A replayed break gets the arguments of its capture. Tensors of the pool have new values by then; everything else is as
+the capture left it, so what the forward exchanges in an argument after a break had it would reach that break in its
+last state. That is an error which names the break (hazard S9).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bcg.breaks import BreakLabel
+from bcg.errors import CaptureError
+from bcg.structure import (
+    attributes_of,
+    has_attributes,
+    map_tensors,
+    same_contents,
+    unowned_alias,
+    whole_tensors_in,
+)
+
+
+class Arguments:
+    """The arguments of the breaks of one capture.
+
+    Args:
+        made: Whether the pool owns a tensor on behalf of the capture, so that nobody else needs to hold it.
+    """
+
+    def __init__(self, made: Callable[[Tensor], bool]) -> None:
+        self._made = made
+        self._tensors: list[tuple[BreakLabel, Tensor, object]] = []
+        self._objects: dict[int, tuple[BreakLabel, Any, dict[str, Any]]] = {}
+
+    def bound(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Refer to the pool's tensors without keeping them alive; one that is given twice stays one object."""
+        aliases: dict[int, Tensor] = {}
+
+        def bind(tensor: Tensor) -> Tensor:
+            if id(tensor) not in aliases:
+                aliases[id(tensor)] = unowned_alias(tensor) if self._made(tensor) else tensor
+            return aliases[id(tensor)]
+
+        bound: tuple[tuple[Any, ...], dict[str, Any]] = map_tensors(bind, (tuple(args), dict(kwargs)))
+        return bound
+
+    @contextlib.contextmanager
+    def given(self, label: BreakLabel, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[None]:
+        """Run a break inside the block that is given these arguments."""
+        values = [*args, *kwargs.values()]
+        objects = list(_objects_in(values))
+        for value in objects:
+            if id(value) in self._objects:
+                _refuse_other_attributes(*self._objects[id(value)])
+        containers = [value for value in values if isinstance(value, (tuple, list, dict))]
+        contents = map_tensors(lambda tensor: tensor, containers)
+        tensors = [(label, tensor, _layout(tensor)) for tensor in whole_tensors_in(values)]
+        yield
+        if not same_contents(contents, containers):
+            raise CaptureError(
+                f"break {label.name} changed a list or dict that it was given; replay knows only what it returns",
+                hint="return what it puts there",
+                hazard="S9",
+            )
+        for one in tensors:
+            _refuse_other_layout(*one)
+        self._tensors += [one for one in tensors if not self._made(one[1])]
+        self._objects.update({id(value): (label, value, attributes_of(value)) for value in objects})
+
+    def refuse_changes(self) -> None:
+        """Look at everything again when the forward has ended.
+
+        Raises:
+            CaptureError: Something was exchanged after a break had been given it.
+        """
+        for one in self._tensors:
+            _refuse_other_layout(*one)
+        for held in self._objects.values():
+            _refuse_other_attributes(*held)
+
+
+def _objects_in(value: Any) -> Iterator[Any]:
+    """Yield the plain objects of nested tuples, lists and dicts; what modules hold is state, and looked at as such."""
+    if isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _objects_in(item)
+    elif isinstance(value, dict):
+        yield from _objects_in(list(value.values()))
+    elif has_attributes(value) and not isinstance(value, (Tensor, nn.Module, type)) and not callable(value):
+        yield value
+
+
+def _refuse_other_attributes(label: BreakLabel, value: Any, before: dict[str, Any]) -> None:
+    now = attributes_of(value)
+    for name, item in before.items():
+        if name in now and not _is_same(item, now[name]):
+            raise CaptureError(
+                f"{name!r} of the {type(value).__name__} that break {label.name} was given is another one afterwards; "
+                "at replay the break would be given the last one",
+                hint="give the break the value itself",
+                hazard="S9",
+            )
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    simple = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+    if isinstance(one, simple) and isinstance(other, simple):
+        return type(one) is type(other) and one == other
+    return same_contents(one, other)
+
+
+def _layout(tensor: Tensor) -> object:
+    if tensor.layout != torch.strided or tensor.is_nested:
+        return None
+    return tensor.size(), tensor.stride(), tensor.storage_offset()
+
+
+def _refuse_other_layout(label: BreakLabel, tensor: Tensor, before: object) -> None:
+    if _layout(tensor) != before:
+        raise CaptureError(
+            f"a tensor that break {label.name} was given was reshaped in place, by it or after it; "
+            "at replay the break would be given it in its last shape",
+            hint="reshape a view of it: x.view_as(x)",
+            hazard="S9",
+        )

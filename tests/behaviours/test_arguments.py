@@ -1,0 +1,118 @@
+"""What breaks are given is at replay what eager would give them, or the capture says that it can't be."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bcg import BreakableCUDAGraph, BreakableCUDAGraphCapture, CaptureError, eager_on_graph
+
+
+def test_one_tensor_given_twice_is_one_at_replay(device: str) -> None:
+    x = torch.ones(4, device=device)
+    graph = BreakableCUDAGraph(device)
+    told = eager_on_graph(lambda one, others: one * (2 if one is others["other"] else 3))
+    with torch.inference_mode(), BreakableCUDAGraphCapture(graph):
+        h = x + 1
+        y = told(h, {"other": h}) + 0
+        z = told(h, {"other": x + 1}) + 0
+    x.fill_(3)
+    graph.replay()
+    assert (y.tolist(), z.tolist()) == ([8.0] * 4, [12.0] * 4)
+
+
+def test_attention_of_torchs_own_takes_the_same_path_at_replay(device: str) -> None:
+    """It asks whether query, key and value are one tensor."""
+    attention = nn.MultiheadAttention(16, 4, batch_first=True, device=device).eval()
+    attend = eager_on_graph(lambda q, k, v: attention(q, k, v, need_weights=False)[0])
+    x = torch.randn(1, 8, 16, device=device)
+    graph = BreakableCUDAGraph(device)
+    with torch.inference_mode(), BreakableCUDAGraphCapture(graph):
+        h = x + 1
+        y = attend(h, h, h) + 0
+    x.normal_()
+    graph.replay()
+    with torch.inference_mode():
+        h = x + 1
+        assert torch.equal(y, attend(h, h, h))
+
+
+@pytest.mark.parametrize("value", ["tensor", "number"])
+def test_an_object_that_segments_change_between_breaks_is_refused(device: str, value: str) -> None:
+    x = torch.ones(4, device=device)
+    doubled = eager_on_graph(lambda state: state.h * state.factor)
+    graph = BreakableCUDAGraph(device)
+    refused = pytest.raises(CaptureError, match="of the SimpleNamespace that break .*lambda.* was given is another one")
+    with refused as caught, torch.inference_mode(), BreakableCUDAGraphCapture(graph):
+        state = SimpleNamespace(h=x + 1, factor=2)
+        y = doubled(state)
+        if value == "tensor":
+            state.h = y + 5
+        else:
+            state.factor = 3
+        doubled(state)
+    assert caught.value.hazard == "S9"
+    assert graph.num_segments == 0
+
+
+def test_an_object_that_is_changed_after_its_only_break_is_refused(device: str) -> None:
+    x = torch.ones(4, device=device)
+    graph = BreakableCUDAGraph(device)
+    refused = pytest.raises(CaptureError, match="'h' of the SimpleNamespace")
+    with refused, torch.inference_mode(), BreakableCUDAGraphCapture(graph):
+        state = SimpleNamespace(h=x + 1)
+        y = eager_on_graph(lambda state: state.h * 2)(state)
+        state.h = y + 5
+
+
+def test_an_object_that_breaks_change_and_segments_add_to_is_taken(device: str) -> None:
+    x = torch.ones(4, device=device)
+
+    @eager_on_graph
+    def keep(state: SimpleNamespace, value: Tensor) -> None:
+        state.kept = value * 2
+
+    graph = BreakableCUDAGraph(device)
+    with torch.inference_mode(), BreakableCUDAGraphCapture(graph):
+        state = SimpleNamespace(kept=None, name="a")
+        keep(state, x + 1)
+        y = eager_on_graph(lambda state: state.kept + 1)(state) + 0
+        state.name = "".join(["a"])  # equal, though not the same object
+        state.result = y
+    x.fill_(3)
+    graph.replay()
+    assert y.tolist() == [9.0] * 4
+
+
+def test_a_tensor_that_is_reshaped_in_place_after_a_break_had_it_is_refused(device: str) -> None:
+    x = torch.ones(2, 3, device=device)
+    graph = BreakableCUDAGraph(device)
+    refused = pytest.raises(CaptureError, match="^a tensor that break .*lambda.* was given was reshaped in place")
+    with refused as caught, torch.inference_mode(), BreakableCUDAGraphCapture(graph):
+        y = eager_on_graph(lambda t: t.cumsum(0))(x)
+        y.t() + x.t_()
+    assert caught.value.hazard == "S9"
+
+
+def test_a_break_that_reshapes_its_argument_in_place_is_refused(device: str) -> None:
+    """A replayed one would reshape what it had reshaped before."""
+    x = torch.ones(2, 3, device=device)
+    graph = BreakableCUDAGraph(device)
+    refused = pytest.raises(CaptureError, match="reshaped in place, by it or after it")
+    with refused, torch.inference_mode(), BreakableCUDAGraphCapture(graph):
+        eager_on_graph(lambda t: t.t_().cumsum(0))(x + 1) + 1
+
+
+def test_a_pool_tensor_may_be_reshaped_in_place_after_a_break_had_it(device: str) -> None:
+    x = torch.arange(6.0, device=device).reshape(2, 3)
+    graph = BreakableCUDAGraph(device)
+    with torch.inference_mode(), BreakableCUDAGraphCapture(graph):
+        h = x + 1
+        sums = eager_on_graph(lambda t: t.cumsum(0))(h)
+        y = h.t_() @ sums
+    x.fill_(2)
+    graph.replay()
+    assert y.tolist() == [[27.0] * 3] * 3
