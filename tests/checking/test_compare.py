@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
+import numpy
 import pytest
 import torch
 
-from bcg.checking.compare import Tolerance, compare, has_numbers
+from bcg.checking.compare import Tolerance, are_near, compare, has_numbers
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
@@ -30,3 +34,34 @@ def test_complex_numbers_match_within_what_their_parts_may_differ_by() -> None:
     found = compare(ones, ones + torch.tensor([0, 0.5j]), Tolerance())
     assert (found.within, found.max_abs_error, found.max_rel_error) == (False, 0.5, 0.25)
     assert has_numbers([ones]) and not has_numbers([ones * float("nan")])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (1.5, 2.0),
+        (3, 4),
+        ("layer3", "layer4"),
+        (True, 1.5),
+        (torch.Size([3, 4]), torch.Size([4, 4])),
+        (numpy.arange(3), numpy.arange(4)),
+        ({"a": 1}, {"b": 1}),
+        ([1], [1, 2]),
+        (None, 0),
+    ],
+)
+def test_what_stands_beside_the_tensors_counts(one: Any, other: Any) -> None:
+    tensor = torch.ones(2)
+    for compared in (lambda a, b: compare(a, b, Tolerance(rtol=1.0)).within, are_near):
+        assert compared((tensor, one), (tensor, copy.deepcopy(one)))
+        assert not compared((tensor, one), (tensor, other))
+
+
+def test_numbers_that_are_nan_and_objects_that_nobody_looks_into_are_the_same() -> None:
+    tensor, nan = torch.ones(2), float("nan")
+    assert compare((tensor, nan, object()), (tensor, float("nan"), object()), Tolerance()).bitwise
+    assert compare({"y": tensor}, {"y": tensor}, Tolerance()).bitwise
+
+
+def test_another_dtype_is_not_near() -> None:
+    assert not are_near(torch.ones(2), torch.ones(2, dtype=torch.float16))

@@ -259,3 +259,52 @@ def test_figures_and_notes_reach_the_report(target: Target, checks: Checks) -> N
     for bucket, one in zip(report.buckets, prepared, strict=True):
         (row,) = bucket.modes
         assert (row.error_vs_exact, row.eager_error_vs_exact) == (one.error_vs_exact, one.eager_error_vs_exact)
+
+
+class CountsInPython(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x * self.calls
+
+
+class CountsInABuffer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.calls.add_(1)
+
+
+def given_x(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, Tensor]:
+    return {"x": torch.rand((num_tokens, 4), device=device, generator=generator)}
+
+
+@pytest.mark.parametrize("module", [CountsInPython, CountsInABuffer])
+def test_state_that_a_graph_froze_is_found_by_a_replay_from_the_state_that_others_left(module: type[nn.Module]) -> None:
+    target = own_target(module(), "cpu", given_x)
+    checks = make_checks(target, "full", (4,))
+    mode = make_mode("full", target)
+    (prepared,) = mode.prepare([4])
+    found = checked(prepared, mode.run, checks)
+    if module is CountsInABuffer:
+        assert (found.status, found.bitwise) == ("measured", True)
+    else:
+        assert found.status == "wrong"
+        assert "replay from the state that others left differs from eager" in (found.reason or "")
+
+
+class GivesNan(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x / 0 * 0
+
+
+def test_a_model_that_gives_no_number_is_not_measured() -> None:
+    target = own_target(GivesNan(), "cpu", given_x)
+    checks = make_checks(target, "eager", (4,))
+    found = checked(Preparation(4), Eager(target).run, checks)
+    assert (found.status, found.reason) == ("failed", "eager gives nothing but NaN: nothing can be compared")

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
 from bcg.nearness import as_doubles, is_near_in_mean
 from bcg.structure import same_bits, tensors_in
 
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 _RTOL = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
@@ -60,14 +62,14 @@ class Comparison:
 
 
 APART = Comparison(bitwise=False, within=False, max_abs_error=float("inf"), max_rel_error=float("inf"))
-"""Nothing can be compared: another number of tensors, another shape or dtype."""
+"""Nothing can be compared: another structure, another shape or dtype, another number beside the tensors."""
 
 
 def compare(expected: Any, got: Any, tolerance: Tolerance) -> Comparison:
-    """Compare the tensors of two results, in order."""
-    ones, others = tensors_in(expected), tensors_in(got)
-    if len(ones) != len(others):
+    """Compare two results: their tensors, in order, and what else is in them."""
+    if not _are_alike(expected, got):
         return APART
+    ones, others = tensors_in(expected), tensors_in(got)
     total = Comparison()
     for one, other in zip(ones, others, strict=True):
         total = total.joined(compare_tensors(one, other, tolerance))
@@ -94,12 +96,30 @@ def compare_tensors(expected: Tensor, got: Tensor, tolerance: Tolerance) -> Comp
 
 def are_near(expected: Any, got: Any) -> bool:
     """Tell whether two results are the same up to what other kernels for another shape may make of them."""
-    ones, others = tensors_in(expected), tensors_in(got)
-    return len(ones) == len(others) and all(map(_is_near, ones, others))
+    return _are_alike(expected, got) and all(map(_is_near, tensors_in(expected), tensors_in(got)))
 
 
 def _is_near(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and (is_near_in_mean(one, other) or same_bits(one, other))
+    is_comparable = one.shape == other.shape and one.dtype == other.dtype
+    return is_comparable and (is_near_in_mean(one, other) or same_bits(one, other))
+
+
+def _are_alike(one: Any, other: Any) -> bool:
+    """Tell whether two results have one structure and the same numbers and words beside their tensors.
+
+    A replay returns those of its capture. An object that nobody can look into is taken for the same.
+    """
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return isinstance(one, Tensor) and isinstance(other, Tensor)
+    if isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)):
+        return len(one) == len(other) and all(map(_are_alike, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return list(one) == list(other) and all(map(_are_alike, one.values(), other.values()))
+    if isinstance(one, numpy.ndarray) and isinstance(other, numpy.ndarray):
+        return one.dtype == other.dtype and bool(numpy.array_equal(one, other, equal_nan=one.dtype.kind in "fc"))
+    if isinstance(one, _PLAIN) or isinstance(other, _PLAIN):
+        return bool(one == other or (one != one and other != other))
+    return True
 
 
 def has_numbers(result: Any) -> bool:

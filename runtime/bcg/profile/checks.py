@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from bcg.checking.compare import Tolerance, compare, has_numbers
 from bcg.checking.writes import written_parameters
 from bcg.checking.yardstick import Exact, exact_results
 from bcg.inputs import Batch
@@ -20,12 +21,12 @@ from bcg.profile.agreement import Agreement, agreement
 from bcg.profile.messages import Prepared
 from bcg.profile.notes import held_to_limits
 from bcg.report import ModeName, ReportWarning
-from bcg.state import ModelState
+from bcg.state import ModelState, restore_generators
 from bcg.structure import map_tensors
 from bcg.target import Target
 
 CHECK_SEEDS = (1, 2)
-"""Inputs of the two replays that are checked: a frozen result can't be right for both."""
+"""Inputs of the first two replays that are checked: a frozen result can't be right for both."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,17 @@ class Checks:
     Attributes:
         batches: By bucket, one a seed.
         eager: What eager gives for them; nothing for a bucket in which it does not fit.
+        again: What it gives for the first of them once more, from the state that the last one left.
         put_back: Brings state and random generators to where they were before each of these runs.
+        put_back_generators: Brings only the generators there, before a run from the state of the last one.
         exact: What eager gives in a wider dtype; empty for modes that run eager's own kernels.
     """
 
     batches: dict[int, list[Batch]]
     eager: dict[int, list[Any]]
+    again: dict[int, Any]
     put_back: Callable[[], None]
+    put_back_generators: Callable[[], None]
     exact: Exact = field(default_factory=Exact)
 
 
@@ -54,13 +59,14 @@ def make_checks(target: Target, mode: ModeName, buckets: Sequence[int]) -> Check
         buckets: Token counts.
     """
     batches = {tokens: [bucket_batch(target, tokens, seed * 1_000_003) for seed in CHECK_SEEDS] for tokens in buckets}
-    eager, expected = Eager(target), {}
+    eager, expected, again = Eager(target), {}, {}
     state = ModelState(target.module, written_parameters(target))
     with state.kept():
         for given in batches.values():  # what the first forward of a size makes for later ones is there in every run
             with suppress(torch.OutOfMemoryError):
                 eager.run(_copy(given[0]))
-        put_back = partial(state.restore, state.save())
+        base = state.save()
+        put_back, put_back_generators = partial(state.restore, base), partial(restore_generators, base)
 
         def run(batch: Batch) -> Any:
             put_back()
@@ -68,9 +74,12 @@ def make_checks(target: Target, mode: ModeName, buckets: Sequence[int]) -> Check
 
         for tokens, given in batches.items():
             with suppress(torch.OutOfMemoryError):
-                expected[tokens] = [map_tensors(torch.clone, run(batch)) for batch in given]
+                results = [map_tensors(torch.clone, run(batch)) for batch in given]
+                put_back_generators()
+                again[tokens] = map_tensors(torch.clone, eager.run(_copy(given[0])))
+                expected[tokens] = results
         exact = exact_results(target, run, batches, expected) if has_own_kernels(mode) else Exact()
-    return Checks(batches, expected, put_back, exact)
+    return Checks(batches, expected, again, put_back, put_back_generators, exact)
 
 
 def _copy(batch: Batch) -> Batch:
@@ -91,17 +100,24 @@ def checked(one: Preparation, run: Callable[[Batch], Any], checks: Checks) -> Pr
         return Prepared(**facts)
     if one.tokens not in checks.eager:
         return Prepared(**facts | {"status": "out of memory", "reason": "eager itself does not fit"})
-    batches, eager = checks.batches[one.tokens], checks.eager[one.tokens]
+    batches, eager, again = checks.batches[one.tokens], checks.eager[one.tokens], checks.again[one.tokens]
+    if not all(map(has_numbers, eager)):
+        reason = "eager gives nothing but NaN: nothing can be compared"
+        return Prepared(**facts | {"status": "failed", "reason": reason})
     exact = checks.exact.results.get(one.tokens, [None] * len(batches))
-    found = Agreement()
+    is_stateless = bool(compare(eager[0], again, Tolerance(rtol=0.0)).bitwise)
+    first = later = Agreement()
     try:
         for batch, result, exactly in zip(batches, eager, exact, strict=True):
             checks.put_back()
-            found = found.joined(agreement(result, run(_copy(batch)), exactly))
+            first = first.joined(agreement(result, run(_copy(batch)), exactly))
+        checks.put_back_generators()
+        later = agreement(again, run(_copy(batches[0])), exact[0] if is_stateless else None)
         checks.put_back()
     except Exception as error:  # noqa: BLE001 - a mode that can't replay is a row of the report
         reason = f"the first replay failed: {type(error).__name__}: {error}".splitlines()[0][:300]
         return Prepared(**facts | {"status": "failed", "reason": reason})
+    found = first.joined(later)
     errors = {
         "max_abs_error": found.max_abs_error,
         "relative_error": found.relative_error,
@@ -110,14 +126,15 @@ def checked(one: Preparation, run: Callable[[Batch], Any], checks: Checks) -> Pr
         "eager_error_vs_exact": found.worst and found.worst.eager,
     }
     if not found.within:
-        return Prepared(**facts | errors | {"status": "wrong", "reason": _why_wrong(found)})
+        return Prepared(**facts | errors | {"status": "wrong", "reason": _why_wrong(first, later)})
     return Prepared(**facts | errors)
 
 
-def _why_wrong(found: Agreement) -> str:
-    if found.alike:
-        return f"its first replay differs from eager: {found.worst}"
-    return f"its first replay differs from eager: relative error {found.relative_error:.2g}"
+def _why_wrong(first: Agreement, later: Agreement) -> str:
+    which, found = ("first replay differs from eager", first)
+    if first.within:
+        which, found = ("replay from the state that others left differs from eager", later)
+    return f"its {which}: {found.worst}" if found.alike else f"its {which}: relative error {found.relative_error:.2g}"
 
 
 def check_notes(mode: ModeName, buckets: Sequence[Prepared], checks: Checks) -> list[ReportWarning]:
