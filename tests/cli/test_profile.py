@@ -66,6 +66,14 @@ def test_a_wrong_mode_gets_no_time_and_fails_after_the_report(bcg, tmp_path: Pat
     assert "wrong" in [warning.code for warning in report.warnings]
 
 
+def test_modes_that_all_fail_in_the_rounds_are_an_error(bcg, tmp_path: Path) -> None:
+    words = ("--device", "cpu", "--tokens", "4", "--modes", "eager", "--rounds", "1", "--json", tmp_path / "p.json")
+    done = bcg("profile", MODEL.replace("layered", "tiring"), *words)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith("error: no mode could be measured; eager: RuntimeError: too tired for this\n")
+    assert not (tmp_path / "p.json").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -53,6 +53,20 @@ class Treacherous(Layered):
         return super().forward(x) + (0.0 if current_capture() is None else 1.0)
 
 
+class Tiring(Layered):
+    """Is made ready, and fails in its first round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._num_forwards = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._num_forwards += 1
+        if self._num_forwards == 7:
+            raise RuntimeError("too tired for this")
+        return super().forward(x)
+
+
 def _inputs(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, Tensor]:
     return {"x": torch.randn(num_tokens, 16, device=device, generator=generator)}
 
@@ -63,6 +77,10 @@ def layered() -> Any:
 
 def treacherous() -> Any:
     return Treacherous(halve_by_host), _inputs
+
+
+def tiring() -> Any:
+    return Tiring(), _inputs
 
 
 def killed() -> Any:

@@ -145,8 +145,8 @@ def _measure(plan: Plan, pairs: list[tuple[ModeRun, Child]], on_step: Progress) 
             for run, session in pairs[shift:] + pairs[:shift]:
                 if any(one.tokens == tokens for one in run.ready()):
                     with _failures_of(run):
-                        command = Round(tokens=tokens, num_steps=plan.steps_per_round)
-                        run.rounds.setdefault(tokens, []).append(session.ask(command, Measured))
+                        measured = session.ask(Round(tokens=tokens, num_steps=plan.steps_per_round), Measured)
+                        run.rounds.setdefault(tokens, []).append(measured)
     for run, session in pairs:
         if run.failure is not None:
             continue
