@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from bcg.child import ChildFailed
-from bcg.errors import BcgError
+from bcg.errors import BcgError, UsageError
 from bcg.profile import run
 from bcg.profile.messages import (
     AllLooked,
@@ -31,18 +33,20 @@ from bcg.profile.messages import (
 )
 from bcg.profile.plan import Plan
 from bcg.profile.run import ProfileInterrupted, run_profile
-from bcg.report import ModeName
+from bcg.report import ModeName, ModeStatus, ProfileReport
 from tests.cli.reports import host_report
 
 Happening = Callable[[ModeName, Command], None]
 """What happens to a mode at a command: it may raise."""
+Play = Callable[..., None]
 
 
 class Played:
     """A session that answers at once."""
 
-    def __init__(self, happens: Happening) -> None:
+    def __init__(self, happens: Happening, answers: Callable[[Command], Reply]) -> None:
         self._happens = happens
+        self._answers = answers
         self._told: list[Command] = []
 
     def tell(self, command: Command) -> None:
@@ -52,7 +56,7 @@ class Played:
         first = self._told[0]
         assert isinstance(first, Load)
         self._happens(first.mode, self._told[-1])
-        return answer(self._told[-1])
+        return self._answers(self._told[-1])
 
     def ask(self, command: Command, kind: type[Any]) -> Any:
         self.tell(command)
@@ -80,13 +84,13 @@ def answer(command: Command) -> Reply:
 
 
 @pytest.fixture
-def play(monkeypatch: pytest.MonkeyPatch) -> Callable[[Happening], None]:
+def play(monkeypatch: pytest.MonkeyPatch) -> Play:
     """Let sessions be played, and this happen at their commands."""
 
-    def play(happens: Happening) -> None:
+    def play(happens: Happening, answers: Callable[[Command], Reply] = answer) -> None:
         @contextmanager
         def start_session() -> Iterator[Played]:
-            yield Played(happens)
+            yield Played(happens, answers)
 
         monkeypatch.setattr(run, "start_session", start_session)
 
@@ -105,14 +109,82 @@ def plan(*modes: ModeName, num_rounds: int = 2) -> Plan:
     return Plan(model="played", device="cpu", buckets=(4, 8), modes=modes, num_rounds=num_rounds)
 
 
-def test_a_mode_that_fails_in_its_first_round_has_measured_nothing(play: Callable[[Happening], None]) -> None:
+def statuses(report: ProfileReport) -> dict[ModeName, list[ModeStatus]]:
+    return {
+        mode.mode: [row.status for bucket in report.buckets for row in bucket.modes if row.mode == mode.mode]
+        for mode in report.modes
+    }
+
+
+def test_a_mode_that_fails_in_its_first_round_has_measured_nothing(play: Play) -> None:
     play(failing("eager", Round, ChildFailed("no luck")))
     with pytest.raises(BcgError, match="^no mode could be measured; eager: no luck$"):
         run_profile(plan("eager"))
 
 
-def test_an_interrupt_in_the_first_round_has_nothing_to_report(play: Callable[[Happening], None]) -> None:
+def test_an_interrupt_in_the_first_round_has_nothing_to_report(play: Play) -> None:
     play(failing("eager", Round, KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt) as interrupted:
         run_profile(plan("eager"))
     assert not isinstance(interrupted.value, ProfileInterrupted)
+
+
+@pytest.mark.parametrize("kind", [Look, Trace, Close])
+def test_a_mode_that_fails_after_the_rounds_keeps_them(play: Play, kind: type[Any]) -> None:
+    play(failing("breakable", kind, ChildFailed("no luck", hint="try again")))
+    report = run_profile(replace(plan("eager", "breakable"), trace="trace.json"))
+    assert statuses(report) == {"eager": ["measured"] * 2, "breakable": ["measured"] * 2}
+    assert all(row.p50_ms == 1.0 and len(row.round_ms) == 2 for bucket in report.buckets for row in bucket.modes)
+    (note,) = [note for note in report.warnings if note.code == "failed-later"]
+    assert (note.message, note.cause) == (
+        "breakable failed after it had been measured, or while it was",
+        "no luck: try again",
+    )
+    assert ("not-looked-into" in [note.code for note in report.warnings]) == (kind is Look)
+
+
+def test_a_mode_that_fails_between_the_rounds_keeps_those_before(play: Play) -> None:
+    """The first bucket was measured, the second was not."""
+
+    def happens(mode: ModeName, command: Command) -> None:
+        if mode == "breakable" and isinstance(command, Round) and command.tokens == 8:
+            raise ChildFailed("no luck")
+
+    play(happens)
+    report = run_profile(plan("eager", "breakable"))
+    assert statuses(report) == {"eager": ["measured"] * 2, "breakable": ["measured", "failed"]}
+    assert report.buckets[1].modes[1].reason == "no luck"
+    assert "failed-later" in [note.code for note in report.warnings]
+
+
+def test_a_bucket_that_is_not_ready_says_why_though_its_mode_failed_later(play: Play) -> None:
+    def answers(command: Command) -> Reply:
+        reply = answer(command)
+        if isinstance(reply, AllPrepared):
+            small, large = reply.buckets
+            return msgspec.structs.replace(
+                reply, buckets=[small, msgspec.structs.replace(large, status="out of memory", reason="too large")]
+            )
+        return reply
+
+    play(failing("eager", Look, ChildFailed("no luck")), answers)
+    report = run_profile(plan("eager"))
+    assert statuses(report) == {"eager": ["measured", "out of memory"]}
+
+
+@pytest.mark.parametrize("kind", [Load, Prepare])
+def test_wrong_usage_in_a_later_mode_loses_no_earlier_one(
+    play: Play, monkeypatch: pytest.MonkeyPatch, kind: type[Any]
+) -> None:
+    """A break that the eager mode has no need of names nothing."""
+    monkeypatch.setattr(run, "_fit_together", lambda *_: False)
+    play(failing("breakable", kind, UsageError("--break 'x' names nothing", hint="look again")))
+    report = run_profile(plan("eager", "breakable", "full"))
+    assert statuses(report) == {"eager": ["measured"] * 2, "full": ["measured"] * 2, "breakable": ["failed"] * 2}
+    assert report.buckets[0].modes[1].reason == "--break 'x' names nothing: look again"
+
+
+def test_wrong_usage_before_anything_was_measured_is_an_error(play: Play) -> None:
+    play(failing("breakable", Prepare, UsageError("--break 'x' names nothing")))
+    with pytest.raises(UsageError, match="^--break 'x' names nothing$"):
+        run_profile(plan("eager", "breakable"))

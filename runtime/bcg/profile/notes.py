@@ -42,6 +42,16 @@ def held_to_limits(mode: ModeName, buckets: Sequence[int], cause: str, remedy: s
     )
 
 
+def failed_later(mode: ModeName, failure: str) -> ReportWarning:
+    """Note that a mode failed after some of it had been measured."""
+    return ReportWarning(
+        code="failed-later",
+        message=f"{mode} failed after it had been measured, or while it was",
+        cause=failure,
+        remedy="what it has was measured before that; run it again alone for the rest",
+    )
+
+
 def _rows(report: ProfileReport, mode: ModeName | None = None) -> Iterator[tuple[int, ModeRow]]:
     for bucket in report.buckets:
         for row in bucket.modes:
@@ -66,7 +76,7 @@ def _cut_short(report: ProfileReport) -> Iterator[ReportWarning]:
             code="not-looked-into",
             message=f"{len(unknown)} of {len(rows)} rows have no launches and no times of segments and breaks, "
             f"first {row.mode} at {tokens} tokens",
-            cause="the profile ended after the rounds, before it looked into these",
+            cause="the profile or the mode ended after the rounds, before it looked into these",
             remedy="run it again, with fewer --modes or --tokens",
         )
 

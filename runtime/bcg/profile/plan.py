@@ -56,7 +56,7 @@ class ModeRun:
     """All that one mode's process told.
 
     Attributes:
-        failure: Why the mode as a whole has nothing to show.
+        failure: Why the mode ended; what was measured before stays.
         is_available: Whether it can exist on this device at all.
         in_turns: Whether it takes turns with the others in every round, instead of running alone.
         rounds: By bucket, a measurement a round.

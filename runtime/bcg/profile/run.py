@@ -96,7 +96,8 @@ def _run_modes(plan: Plan, live: list[ModeRun], on_step: Progress) -> None:
             return
         _measure(plan, [(live[0], first)], on_step)
     for run in live[1:]:
-        with start_session() as session:
+        # Also of what is wrong usage in this mode alone: those before it have been measured.
+        with _failures_of(run, BcgError), start_session() as session:
             _load_all(plan, [(run, session)])
             _measure(plan, [(run, session)], on_step)
 
@@ -124,10 +125,8 @@ def _load_all(plan: Plan, pairs: Sequence[tuple[ModeRun, Child]]) -> None:
     for run, session in pairs:
         session.tell(_load(plan, run.mode))
     for run, session in pairs:
-        try:
+        with _failures_of(run):
             run.loaded = session.hear(Loaded)
-        except ChildFailed as error:
-            run.failure = _in_words(error)
 
 
 def _measure(plan: Plan, pairs: list[tuple[ModeRun, Child]], on_step: Progress) -> None:
@@ -161,15 +160,15 @@ def _measure(plan: Plan, pairs: list[tuple[ModeRun, Child]], on_step: Progress) 
 
 
 @contextmanager
-def _failures_of(run: ModeRun) -> Iterator[None]:
+def _failures_of(run: ModeRun, kind: type[BcgError] = ChildFailed) -> Iterator[None]:
     """If a mode's process fails in the block, the mode has failed and the others go on."""
     try:
         yield
-    except ChildFailed as error:
+    except kind as error:
         run.failure = _in_words(error)
 
 
-def _in_words(error: ChildFailed) -> str:
+def _in_words(error: BcgError) -> str:
     return f"{error.message}: {error.hint}" if error.hint else error.message
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from bcg.profile.messages import Looked, Prepared
-from bcg.profile.notes import notes
+from bcg.profile.notes import failed_later, notes
 from bcg.profile.plan import ModeRun, Plan
 from bcg.report import (
     CaptureReport,
@@ -65,7 +65,8 @@ def profile_report(plan: Plan, runs: Sequence[ModeRun]) -> ProfileReport:
         ranks=captured.ranks if captured else [],
     )
     judged = [warning for run in runs if run.prepared is not None for warning in run.prepared.warnings]
-    return msgspec.structs.replace(report, warnings=[*loaded.warnings, *judged, *notes(report)])
+    failed = [failed_later(run.mode, run.failure) for run in runs if run.failure is not None and run.rounds]
+    return msgspec.structs.replace(report, warnings=[*loaded.warnings, *judged, *failed, *notes(report)])
 
 
 def _options(plan: Plan) -> dict[str, OptionValue]:
@@ -85,14 +86,12 @@ def _options(plan: Plan) -> dict[str, OptionValue]:
 
 def _row(run: ModeRun, tokens: int) -> ModeRow:
     prepared = _prepared(run, tokens)
-    if prepared is None or run.failure is not None:
-        return ModeRow(mode=run.mode, status=_status_without_rows(run), reason=run.failure or INTERRUPTED)
-    costs = _costs(run.mode, prepared)
+    costs = _costs(run.mode, prepared) if prepared else {}
     look, rounds = run.looks.get(tokens, Looked()), run.rounds.get(tokens, [])
-    if prepared.status != "measured":
+    if prepared is not None and prepared.status != "measured":
         return ModeRow(mode=run.mode, status=prepared.status, reason=prepared.reason, **costs)
     if not rounds:
-        return ModeRow(mode=run.mode, status="interrupted", reason=INTERRUPTED, **costs)
+        return ModeRow(mode=run.mode, status=_status_without_rounds(run), reason=run.failure or INTERRUPTED, **costs)
     if run.mode != "eager" and look.graph_launches == 0:
         reason = "not a single graph was launched in a step"
         return ModeRow(mode=run.mode, status="fell back", reason=reason, **costs)
@@ -114,7 +113,7 @@ def _row(run: ModeRun, tokens: int) -> ModeRow:
     )
 
 
-def _status_without_rows(run: ModeRun) -> ModeStatus:
+def _status_without_rounds(run: ModeRun) -> ModeStatus:
     if run.failure is None:
         return "interrupted"
     return "failed" if run.is_available else "not available"
