@@ -73,6 +73,19 @@ def test_an_eager_that_keeps_the_gpu_busy_is_noted_with_its_smallest_size() -> N
     assert note.cause and note.remedy
 
 
+def test_rows_that_have_fewer_rounds_than_were_wanted_are_noted() -> None:
+    """However many the other modes have."""
+    report = profile_report()
+    first = report.buckets[0]
+    modes = [rename(row, round_ms=row.round_ms[:4]) if row.mode == "fused" else row for row in first.modes]
+    (note,) = [
+        note
+        for note in notes(rename(report, buckets=[rename(first, modes=modes), *report.buckets[1:]]))
+        if note.code == "cut-short"
+    ]
+    assert note.message == "1 of 25 rows have fewer than 20 rounds, fewest of all fused at 16 tokens: 4"
+
+
 def test_rows_that_a_cut_profile_did_not_look_into_are_noted() -> None:
     report = profile_report()
     last = rename(
@@ -140,9 +153,20 @@ def test_there_is_no_such_note_where_nothing_is_to_gain(change: Callable[[Profil
     assert "copied-results" not in codes(rename(copying(), **change(copying())))
 
 
-def test_alternated_rounds_are_noted() -> None:
+@pytest.mark.parametrize(
+    ("num_ranks", "cause"),
+    [
+        (2, "the processes of a sharded model run one mode at a time"),
+        (None, "memory does not hold the model once for each mode"),
+    ],
+)
+def test_alternated_rounds_are_noted(num_ranks: int | None, cause: str) -> None:
+    """Also where no mode has a map, with which the rows of the ranks come."""
     report = profile_report()
-    assert "alternated-rounds" in codes(rename(report, totals=rename(report.totals, rounds="alternated")))
+    report = rename(report, options={**report.options, "tp": num_ranks}, ranks=[])
+    alternated = rename(report, totals=rename(report.totals, rounds="alternated"))
+    (note,) = [note for note in notes(alternated) if note.code == "alternated-rounds"]
+    assert note.cause == cause
 
 
 def test_agreement_tells_bits_rounding_and_wrong() -> None:

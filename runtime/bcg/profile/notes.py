@@ -60,15 +60,17 @@ def _rows(report: ProfileReport, mode: ModeName | None = None) -> Iterator[tuple
 
 
 def _cut_short(report: ProfileReport) -> Iterator[ReportWarning]:
-    made, wanted = report.totals.num_rounds, report.options.get("rounds")
-    if isinstance(wanted, int) and made < wanted:
+    rows, wanted = list(_rows(report)), report.options.get("rounds")
+    short = [found for found in rows if isinstance(wanted, int) and len(found[1].round_ms) < wanted]
+    if short:
+        tokens, row = min(short, key=lambda found: len(found[1].round_ms))
         yield ReportWarning(
             code="cut-short",
-            message=f"{made} of {wanted} rounds were measured",
-            cause="the profile was interrupted, or no mode came to its end",
+            message=f"{len(short)} of {len(rows)} rows have fewer than {wanted} rounds, fewest of all {row.mode} at "
+            f"{tokens} tokens: {len(row.round_ms)}",
+            cause="the profile was interrupted, or a mode failed",
             remedy="run it again, with fewer --modes, --tokens or --rounds",
         )
-    rows = list(_rows(report))
     unknown = [(tokens, row) for tokens, row in rows if row.graph_launches is None]
     if unknown:
         tokens, row = unknown[0]
@@ -176,7 +178,7 @@ def _one_after_another(report: ProfileReport) -> Iterator[ReportWarning]:
             code="alternated-rounds",
             message="the modes ran one after another, not in turns",
             cause="the processes of a sharded model run one mode at a time"
-            if report.ranks
+            if report.options.get("tp")
             else "memory does not hold the model once for each mode",
             remedy="compare two modes at a time with --modes, or a smaller model",
         )
