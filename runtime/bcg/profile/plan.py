@@ -56,15 +56,15 @@ class ModeRun:
     """All that one mode's process told.
 
     Attributes:
+        unavailable: Why it can't exist on this device at all; then nothing is told.
         failure: Why the mode ended; what was measured before stays.
-        is_available: Whether it can exist on this device at all.
         in_turns: Whether it takes turns with the others in every round, instead of running alone.
         rounds: By bucket, a measurement a round.
     """
 
     mode: ModeName
+    unavailable: str | None = None
     failure: str | None = None
-    is_available: bool = True
     in_turns: bool = False
     loaded: Loaded | None = None
     prepared: AllPrepared | None = None

@@ -54,14 +54,12 @@ def run_profile(plan: Plan, on_step: Progress = lambda text: None) -> ProfileRep
         BcgError: The model can't be made, or no mode at all could be measured.
         ProfileInterrupted: Ctrl-C came when there was something to report.
     """
-    runs = [ModeRun(mode, why_unavailable(mode, plan.device_type, plan.num_ranks), False) for mode in plan.modes]
+    runs = [ModeRun(mode, why_unavailable(mode, plan.device_type, plan.num_ranks)) for mode in plan.modes]
     # What is measured soonest comes first, so that an interrupted profile keeps most.
-    live = sorted((run for run in runs if run.failure is None), key=lambda run: compiles_every_bucket(run.mode))
-    for run in live:
-        run.is_available = True
+    live = sorted((run for run in runs if run.unavailable is None), key=lambda run: compiles_every_bucket(run.mode))
     if not live:
         raise BcgError(
-            f"none of the modes {', '.join(plan.modes)} is available here: {runs[0].failure}",
+            f"none of the modes {', '.join(plan.modes)} is available here: {runs[0].unavailable}",
             hint="add eager or breakable to --modes",
         )
     try:
@@ -139,9 +137,8 @@ def _measure(plan: Plan, pairs: list[tuple[ModeRun, Child]], on_step: Progress) 
             run.prepared = session.ask(Prepare(buckets=list(plan.buckets)), AllPrepared)
     for number in range(plan.num_rounds):
         on_step(f"round {number + 1} of {plan.num_rounds}" + (f" of {pairs[0][0].mode}" if len(pairs) == 1 else ""))
-        shift = number % len(pairs)
         for tokens in sorted(plan.buckets):
-            for run, session in pairs[shift:] + pairs[:shift]:
+            for run, session in _turns(pairs, number):
                 if any(one.tokens == tokens for one in run.ready()):
                     with _failures_of(run):
                         measured = session.ask(Round(tokens=tokens, num_steps=plan.steps_per_round), Measured)
@@ -157,6 +154,13 @@ def _measure(plan: Plan, pairs: list[tuple[ModeRun, Child]], on_step: Progress) 
             if plan.trace is not None and run.mode == traced_mode(plan.modes) and buckets:
                 session.ask(Trace(path=plan.trace, buckets=buckets), Traced)
             run.closed = session.ask(Close(), Closed)
+
+
+def _turns(pairs: list[tuple[ModeRun, Child]], number: int) -> list[tuple[ModeRun, Child]]:
+    """Return the order of a round: rotated, and every second one backwards, so that no mode always follows the same."""
+    shift = number // 2 % len(pairs)
+    rotated = pairs[shift:] + pairs[:shift]
+    return rotated[::-1] if number % 2 else rotated
 
 
 @contextmanager

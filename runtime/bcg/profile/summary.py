@@ -91,7 +91,8 @@ def _row(run: ModeRun, tokens: int) -> ModeRow:
     if prepared is not None and prepared.status != "measured":
         return ModeRow(mode=run.mode, status=prepared.status, reason=prepared.reason, **costs)
     if not rounds:
-        return ModeRow(mode=run.mode, status=_status_without_rounds(run), reason=run.failure or INTERRUPTED, **costs)
+        reason = run.unavailable or run.failure or INTERRUPTED
+        return ModeRow(mode=run.mode, status=_status_without_rounds(run), reason=reason, **costs)
     if run.mode != "eager" and look.graph_launches == 0:
         reason = "not a single graph was launched in a step"
         return ModeRow(mode=run.mode, status="fell back", reason=reason, **costs)
@@ -114,9 +115,9 @@ def _row(run: ModeRun, tokens: int) -> ModeRow:
 
 
 def _status_without_rounds(run: ModeRun) -> ModeStatus:
-    if run.failure is None:
-        return "interrupted"
-    return "failed" if run.is_available else "not available"
+    if run.unavailable is not None:
+        return "not available"
+    return "interrupted" if run.failure is None else "failed"
 
 
 def _costs(mode: ModeName, prepared: Prepared) -> dict[str, Any]:

@@ -1,10 +1,12 @@
-"""Modes that fail at each of their commands, played by sessions without a process."""
+"""Modes that are played, without a process: the order in which they measure, and what is kept where they fail."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise, permutations
 from typing import Any
 
 import msgspec
@@ -114,6 +116,21 @@ def statuses(report: ProfileReport) -> dict[ModeName, list[ModeStatus]]:
         mode.mode: [row.status for bucket in report.buckets for row in bucket.modes if row.mode == mode.mode]
         for mode in report.modes
     }
+
+
+@pytest.mark.parametrize("modes", [("eager", "breakable"), ("eager", "full", "breakable")])
+def test_no_mode_is_always_first_or_always_follows_the_same(play: Play, modes: tuple[ModeName, ...]) -> None:
+    order: list[ModeName] = []
+
+    def happens(mode: ModeName, command: Command) -> None:
+        if isinstance(command, Round) and command.tokens == 4:
+            order.append(mode)
+
+    play(happens)
+    run_profile(plan(*modes, num_rounds=2 * len(modes)))
+    rounds = [order[start : start + len(modes)] for start in range(0, len(order), len(modes))]
+    assert Counter(turn[0] for turn in rounds) == dict.fromkeys(modes, 2)
+    assert {pair for turn in rounds for pair in pairwise(turn)} == set(permutations(modes, 2))
 
 
 def test_a_mode_that_fails_in_its_first_round_has_measured_nothing(play: Play) -> None:
