@@ -56,6 +56,13 @@ def test_noise_and_drift_are_noted() -> None:
     assert "thermal-drift" not in codes(rounds(profile_report(), [1.0, 1.01] * 5))
 
 
+def test_too_few_rounds_for_a_spread_are_noted() -> None:
+    noted = {note.code: note for note in notes(rounds(profile_report(), [1.0, 1.5, 1.0]))}
+    assert noted["unknown-spread"].message == "how noisy 25 of 25 rows are is unknown"
+    assert "noisy-rounds" not in noted
+    assert "unknown-spread" not in codes(rounds(profile_report(), [1.0] * 4))
+
+
 def test_an_eager_that_keeps_the_gpu_busy_is_noted_with_its_smallest_size() -> None:
     report = profile_report()
     buckets = [

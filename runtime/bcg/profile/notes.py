@@ -9,6 +9,7 @@ from bcg.report import ModeName, ModeRow, ProfileReport, ReportWarning
 
 BUSY_ENOUGH = 0.95
 NOISY = 0.05
+ROUNDS_OF_A_SPREAD = 4
 DRIFT = 0.03
 LONGER_IN_PARTS = 1.25
 """A replay whose steps are timed one by one takes longer: 1.17 times a step of Qwen3-0.6B's fused on an H100."""
@@ -96,15 +97,24 @@ def _busy_already(report: ProfileReport) -> Iterator[ReportWarning]:
 
 
 def _noisy(report: ProfileReport) -> Iterator[ReportWarning]:
-    noisy = [(tokens, row) for tokens, row in _rows(report) if _spread(row.round_ms) > NOISY]
+    rows = list(_rows(report))
+    known = [(_spread(row.round_ms), tokens, row) for tokens, row in rows if len(row.round_ms) >= ROUNDS_OF_A_SPREAD]
+    noisy = [found for found in known if found[0] > NOISY]
     if noisy:
-        tokens, row = max(noisy, key=lambda pair: _spread(pair[1].round_ms))
+        spread, tokens, row = max(noisy, key=lambda found: found[0])
         yield ReportWarning(
             code="noisy-rounds",
-            message=f"{len(noisy)} of {len(list(_rows(report)))} rows are noisy, most of all {row.mode} at {tokens} "
-            f"tokens: its rounds spread over {_spread(row.round_ms):.0%} of their median",
+            message=f"{len(noisy)} of {len(rows)} rows are noisy, most of all {row.mode} at {tokens} tokens: its "
+            f"rounds spread over {spread:.0%} of their median",
             cause="something else used the machine, or its clocks changed",
             remedy="give more --rounds, lock the clocks, or leave the machine alone",
+        )
+    if len(known) < len(rows):
+        yield ReportWarning(
+            code="unknown-spread",
+            message=f"how noisy {len(rows) - len(known)} of {len(rows)} rows are is unknown",
+            cause=f"a spread takes {ROUNDS_OF_A_SPREAD} rounds, they have fewer",
+            remedy=f"give --rounds {ROUNDS_OF_A_SPREAD} or more",
         )
 
 
@@ -186,8 +196,6 @@ def _one_after_another(report: ProfileReport) -> Iterator[ReportWarning]:
 
 def _spread(values: Sequence[float]) -> float:
     """Return the distance between the quartiles as a part of the median."""
-    if len(values) < 4:
-        return 0.0
     low, middle, high = statistics.quantiles(values, n=4)
     return (high - low) / middle if middle else 0.0
 
