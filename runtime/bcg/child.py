@@ -33,11 +33,16 @@ _SIGNAL_AT_PARENTS_DEATH = 1
 
 
 class Failed(msgspec.Struct, tag=True, frozen=True, kw_only=True):
-    """A command could not be done."""
+    """A command could not be done.
+
+    Attributes:
+        traceback: Where in the child.
+    """
 
     message: str
     hint: str | None = None
     exit_code: int = 1
+    traceback: str | None = None
 
 
 class ChildFailed(BcgError):
@@ -113,15 +118,18 @@ class Child:
         Raises:
             UsageError: The child was told something impossible, such as a preset that does not exist.
             ChildDied: It died.
-            ChildFailed: It failed at the command.
+            ChildFailed: It failed at the command; a note, here and of wrong usage, has the child's traceback.
         """
         line = self._replies.readline()
         if not line.endswith(b"\n"):
             raise ChildDied(f"{self._name} {self._end()}", hint=self._last_words())
         reply = self._decoder.decode(line)
         if isinstance(reply, Failed):
-            error = UsageError if reply.exit_code == 2 else ChildFailed
-            raise error(reply.message, hint=reply.hint)
+            raised = UsageError if reply.exit_code == 2 else ChildFailed
+            error = raised(reply.message, hint=reply.hint)
+            if reply.traceback is not None:
+                error.add_note(f"in {self._name}:\n{reply.traceback}")
+            raise error
         assert isinstance(reply, kind)
         return reply
 
@@ -171,7 +179,9 @@ def _answered(answer: Callable[[Any], msgspec.Struct], command: Any) -> msgspec.
     try:
         return answer(command)
     except BcgError as error:
-        return Failed(message=error.message, hint=error.hint, exit_code=error.exit_code)
+        return Failed(
+            message=error.message, hint=error.hint, exit_code=error.exit_code, traceback=traceback.format_exc()
+        )
     except Exception as error:  # noqa: BLE001 - the last stop of this process; the parent goes on
-        traceback.print_exc()
-        return Failed(message=" ".join(f"{type(error).__name__}: {error}".split())[:600])
+        message = " ".join(f"{type(error).__name__}: {error}".split())[:600]
+        return Failed(message=message, traceback=traceback.format_exc())

@@ -66,11 +66,12 @@ def test_a_wrong_mode_gets_no_time_and_fails_after_the_report(bcg, tmp_path: Pat
     assert "wrong" in [warning.code for warning in report.warnings]
 
 
-def test_modes_that_all_fail_in_the_rounds_are_an_error(bcg, tmp_path: Path) -> None:
+def test_modes_that_all_fail_in_the_rounds_are_an_error_with_their_traceback(bcg, tmp_path: Path) -> None:
     words = ("--device", "cpu", "--tokens", "4", "--modes", "eager", "--rounds", "1", "--json", tmp_path / "p.json")
-    done = bcg("profile", MODEL.replace("layered", "tiring"), *words)
+    done = bcg("profile", MODEL.replace("layered", "tiring"), *words, "--traceback")
     assert (done.code, done.out) == (1, "")
-    assert done.err.startswith("error: no mode could be measured; eager: RuntimeError: too tired for this\n")
+    assert '    raise RuntimeError("too tired for this")\n' in done.err
+    assert done.err.splitlines()[-2] == "error: no mode could be measured; eager: RuntimeError: too tired for this"
     assert not (tmp_path / "p.json").exists()
 
 

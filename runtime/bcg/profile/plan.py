@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from bcg.buckets import default_buckets
 from bcg.distributed.member import DEFAULT_TIMEOUT_S
+from bcg.errors import BcgError
 from bcg.profile.messages import AllPrepared, Closed, Loaded, Looked, Measured, Prepared
 from bcg.report import ModeName
 
@@ -57,14 +58,14 @@ class ModeRun:
 
     Attributes:
         unavailable: Why it can't exist on this device at all; then nothing is told.
-        failure: Why the mode ended; what was measured before stays.
+        error: What ended the mode; what was measured before stays.
         in_turns: Whether it takes turns with the others in every round, instead of running alone.
         rounds: By bucket, a measurement a round.
     """
 
     mode: ModeName
     unavailable: str | None = None
-    failure: str | None = None
+    error: BcgError | None = None
     in_turns: bool = False
     loaded: Loaded | None = None
     prepared: AllPrepared | None = None
@@ -72,8 +73,15 @@ class ModeRun:
     looks: dict[int, Looked] = field(default_factory=dict)
     closed: Closed | None = None
 
+    @property
+    def failure(self) -> str | None:
+        """What ended the mode, in words."""
+        if self.error is None:
+            return None
+        return f"{self.error.message}: {self.error.hint}" if self.error.hint else self.error.message
+
     def ready(self) -> list[Prepared]:
         """The buckets that can be measured, the smallest first."""
-        if self.failure is not None or self.prepared is None:
+        if self.error is not None or self.prepared is None:
             return []
         return sorted((one for one in self.prepared.buckets if one.status == "measured"), key=lambda one: one.tokens)

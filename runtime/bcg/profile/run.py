@@ -69,7 +69,10 @@ def run_profile(plan: Plan, on_step: Progress = lambda text: None) -> ProfileRep
             raise
         raise ProfileInterrupted(profile_report(plan, runs)) from None
     if not any(run.rounds for run in live):
-        raise BcgError(f"no mode could be measured; {live[0].mode}: {_why(live[0])}", hint="see --traceback")
+        first = live[0]
+        raise BcgError(
+            f"no mode could be measured; {first.mode}: {_why(first)}", hint="see --traceback"
+        ) from first.error
     return profile_report(plan, runs)
 
 
@@ -130,7 +133,7 @@ def _load_all(plan: Plan, pairs: Sequence[tuple[ModeRun, Child]]) -> None:
 def _measure(plan: Plan, pairs: list[tuple[ModeRun, Child]], on_step: Progress) -> None:
     """Prepare these modes one after another, let them take turns in every round, then look into each."""
     for run, session in pairs:
-        if run.failure is not None:
+        if run.error is not None:
             continue
         on_step(f"preparing {run.mode}")
         with _failures_of(run):
@@ -144,7 +147,7 @@ def _measure(plan: Plan, pairs: list[tuple[ModeRun, Child]], on_step: Progress) 
                         measured = session.ask(Round(tokens=tokens, num_steps=plan.steps_per_round), Measured)
                         run.rounds.setdefault(tokens, []).append(measured)
     for run, session in pairs:
-        if run.failure is not None:
+        if run.error is not None:
             continue
         on_step(f"looking into {run.mode}")
         with _failures_of(run):
@@ -169,11 +172,7 @@ def _failures_of(run: ModeRun, kind: type[BcgError] = ChildFailed) -> Iterator[N
     try:
         yield
     except kind as error:
-        run.failure = _in_words(error)
-
-
-def _in_words(error: BcgError) -> str:
-    return f"{error.message}: {error.hint}" if error.hint else error.message
+        run.error = error
 
 
 def traced_mode(modes: Sequence[ModeName]) -> ModeName:

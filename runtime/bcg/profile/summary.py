@@ -117,7 +117,7 @@ def _row(run: ModeRun, tokens: int) -> ModeRow:
 def _status_without_rounds(run: ModeRun) -> ModeStatus:
     if run.unavailable is not None:
         return "not available"
-    return "interrupted" if run.failure is None else "failed"
+    return "interrupted" if run.error is None else "failed"
 
 
 def _costs(mode: ModeName, prepared: Prepared) -> dict[str, Any]:
