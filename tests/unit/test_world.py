@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from bcg.alignment import Dropped
 from bcg.distributed import world as world_module
 from bcg.distributed.failure import Failure, PeerLost, failure_of, read_failure, write_failure
 from bcg.distributed.member import Member, this_member
+from bcg.distributed.watch import Watch
 from bcg.distributed.world import World
 from bcg.errors import CaptureError
 
@@ -137,6 +139,28 @@ def test_a_rank_that_does_not_come_is_named_with_its_last_place(monkeypatch: pyt
     _, error = run_ranks(stays_away, waits, timeout_s=0.2)
     assert isinstance(error, PeerLost)
     assert str(error) == "waited more than 0.2 s at the end of 64: rank 0 was last at loading"
+
+
+@pytest.mark.parametrize(("asked", "num_answers"), [("failure", 0), ("failure", 1), ("tick", 0)])
+def test_a_watch_that_loses_the_store_says_so_whatever_it_asks(
+    monkeypatch: pytest.MonkeyPatch, asked: str, num_answers: int
+) -> None:
+    world = World(Member(0, 2, 0, 2, "test"), torch.device("cpu"), 2.0, dist.HashStore())
+    answers = iter([None] * num_answers)
+
+    def ask() -> None:
+        for answer in answers:
+            return answer
+        raise RuntimeError("Broken pipe\nand more")
+
+    monkeypatch.setattr(world, asked, ask)
+    ended: queue.Queue[Failure] = queue.Queue()
+    watch = Watch(world, ended.put)
+    watch.start()
+    while ended.empty() and watch.is_alive():
+        time.sleep(0.01)
+    watch.join()
+    assert ended.get_nowait() == Failure(0, "its launcher is gone: Broken pipe", is_own=False)
 
 
 def test_the_cause_of_a_wrapped_error_says_whose_fault_it_is() -> None:

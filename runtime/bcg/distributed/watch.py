@@ -36,6 +36,7 @@ class Watch(threading.Thread):
         self._watched = threading.get_ident()
         self._stopped = threading.Event()
         self._position: tuple[int, int] | None = None
+        self._gone_since: float | None = None
 
     def stop(self) -> None:
         """Stop watching; the work is done."""
@@ -44,14 +45,12 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         pause = min(0.5, self._world.timeout_s / 10)
-        gone_since: float | None = None
         while not self._stopped.wait(pause):
-            self._count_python_as_progress()
-            failure = self._stall() or self._loss_of_launcher()
-            if failure is None and (other := self._world.failure()) is not None and other.rank != self._world.rank:
-                gone_since = gone_since or time.monotonic()
-                if time.monotonic() - gone_since > GRACE_S:
-                    failure = other
+            try:
+                self._count_python_as_progress()
+                failure = self._stall() or self._failure_of_another()
+            except (RuntimeError, OSError) as error:  # the store, which all of these ask, is the launcher's
+                failure = self._of_others(f"its launcher is gone: {error}".splitlines()[0])
             if failure is not None and not self._stopped.is_set():
                 self._end(failure)
                 return
@@ -82,12 +81,12 @@ class Watch(threading.Thread):
         )
         return self._of_others(f"has waited {world.timeout_s:g} s in torch since {where}; {others}")
 
-    def _loss_of_launcher(self) -> Failure | None:
-        try:
-            self._world.failure()
-        except (RuntimeError, OSError) as error:
-            return self._of_others(f"its launcher is gone: {error}".splitlines()[0])
-        return None
+    def _failure_of_another(self) -> Failure | None:
+        other = self._world.failure()
+        if other is None or other.rank == self._world.rank:
+            return None
+        self._gone_since = self._gone_since or time.monotonic()
+        return other if time.monotonic() - self._gone_since > GRACE_S else None
 
     def _of_others(self, message: str) -> Failure:
         return Failure(self._world.rank, message, is_own=False)
