@@ -151,16 +151,14 @@ def footer(environment: Environment, *, on_host: bool) -> str:
 
 
 def _facts(report: CaptureReport) -> list[tuple[str, str]]:
-    totals = report.totals
-    facts = [
+    totals, peak = report.totals, report.totals.eager_peak_bytes
+    return [
         (f"{totals.num_captured} of {len(report.buckets)}", "token counts captured"),
         (f"{totals.capture_ms:,.0f} ms", "to capture them"),
         (format_size(totals.pool_bytes), "pool for all of them"),
         (format_size(totals.driver_bytes), "in the driver"),
+        ("unknown" if peak is None else format_size(peak), "eager's transient peak"),
     ]
-    if totals.eager_peak_bytes is not None:
-        facts.append((format_size(totals.eager_peak_bytes), "eager's transient peak"))
-    return facts
 
 
 def _about_memory(report: CaptureReport) -> str:

@@ -182,10 +182,12 @@ def _bucket_cells(bucket: CaptureBucket) -> list[str]:
 
 def _notes(report: CaptureReport) -> Iterator[Text]:
     totals = report.totals
-    if totals.eager_peak_bytes is not None:
+    if totals.num_captured:
+        peak = totals.eager_peak_bytes
+        takes = "unknown memory" if peak is None else f"up to {format_size(peak)}"
         yield Text(
             f"One pool of {format_size(totals.pool_bytes)} serves every bucket; "
-            f"an eager forward takes up to {format_size(totals.eager_peak_bytes)} for a moment.",
+            f"an eager forward takes {takes} for a moment.",
             "dim",
         )
         if report.breaks:

@@ -95,6 +95,7 @@ class CaptureLog:
         """Return the report of all buckets so far; see `capture_report`."""
         target = self._runner.target
         captured = [row for row in self._rows if row.status == "captured"]
+        peaks = [row.eager_peak_bytes for row in captured if row.eager_peak_bytes is not None]
         return CaptureReport(
             environment=self._environment,
             model=target.info,
@@ -106,7 +107,7 @@ class CaptureLog:
                 pool_bytes=sum(row.pool_bytes for row in captured),
                 driver_bytes=sum(row.driver_bytes for row in captured),
                 boundary_bytes=sum(row.boundary_bytes for row in captured),
-                eager_peak_bytes=max((row.eager_peak_bytes or 0 for row in captured), default=None),
+                eager_peak_bytes=max(peaks, default=None),
             ),
             **self._map,
             warnings=[*target.warnings, *self._warnings],

@@ -166,6 +166,13 @@ def test_40_everything_eager_through_the_graph_path(device: str, module: Request
         assert torch.equal(runner.replay(batch), runner.eager(batch))
 
 
+def test_without_a_warm_up_eagers_peak_is_unknown(module: Requests) -> None:
+    runner = GraphRunner(target_of(module, "cpu"), num_warmups=0)
+    report = capture_report(runner, runner.capture([8, 16]), {})
+    assert [row.eager_peak_bytes for row in report.buckets] == [None, None]
+    assert report.totals.eager_peak_bytes is None
+
+
 def test_replay_equals_eager_on_the_padded_batch(runner: GraphRunner, generator: torch.Generator) -> None:
     runner.capture([8, 16])
     batch = make_batch(runner.target, (3, 7), generator)

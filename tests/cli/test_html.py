@@ -29,6 +29,11 @@ def test_what_breaks_allocate_is_not_said_to_be_in_the_pool() -> None:
     assert words not in text_of(gpu_report(num_layers=0))
 
 
+def test_an_unknown_peak_of_eager_is_said_to_be_unknown() -> None:
+    totals = msgspec.structs.replace(gpu_report().totals, eager_peak_bytes=None)
+    assert "unknown eager's transient peak" in text_of(gpu_report(totals=totals))
+
+
 def test_a_profile_says_what_its_peak_is_and_is_not() -> None:
     text = text_of(profile_report())
     assert "driver MiB tensors, peak MiB" in text

@@ -121,6 +121,18 @@ def test_a_bucket_without_memory_is_shown_and_explained() -> None:
     assert "8,192 tokens: tried to allocate 2 GiB" in lines
 
 
+def test_an_unknown_peak_of_eager_is_said_to_be_unknown() -> None:
+    report = gpu_report()
+    report = gpu_report(
+        buckets=[bucket(4096, 28, eager_peak_bytes=None)],
+        totals=msgspec.structs.replace(report.totals, eager_peak_bytes=None),
+    )
+    lines = shown(report)
+    words = "One pool of 320.00 MiB serves every bucket; an eager forward takes unknown memory for a moment."
+    assert words in " ".join(lines)
+    assert row_of(lines, "4,096")[8] == "–"
+
+
 def test_nothing_captured_shows_no_map() -> None:
     lost = bucket(8192, 28, status="out of memory", eager_peak_bytes=None)
     totals = CaptureTotals(num_captured=0, capture_ms=0, pool_bytes=0, driver_bytes=0, boundary_bytes=0)
