@@ -34,7 +34,7 @@ def capture_memory(buckets: Sequence[CaptureBucket]) -> Figure:
     ]
     return {
         "data": [*bars, _marks("eager's transient peak", labels, unit.values(peaks), _GRAY, unit.name)],
-        "layout": {"barmode": "stack", "xaxis": categories("tokens"), "yaxis": axis(unit.name, rangemode="tozero")},
+        "layout": {"barmode": "relative", "xaxis": categories("tokens"), "yaxis": axis(unit.name, rangemode="tozero")},
     }
 
 

@@ -58,3 +58,16 @@ def test_memory_is_drawn_in_a_unit_of_its_size() -> None:
     assert figure["layout"]["yaxis"]["title"]["text"] == "KiB"
     assert [trace["y"] for trace in figure["data"]] == [[300 / 1024], [0.0], [2.0]]
     assert all("KiB" in trace["hovertemplate"] for trace in figure["data"])
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        figures.capture_memory([bucket(16, 4, driver_bytes=-1024)]),
+        figures.mode_memory(profile_report().buckets),
+    ],
+    ids=["capture", "profile"],
+)
+def test_what_the_driver_gave_back_is_drawn_below_zero(figure: figures.Figure) -> None:
+    """Not stacked: that would take it away from the bar of the pool."""
+    assert figure["layout"]["barmode"] == "relative"
