@@ -6,8 +6,9 @@ first, into one pool; each bucket is warmed up before it is captured (by bcg, af
 kind). Rounds alternate between the tools; the figures are medians over rounds. The rival's break writes into a buffer
 that the segment allocates, as its documentation asks.
 
-``capture_s`` is the captures alone; ``whole_s`` has the warm-ups too; ``ready_s`` ends when every bucket was replayed
-once, since a graph is only brought to the GPU by its first launch, which bcg does while it captures.
+``capture_s`` is the captures alone, of both tools from an idle device until it is idle again; ``whole_s`` has the
+warm-ups too; ``ready_s`` ends when every bucket was replayed once, since a graph is only brought to the GPU by its
+first launch, which bcg does while it captures.
 
     python benchmarks/capture.py --models qwen3-0.6b qwen3-8b --json OUT.json
 
@@ -17,12 +18,13 @@ Needs a GPU and `pip install breakable-cuda-graphs==0.1.0`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import gc
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ from bcg.buckets import engine_ladder
 from bcg.context import ForwardContext, forward_context
 from bcg.environment import environment
 from bcg.inputs import StaticInputs
+from bcg.ranges import Category, Range, Ranges, show
 from bcg.structure import unowned_alias
 
 REPLAYED = (16, 64, 256, 1024, 4096)
@@ -122,6 +125,25 @@ def capture_round(make: Callable[[], tuple[Any, float]]) -> tuple[Any, dict[str,
     return tool, figures | {"memory_mib": (used_bytes() - before) / 2**20}
 
 
+class Waits(Ranges):
+    """Waits for the device at the end of each warm-up and each capture of bcg, inside what it takes as their time.
+
+    The rival is timed from an idle device to an idle device; bcg's own `capture_ms` waits for neither.
+    """
+
+    def __init__(self) -> None:
+        self.active = True
+
+    def make(self, message: str, category: Category, payload: int | None = None) -> Range:
+        return _ends_idle if category in ("warm-up", "capture") else contextlib.nullcontext
+
+
+@contextlib.contextmanager
+def _ends_idle() -> Iterator[None]:
+    yield
+    torch.cuda.synchronize()
+
+
 def capture_ours(target: Target, buckets: tuple[int, ...], num_warmups: int) -> tuple[GraphRunner, float]:
     runner = GraphRunner(target, num_warmups=num_warmups)
     return runner, sum(result.capture_ms for result in runner.capture(buckets)) / 1e3
@@ -177,6 +199,7 @@ def compare_replays(ours: GraphRunner, rival: Rival, num_rounds: int) -> list[di
 
 def compare(model: str, num_rounds: int, num_warmups: int) -> dict[str, Any]:
     target = load_target(model, device="cuda")
+    show(Waits())
     buckets = engine_ladder()
     for tokens in (buckets[-1], 512, 16):
         target(make_batch(target, (tokens,), torch.Generator("cuda").manual_seed(0)).inputs)
