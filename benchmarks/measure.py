@@ -4,8 +4,9 @@
 
 Each step is a command of its own with a time limit; what one step breaks does not stop the next. Tests that measure
 no time and read no memory but their own run side by side. At its limit a step is interrupted as by Ctrl-C, so that a
-profile keeps what it has measured. A line is printed as each step ends. Reports that came out whole are copied by hand
-to `docs/measurements/`; then `python benchmarks/tables.py` makes the README's tables from them.
+profile keeps what it has measured. A line is printed as each step ends; the exit code is 1 if one did not end well.
+Reports that came out whole are copied by hand to `docs/measurements/`; then `python benchmarks/tables.py` makes the
+README's tables from them.
 """
 
 from __future__ import annotations
@@ -107,10 +108,10 @@ def steps(out: Path) -> Iterator[Step]:
         )
 
 
-def run(together: Sequence[Step], out: Path, environment: dict[str, str]) -> None:
-    """Run steps side by side, each with its output in a file of its own, and say how each ended."""
+def run(together: Sequence[Step], out: Path, environment: dict[str, str]) -> bool:
+    """Run steps side by side, each with its output in a file of its own; say how each ended, return if all did well."""
     begun = time.monotonic()
-    running = []
+    running, endings = [], []
     for step in together:
         with (out / f"{step.name}.txt").open("w") as log:
             running.append(
@@ -118,8 +119,10 @@ def run(together: Sequence[Step], out: Path, environment: dict[str, str]) -> Non
             )
     for step, process in running:
         ending = _ending(process, step.limit_s - (time.monotonic() - begun))
+        endings.append(ending)
         last = (out / f"{step.name}.txt").read_text(errors="replace").strip().rpartition("\n")[2]
         print(f"{step.name:24} {time.monotonic() - begun:6.1f} s  {ending:20} {last[:100]}", flush=True)
+    return all(ending == "ok" for ending in endings)
 
 
 def _ending(process: subprocess.Popen[bytes], limit_s: float) -> str:
@@ -143,7 +146,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9.0, help="begin no step after this time")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
+    started, is_well = time.monotonic(), True
     chosen = [step for step in steps(options.out) if not options.only or {step.group, step.name} & set(options.only)]
     with tempfile.TemporaryDirectory() as bytecode:
         # Where bytecode can't be kept beside its source, every process would compile all of torch anew.
@@ -154,7 +157,8 @@ def main() -> None:
             if time.monotonic() - started > options.minutes * 60:
                 print(f"not begun, no time left: {', '.join(step.name for step in together)}", flush=True)
             else:
-                run(together, options.out, environment)
+                is_well = run(together, options.out, environment) and is_well
+    sys.exit(not is_well)
 
 
 if __name__ == "__main__":
