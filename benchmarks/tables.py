@@ -73,7 +73,8 @@ def modes() -> str:
             if mode["status"] != "measured":
                 rows.append((name, mode["mode"], f"{mode['status']}: {mode['reason']}", "–", "–", "–", "–"))
                 continue
-            measured = [_of(bucket, mode["mode"]) for bucket in report["buckets"]]
+            found = (_of(bucket, mode["mode"]) for bucket in report["buckets"])
+            measured = [row for row in found if row["p50_ms"] is not None]
             errors = [row["relative_error"] for row in measured if row["relative_error"] is not None]
             same = "bitwise" if all(row["bitwise"] for row in measured) else f"within {max(errors):.1e}"
             rows.append(
