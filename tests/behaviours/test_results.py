@@ -158,8 +158,10 @@ def test_18_a_value_of_another_type_is_an_error(device: str, first: object, late
 
 @pytest.mark.parametrize("number", [float("nan"), complex("nan")])
 def test_18_not_a_number_stays_the_same(device: str, number: complex) -> None:
-    graph, _, _, _ = capture(device, lambda t: number * 1, lambda r: torch.zeros(4, device=device))
+    graph, _, _, y = capture(device, lambda t: number * 1, lambda r: torch.full((4,), r, device=device))
+    y.zero_()
     graph.replay()
+    assert y.isnan().all()
 
 
 def test_19_fields_keep_their_own_row_counts(device: str) -> None:
