@@ -8,9 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from bcg.report import read_report
+from tests.cli.reports import profile_report
 
 TELLS_OF_ITS_FORWARDS = """
 import torch
@@ -45,25 +47,22 @@ def test_a_profile_from_words_to_files(bcg, tmp_path: Path) -> None:
     assert (tmp_path / "p.html").read_text().endswith("</html>\n")
 
 
-def test_a_wrong_mode_gets_no_time_and_fails_after_the_report(bcg, tmp_path: Path) -> None:
-    words = ("--device", "cpu", "--tokens", "4", "--modes", "breakable,full,eager", "--rounds", "1")
-    done = bcg("profile", MODEL.replace("layered", "treacherous"), *words, "--json", tmp_path / "p.json")
+def test_a_wrong_mode_fails_after_the_report(bcg, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    report = profile_report()
+    rows = [
+        msgspec.structs.replace(row, status="wrong", p50_ms=None) if row.mode == "breakable" else row
+        for row in report.buckets[0].modes
+    ]
+    report = profile_report(buckets=[msgspec.structs.replace(report.buckets[0], modes=rows), *report.buckets[1:]])
+    monkeypatch.setattr("bcg.profile.run.run_profile", lambda plan, on_step: report)
+    done = bcg("profile", MODEL, "--device", "cpu", "--json", tmp_path / "p.json")
     assert done.code == 3
-    assert done.err.splitlines()[-2:] == [
-        "error: 1 of 3 rows have no time, because their results differ from eager's: first breakable at 4 tokens",
+    assert done.err.splitlines() == [
+        f"note: report written to {tmp_path / 'p.json'}",
+        "error: 1 of 30 rows have no time, because their results differ from eager's: first breakable at 16 tokens",
         "hint: bcg replay-check finds where replays begin to differ",
     ]
-    report = read_report(tmp_path / "p.json")
-    eager, full, breakable = report.buckets[0].modes
-    assert eager.status == "measured"
-    assert full.status == "not capturable"
-    assert "the host reads a device value" in full.reason
-    assert full.p50_ms is None
-    assert breakable.status == "wrong"
-    assert breakable.p50_ms is None and breakable.round_ms == []
-    assert breakable.max_abs_error == pytest.approx(1.0)
-    assert "differs from eager" in breakable.reason
-    assert "wrong" in [warning.code for warning in report.warnings]
+    assert read_report(tmp_path / "p.json") == report
 
 
 def test_modes_that_all_fail_in_the_rounds_are_an_error_with_their_traceback(bcg, tmp_path: Path) -> None:

@@ -224,10 +224,19 @@ def test_the_process_of_a_mode_judges_by_the_yardstick(monkeypatch: pytest.Monke
     assert judged["fused"].warnings == []
 
 
-def _prepared_by_a_worker(mode: ModeName) -> AllPrepared:
+def test_the_process_of_a_mode_that_computes_something_else_calls_it_wrong() -> None:
+    (breakable,) = _prepared_by_a_worker("breakable", "treacherous").buckets
+    assert (breakable.status, breakable.max_abs_error) == ("wrong", pytest.approx(1.0))
+    assert "differs from eager" in breakable.reason
+    (full,) = _prepared_by_a_worker("full", "treacherous").buckets
+    assert full.status == "not capturable"
+    assert "the host reads a device value" in full.reason
+
+
+def _prepared_by_a_worker(mode: ModeName, factory: str = "layered") -> AllPrepared:
     load = Load(
         mode=mode,
-        model=f"{MODELS}:layered",
+        model=f"{MODELS}:{factory}",
         device="cpu",
         dtype=None,
         seed=0,

@@ -174,19 +174,41 @@ def test_a_mode_that_fails_between_the_rounds_keeps_those_before(play: Play) -> 
     assert "failed-later" in [note.code for note in report.warnings]
 
 
-def test_a_bucket_that_is_not_ready_says_why_though_its_mode_failed_later(play: Play) -> None:
+def second_bucket(status: ModeStatus, reason: str) -> Callable[[Command], Reply]:
+    """Answers as all do, but for the second bucket, which is not ready."""
+
     def answers(command: Command) -> Reply:
         reply = answer(command)
-        if isinstance(reply, AllPrepared):
-            small, large = reply.buckets
-            return msgspec.structs.replace(
-                reply, buckets=[small, msgspec.structs.replace(large, status="out of memory", reason="too large")]
-            )
-        return reply
+        if not isinstance(reply, AllPrepared):
+            return reply
+        first, second = reply.buckets
+        return msgspec.structs.replace(
+            reply, buckets=[first, msgspec.structs.replace(second, status=status, reason=reason)]
+        )
 
-    play(failing("eager", Look, ChildFailed("no luck")), answers)
+    return answers
+
+
+def test_a_bucket_that_is_not_ready_says_why_though_its_mode_failed_later(play: Play) -> None:
+    play(failing("eager", Look, ChildFailed("no luck")), second_bucket("out of memory", "too large"))
     report = run_profile(plan("eager"))
     assert statuses(report) == {"eager": ["measured", "out of memory"]}
+    assert report.buckets[1].modes[0].reason == "too large"
+
+
+def test_a_wrong_bucket_gets_no_round_and_no_time(play: Play) -> None:
+    measured: list[int] = []
+
+    def happens(mode: ModeName, command: Command) -> None:
+        if isinstance(command, Round):
+            measured.append(command.tokens)
+
+    play(happens, second_bucket("wrong", "differs from eager"))
+    report = run_profile(plan("breakable", num_rounds=1))
+    assert measured == [4]
+    (row,) = report.buckets[1].modes
+    assert (row.status, row.reason, row.p50_ms, row.round_ms) == ("wrong", "differs from eager", None, [])
+    assert "wrong" in [note.code for note in report.warnings]
 
 
 @pytest.mark.parametrize("kind", [Load, Prepare])
