@@ -241,7 +241,7 @@ def automatic_sections(breaks: Sequence[AutomaticBreak]) -> list[str]:
         [
             f'<span class="break-name">{escape(row.size)}</span> <code>{escape(row.module)}</code> {escape(row.name)}',
             "<br>".join(
-                f"{card.hazard}: {escape(card.title)} <code>{escape(card.source_line)}</code>"
+                f"{escape(card.hazard)}: {escape(card.title)} <code>{escape(card.source_line)}</code>"
                 for card in (row.card, *row.other_cards)
             ),
             "<br>or ".join(f"<code>{escape(words)}</code>" for words in (row.option, row.decorator) if words),

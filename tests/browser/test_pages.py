@@ -8,7 +8,7 @@ from html import escape
 import msgspec
 import pytest
 
-from bcg.report import CaptureReport, Card, ProfileReport, Report, ReportWarning
+from bcg.report import AutomaticBreak, CaptureReport, Card, ProfileReport, Report, ReportWarning
 from bcg_cli.views.kinds import html_page
 from tests.cli.reports import gpu_report, host_report, profile_report, warning
 
@@ -94,6 +94,7 @@ def test_these_tests_would_see_a_request_and_an_error(visit) -> None:
 def _hostile_capture() -> CaptureReport:
     report = gpu_report(num_layers=2)
     rename = msgspec.structs.replace
+    card = Card(**{field.name: HOSTILE for field in msgspec.structs.fields(Card) if field.type is str})
     return rename(
         report,
         model=rename(report.model, name=HOSTILE, architecture=HOSTILE),
@@ -103,6 +104,19 @@ def _hostile_capture() -> CaptureReport:
         breaks=[rename(row, name=HOSTILE, module=HOSTILE, source_line=HOSTILE) for row in report.breaks],
         buckets=[rename(row, status="failed", error=HOSTILE) for row in report.buckets[:1]] + report.buckets[1:],
         warnings=[ReportWarning(code=HOSTILE, message=HOSTILE, cause=HOSTILE, remedy=HOSTILE)],
+        cards=[card],
+        automatic_breaks=[
+            AutomaticBreak(
+                size="module",
+                name=HOSTILE,
+                module=HOSTILE,
+                option=HOSTILE,
+                decorator=HOSTILE,
+                card=card,
+                other_cards=[card],
+                doubt=HOSTILE,
+            )
+        ],
     )
 
 

@@ -125,6 +125,12 @@ def test_an_automatic_break_has_its_decorator_on_the_page() -> None:
     assert f"--break 'layers.1' or {' '.join(decorator.split())}" in text_of(gpu_report(automatic_breaks=[row]))
 
 
+def test_no_field_of_an_automatic_break_is_markup() -> None:
+    card = Card(hazard="<img>", title="<img>", cause="<img>", source_line="<img>")
+    row = AutomaticBreak(size="module", name="<img>", module="<img>", option="<img>", decorator="<img>", card=card)
+    assert "<img" not in html_page(gpu_report(automatic_breaks=[row], cards=[card])).partition("<main>")[2]
+
+
 @pytest.mark.parametrize("make", [gpu_report, profile_report, check_report])
 def test_warnings_come_before_everything_else(make: Callable[..., Report]) -> None:
     text = text_of(make(warnings=[warning()]))
