@@ -20,6 +20,7 @@ from pathlib import Path
 
 from bcg.errors import ReportError
 from bcg.report import CheckReport, PlanReport, ProfileReport, read_report
+from bcg_cli.views.table import format_error
 
 BUCKETS = "16,32,64,128,256,512,1024,2048,4096"
 MODES = "eager,piecewise,compiled,breakable,fused"
@@ -136,7 +137,9 @@ def lines_of(row: Row, folder: Path) -> list[str]:
             lines.append(f"  planned: {report.totals.needed_bytes / 2**30:.1f} GiB on each rank")
         elif isinstance(report, CheckReport):
             whole = report.assembled
-            told = "not compared" if whole is None else f"{whole.verdict}, mean difference {whole.mean_rel_error:.1e}"
+            told = "not compared"
+            if whole is not None:
+                told = f"{whole.verdict}, mean difference {format_error(whole.mean_rel_error)}"
             ranks = ", ".join(f"{one.verdict}{' (bitwise)' if one.bitwise else ''}" for one in report.ranks)
             lines.append(f"  check: {report.verdict}; ranks {ranks}; against one process: {told}")
         elif isinstance(report, ProfileReport):

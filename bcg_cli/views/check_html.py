@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from bcg.report import CheckReport, PromptCheck
-from bcg_cli.views.check_table import divergence_words, format_error, prompts_words, spread_words, verdict_words
+from bcg_cli.views.check_table import divergence_words, prompts_words, spread_words, verdict_words
 from bcg_cli.views.html import about_lines, card_sections, footer, options_section, warning_sections
 from bcg_cli.views.page import Tile, bullets, header, page, section, table, tiles
 from bcg_cli.views.ranks import VERDICT_CLASS, marked, verdicts_section
+from bcg_cli.views.table import format_error
 
 
 def check_page(report: CheckReport) -> str:
@@ -66,7 +67,7 @@ def _notes(report: CheckReport) -> str:
     for bucket in report.buckets:
         parts = [divergence_words(bucket.first_divergence)] if bucket.first_divergence else []
         lines += [f"{bucket.tokens:,} tokens: {words}" for words in (*bucket.reasons, *parts)]
-    lines += [spread_words(report.spread)] if report.spread else []
+    lines += [spread_words(report.spread)] if report.spread != 0 else []
     return bullets(lines)
 
 

@@ -10,7 +10,7 @@ from rich.text import Text
 from bcg.report import CheckBucket, CheckReport, Divergence, PromptCheck, Verdict
 from bcg_cli.views.findings import card_view
 from bcg_cli.views.ranks import VERDICT_STYLE, verdict_lines
-from bcg_cli.views.table import RuledTable, header_text, warning_text
+from bcg_cli.views.table import RuledTable, format_error, header_text, warning_text
 
 
 def check_view(report: CheckReport) -> RenderableType:
@@ -40,22 +40,16 @@ def verdict_words(verdict: Verdict, bitwise: bool, max_rel_error: float | None) 
     return "match (bitwise)" if bitwise else f"match (within {format_error(max_rel_error)})"
 
 
-def format_error(error: float | None) -> str:
-    """Returns an error in short; a dash where it could not be compared."""
-    if error is None:
-        return "–"
-    return f"{error:.1e}" if error else "0"
-
-
 def divergence_words(place: Divergence) -> str:
     """Returns where replay and eager part: ``the output of layers.0 (model.py:13) differs first``."""
     source = f" ({place.source_line})" if place.source_line else ""
     return f"the {place.part} of {place.module or 'the root'}{source} differs first"
 
 
-def spread_words(spread: float) -> str:
+def spread_words(spread: float | None) -> str:
     """Returns what an eager that differs from itself means for the check."""
-    return f"Eager differs from itself by {spread:.1e}: no bits are compared."
+    by = "NaN or infinity" if spread is None else f"{spread:.1e}"
+    return f"Eager differs from itself by {by}: no bits are compared."
 
 
 def prompts_words(prompts: PromptCheck) -> str:
@@ -105,7 +99,7 @@ def _notes(report: CheckReport) -> Iterator[Text]:
             yield Text(f"{bucket.tokens:,} tokens: {reason}", VERDICT_STYLE[bucket.verdict])
         if bucket.first_divergence is not None:
             yield Text(f"{bucket.tokens:,} tokens: {divergence_words(bucket.first_divergence)}")
-    if report.spread:
+    if report.spread != 0:
         yield Text(spread_words(report.spread), "yellow")
     if report.prompts is not None:
         words = verdict_words(report.prompts.verdict, report.prompts.bitwise, report.prompts.max_rel_error)

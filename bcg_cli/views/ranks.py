@@ -10,7 +10,7 @@ from rich.text import Text
 
 from bcg.report import AssembledCheck, RankRow, RankVerdict, Verdict
 from bcg_cli.views.page import section, table
-from bcg_cli.views.table import RuledTable, format_mebibytes
+from bcg_cli.views.table import RuledTable, format_error, format_mebibytes
 
 VERDICT_STYLE: dict[Verdict, str] = {"match": "green", "mismatch": "bold red", "inconclusive": "yellow"}
 VERDICT_CLASS: dict[Verdict, str] = {"match": "good", "mismatch": "bad", "inconclusive": "warn"}
@@ -53,7 +53,7 @@ def verdict_lines(rows: Sequence[RankVerdict], assembled: AssembledCheck | None)
         yield Text.assemble(
             f"All ranks together, {assembled.num_batches} batches against one process: ",
             (assembled.verdict, VERDICT_STYLE[assembled.verdict]),
-            f" (mean difference {assembled.mean_rel_error:.1e}, at most {assembled.tolerance:g})",
+            f" (mean difference {format_error(assembled.mean_rel_error)}, at most {assembled.tolerance:g})",
         )
 
 

@@ -90,6 +90,13 @@ def format_mebibytes(num_bytes: int | None) -> str:
     return f"{value:,.1f}" if abs(value) < 9999.95 else f"{value:,.0f}"
 
 
+def format_error(error: float | None) -> str:
+    """Returns an error in short; a dash where it could not be compared."""
+    if error is None:
+        return "–"
+    return f"{error:.1e}" if error else "0"
+
+
 def format_size(num_bytes: int) -> str:
     """Returns bytes with a unit of their own, such as ``1.19 GiB``."""
     value, unit = float(num_bytes), "B"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import traceback
@@ -89,6 +90,23 @@ class Random(nn.Module):
     @eager_on_graph
     def noise(self, x: Tensor) -> Tensor:
         return x + int.from_bytes(os.urandom(2)) / 2**16
+
+
+CALLS = itertools.count()
+
+
+class NaNAndBaked(nn.Module):
+    """Freezes a number; full batches of the smallest bucket are NaN at every third call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        context = current_forward_context()
+        return self.spoil(x * (context.max_length if context else 1))
+
+    @eager_on_graph
+    def spoil(self, x: Tensor) -> Tensor:
+        context = current_forward_context()
+        is_smallest = context is not None and context.num_tokens == BUCKETS[0]
+        return x * torch.nan if is_smallest and next(CALLS) % 3 == 0 else x.clone()
 
 
 class WritesOutside(nn.Module):
@@ -181,9 +199,16 @@ def test_state_on_the_device_is_restored_and_compared(device: str) -> None:
 
 def test_eager_that_differs_from_itself_is_inconclusive(device: str) -> None:
     found = verified(Random(), device)
-    assert found.spread > 0
+    assert found.spread.largest > 0
     assert {bucket.verdict for bucket in found.buckets} <= {"inconclusive", "match"}
     assert found.verdict == "inconclusive"
+
+
+def test_eager_that_is_nan_now_and_then_excuses_no_finite_difference(device: str) -> None:
+    found = verified(NaNAndBaked(), device)
+    assert (found.spread.largest, found.spread.largest_finite) == (float("inf"), 0.0)
+    assert [bucket.verdict for bucket in found.buckets[1:]] == ["mismatch", "mismatch"]
+    assert not found.buckets[1].unsteady
 
 
 def test_tensors_that_no_module_holds_are_state_too(device: str) -> None:
@@ -200,7 +225,7 @@ def test_tensors_that_no_module_holds_are_state_too(device: str) -> None:
 
 def test_random_generators_are_put_back(device: str) -> None:
     found = verified(DrawsInBreak(), device)
-    assert found.spread == 0
+    assert found.spread.largest == 0
     assert found.verdict == "match"
 
 

@@ -11,6 +11,7 @@ import pytest
 from bcg.report import CheckReport, read_report
 
 MODELS = """
+import itertools
 import os
 import torch
 from bcg import current_forward_context, eager_on_graph
@@ -39,6 +40,16 @@ class Noise(torch.nn.Module):
     def add(self, x):
         return x + int.from_bytes(os.urandom(4), "big") / 2**32
 
+CALLS = itertools.count()
+
+class Spoilt(torch.nn.Module):
+    def forward(self, x):
+        return self.spoil(x + 1)
+
+    @eager_on_graph
+    def spoil(self, x):
+        return x * torch.nan if next(CALLS) % 3 == 2 else x.clone()
+
 class Hooked(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -56,6 +67,9 @@ def baked():
 
 def noisy():
     return Noise(), make_inputs
+
+def spoilt():
+    return Spoilt(), make_inputs
 
 def hooked():
     return Hooked(), make_inputs
@@ -98,7 +112,7 @@ def test_a_mismatch_is_named_and_exits_with_3(bcg: Any, models: Path, tmp_path: 
     assert isinstance(report, CheckReport)
     (card,) = report.findings
     assert (card.hazard, card.module) == ("S2", "scale")
-    assert card.source_line == f"{models}:12"
+    assert card.source_line == f"{models}:13"
     assert "S2 aten.mul.Tensor" in done.out
     assert report.buckets[0].first_divergence is not None
     assert report.buckets[0].first_divergence.module == "scale"
@@ -115,6 +129,20 @@ def test_a_module_that_is_random_is_inconclusive(bcg: Any, models: Path) -> None
     assert done.code == 3
     assert "error: the check is inconclusive in " in done.err
     assert "eager differs from itself" in done.err
+
+
+def test_eager_that_is_nan_now_and_then_gives_a_report_that_can_be_read(bcg: Any, models: Path, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    done = bcg("replay-check", f"{models}:spoilt", *WORDS, "--json", path)
+    assert done.code == 3
+    assert "error: the check is inconclusive in " in done.err
+    report = read_report(path)
+    assert isinstance(report, CheckReport) and report.spread is None
+    shown = bcg("report", path, "--html", tmp_path / "page.html")
+    assert shown.code == 0, shown.err
+    for text in (shown.out, (tmp_path / "page.html").read_text()):
+        assert "Eager differs from itself by NaN or infinity: no bits are compared." in text
+        assert "eager differs from itself by NaN or infinity, replay from eager by " in text
 
 
 def test_hooks_are_warned_of(bcg: Any, models: Path) -> None:

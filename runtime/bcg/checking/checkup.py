@@ -16,7 +16,7 @@ from torch import nn
 from bcg.attention_interface import attention_kept
 from bcg.buckets import check_buckets, default_buckets
 from bcg.checking import findings
-from bcg.checking.compare import Tolerance
+from bcg.checking.compare import Tolerance, finite
 from bcg.checking.explain import Explanation, explain
 from bcg.checking.outcome import bucket_row, failure_of, overall_verdict
 from bcg.checking.prompts import (
@@ -288,7 +288,7 @@ class _Check:
             options=options,
             verdict=overall_verdict(verdicts, explanation.cards),
             buckets=sorted(rows, key=lambda row: row.tokens),
-            spread=verification.spread,
+            spread=finite(verification.spread.largest),
             prompts=prompts,
             findings=explanation.cards,
             warnings=[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -92,6 +93,11 @@ def compare_tensors(expected: Tensor, got: Tensor, tolerance: Tolerance) -> Comp
     largest = float(error.nan_to_num(nan=float("inf"), posinf=float("inf")).max())
     relative = largest / scale if scale else (float("inf") if largest else 0.0)
     return Comparison(False, largest <= tolerance.allowed(expected.dtype, scale), largest, relative)
+
+
+def finite(error: float) -> float | None:
+    """Return an error as a report holds it: None for one that is infinite."""
+    return error if math.isfinite(error) else None
 
 
 def are_near(expected: Any, got: Any) -> bool:

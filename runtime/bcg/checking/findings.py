@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 
 import msgspec
@@ -308,10 +309,14 @@ def reasons(verification: Verification, tokens: int) -> Iterator[str]:
     if bucket.unsteady:
         trial, distance = max(bucket.unsteady.items(), key=lambda item: item[1])
         yield (
-            f"eager differs from itself by {verification.spread:.1e} of the scale, replay from eager by {distance:.1e} "
-            f"at {_tokens(trial.num_tokens)}"
+            f"eager differs from itself by {_part(verification.spread.largest)}, replay from eager by "
+            f"{_part(distance)} at {_tokens(trial.num_tokens)}"
         )
     yield from dict.fromkeys(bucket.doubts)
+
+
+def _part(error: float) -> str:
+    return f"{error:.1e} of the scale" if math.isfinite(error) else "NaN or infinity"
 
 
 def _lengths(lengths: tuple[int, ...]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from bcg.checking.compare import Comparison, Tolerance, compare
+from bcg.checking.compare import Comparison, Tolerance, compare, finite
 from bcg.checking.outputs import Event, EventKey, culprit_of, keeping_outputs
 from bcg.checking.places import module_line
 from bcg.checking.plan import Trial, batch_of, poisoned_padding
@@ -88,11 +88,10 @@ def _capture_again(
 
 
 def _divergence(root: nn.Module, key: EventKey, comparison: Comparison) -> Divergence:
-    error = comparison.max_rel_error
     return Divergence(
         module=key.module,
         part=key.part,
         call=key.call,
-        max_rel_error=error if error < float("inf") else None,
+        max_rel_error=finite(comparison.max_rel_error),
         source_line=module_line(root, key.module),
     )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from bcg.checking import findings
+from bcg.checking.compare import finite
 from bcg.checking.ranks import rank_failure
 from bcg.checking.verdicts import Verification
 from bcg.errors import CheckFailure
@@ -35,17 +35,13 @@ def bucket_row(verification: Verification, result: BucketCapture, divergences: M
         tokens=result.tokens,
         verdict=found.verdict,
         bitwise=comparison.bitwise and found.num_replays > 0,
-        max_abs_error=_finite(comparison.max_abs_error),
-        max_rel_error=_finite(comparison.max_rel_error),
+        max_abs_error=finite(comparison.max_abs_error),
+        max_rel_error=finite(comparison.max_rel_error),
         num_replays=found.num_replays,
         num_launches=found.num_launches,
         reasons=list(findings.reasons(verification, result.tokens)),
         first_divergence=divergences.get(result.tokens),
     )
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def failure_of(report: CheckReport) -> CheckFailure | None:

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from bcg.checking.compare import Comparison, Tolerance, compare
+from bcg.checking.compare import Comparison, Tolerance, compare, finite
 from bcg.device import find_device
 from bcg.errors import ModelError, UsageError
 from bcg.inputs import Batch
@@ -165,8 +165,8 @@ def check_prompts(
         num_batches=num_batches,
         num_tokens=num_tokens,
         bitwise=total.bitwise and num_batches > 0,
-        max_abs_error=total.max_abs_error if math.isfinite(total.max_abs_error) else None,
-        max_rel_error=total.max_rel_error if math.isfinite(total.max_rel_error) else None,
+        max_abs_error=finite(total.max_abs_error),
+        max_rel_error=finite(total.max_rel_error),
         num_next_tokens=len(short) if head is not None else 0,
         num_other_next_tokens=num_other,
     )

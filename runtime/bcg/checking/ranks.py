@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bcg.alignment import Alignment
+from bcg.checking.compare import finite
 from bcg.checking.verification import CHECK_SEED
 from bcg.context import ForwardContext, forward_context
 from bcg.errors import CheckFailure, ModelError
@@ -59,9 +60,9 @@ def rank_failure(report: CheckReport) -> CheckFailure | None:
         return None
     if found.differing_ranks:
         return CheckFailure(f"rank {found.differing_ranks[0]} computes other bits than rank 0")
+    error = "NaN or infinity" if found.mean_rel_error is None else f"{found.mean_rel_error:.2g}"
     return CheckFailure(
-        f"all ranks together are not one process: mean difference {found.mean_rel_error:.2g}, at most "
-        f"{found.tolerance:g} expected",
+        f"all ranks together are not one process: mean difference {error}, at most {found.tolerance:g} expected",
         hint="the sharding, or a collective, computes something else than the whole model",
     )
 
@@ -111,7 +112,7 @@ def _compare_assembled(
     differing = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
     return AssembledCheck(
         verdict="match" if error <= tolerance and not differing else "mismatch",
-        mean_rel_error=error,
+        mean_rel_error=finite(error),
         tolerance=tolerance,
         num_batches=len(batches),
         differing_ranks=differing,

@@ -9,6 +9,7 @@ import torch
 
 from bcg.checking.compare import Comparison
 from bcg.checking.plan import Trial
+from bcg.checking.spread import Spread
 from bcg.errors import BcgError, Place
 from bcg.report import Verdict
 from bcg.segment_tape import FirstRead
@@ -74,14 +75,14 @@ class Verification:
         buckets: Verdicts, ascending.
         fails_alone: By batch sizes at which eager fails without padding, what it raises: there nothing tells whether
             padding reaches real rows.
-        spread: Largest relative difference between two eager runs of the same batch; 0 where they agree bitwise.
+        spread: How far eager runs of the same batch are apart.
         eager_ms: Wall time of the eager runs.
         replay_ms: Wall time of the replays and comparisons.
     """
 
     buckets: list[BucketVerdict]
     fails_alone: dict[int, str] = field(default_factory=dict)
-    spread: float = 0.0
+    spread: Spread = field(default_factory=Spread)
     eager_ms: float = 0.0
     replay_ms: float = 0.0
 

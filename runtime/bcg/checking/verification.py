@@ -26,8 +26,6 @@ from bcg.whereabouts import users_line
 CHECK_SEED = 1000
 """Seed of values, splits and order; the inputs of captures have another."""
 
-_NUM_DOUBTS = 4
-
 
 @dataclass
 class Reference:
@@ -151,7 +149,7 @@ class _Verifier:
         self._put_back()
         if padding is None:
             again = compare(output, self._full_outputs.pop(trial), self._tolerance)
-            self._found.spread = max(self._found.spread, again.max_rel_error)
+            self._found.spread.widen(again)
             if not again.within:
                 verdict.unsteady[trial] = 0.0
         else:
@@ -266,15 +264,13 @@ class _Verifier:
                 verdict.kept_outputs.append(path)
 
     def _is_within_spread(self, comparison: Comparison, trial: Trial, eager: Any) -> bool:
-        """Tell whether eager differs from itself about as much; in doubt it is run a few times more."""
         batch, padding = batch_of(trial, self._runner.target), poisoned_padding(trial, self._runner.target)
-        for _ in range(_NUM_DOUBTS):
+
+        def run_again() -> Comparison:
             self._put_back()
-            again = compare(eager, self._runner.eager_padded(batch, padding), self._tolerance)
-            self._found.spread = max(self._found.spread, again.max_rel_error)
-            if self._found.spread == 0:
-                return False
-        return comparison.max_rel_error <= 4 * self._found.spread
+            return compare(eager, self._runner.eager_padded(batch, padding), self._tolerance)
+
+        return self._found.spread.explains(comparison, run_again)
 
     def _compare_state(self, verdict: BucketVerdict, eager: Snapshot, replayed: Snapshot) -> None:
         known = {change.path for change in verdict.state_changes}

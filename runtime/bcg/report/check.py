@@ -110,7 +110,8 @@ class CheckReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
 
     Attributes:
         verdict: Match only if every bucket and the prompts match, and something was replayed.
-        spread: How far two eager runs of one batch are apart, relative to the scale; 0 where they agree bitwise.
+        spread: How far two eager runs of one batch are apart, relative to the scale; 0 where they agree bitwise, None
+            where that is no number, as with NaN in one of them.
         ranks: A row from each process that the model is sharded over; empty for one process.
         assembled: What they give together, against one process; None where that was not compared.
         findings: What is wrong, each named by its row of the catalogue where it is known.
@@ -122,7 +123,7 @@ class CheckReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
     options: dict[str, OptionValue]
     verdict: Verdict
     buckets: list[CheckBucket]
-    spread: float = 0.0
+    spread: float | None = 0.0
     prompts: PromptCheck | None = None
     findings: list[Card] = []
     warnings: list[ReportWarning] = []

@@ -47,14 +47,14 @@ class AssembledCheck(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         mean_rel_error: Mean difference from the whole model's eager run, relative to its mean magnitude: the
-            largest over the batches.
+            largest over the batches; None where that is no number, as with NaN in one of them.
         tolerance: What still matches.
         num_batches: Compared, one a bucket.
         differing_ranks: Those whose replay gave other bits than rank 0's.
     """
 
     verdict: Literal["match", "mismatch"]
-    mean_rel_error: float
+    mean_rel_error: float | None
     tolerance: float
     num_batches: int
     differing_ranks: list[int] = []
