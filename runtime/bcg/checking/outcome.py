@@ -7,17 +7,15 @@ from collections.abc import Mapping, Sequence
 from bcg.checking import findings
 from bcg.checking.compare import finite
 from bcg.checking.ranks import rank_failure
-from bcg.checking.verdicts import Verification
+from bcg.checking.verdicts import Verification, joined_verdict
 from bcg.errors import CheckFailure
 from bcg.report import Card, CheckBucket, CheckReport, Divergence, Verdict
 from bcg.sweep import BucketCapture
 
 
 def overall_verdict(verdicts: Sequence[Verdict], cards: Sequence[Card]) -> Verdict:
-    """Join verdicts: match only if all match; state that moved on is a mismatch of the whole."""
-    if "mismatch" in verdicts or any(card.hazard == "S13" for card in cards):
-        return "mismatch"
-    return "match" if verdicts and set(verdicts) == {"match"} else "inconclusive"
+    """Join verdicts; state that moved on is a mismatch of the whole."""
+    return "mismatch" if any(card.hazard == "S13" for card in cards) else joined_verdict(verdicts)
 
 
 def bucket_row(verification: Verification, result: BucketCapture, divergences: Mapping[int, Divergence]) -> CheckBucket:

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from bcg.alignment import Alignment
 from bcg.checking.compare import finite
+from bcg.checking.verdicts import joined_verdict
 from bcg.checking.verification import CHECK_SEED
 from bcg.context import ForwardContext, forward_context
 from bcg.errors import CheckFailure, ModelError
 from bcg.inputs import Batch
 from bcg.nearness import LOOSE_MEAN
-from bcg.report import AssembledCheck, CheckReport, RankVerdict, ReportWarning, Verdict
+from bcg.report import AssembledCheck, CheckReport, RankVerdict, ReportWarning
 from bcg.runner import GraphRunner
 from bcg.structure import storage_bytes, tensors_in
 from bcg.target import Target, make_batch
@@ -42,7 +43,7 @@ def check_ranks(target: Target, report: CheckReport, load_whole: Callable[[], Ta
     verdicts = [row.verdict for row in rows] + ([] if assembled is None else [assembled.verdict])
     return msgspec.structs.replace(
         report,
-        verdict=_overall(verdicts),
+        verdict=joined_verdict(verdicts),
         ranks=rows,
         assembled=assembled,
         warnings=[*report.warnings, *warnings],
@@ -78,12 +79,6 @@ def _own_verdict(rank: int, report: CheckReport) -> RankVerdict:
         num_replays=sum(bucket.num_replays for bucket in report.buckets),
         reasons=[f"{bucket.tokens} tokens: {reason}" for bucket in report.buckets for reason in bucket.reasons],
     )
-
-
-def _overall(verdicts: Sequence[Verdict]) -> Verdict:
-    if "mismatch" in verdicts:
-        return "mismatch"
-    return "match" if set(verdicts) == {"match"} else "inconclusive"
 
 
 def _compare_assembled(

@@ -89,10 +89,7 @@ class Verification:
     @property
     def verdict(self) -> Verdict:
         """Mismatch if one bucket mismatches; match only if all match."""
-        verdicts = [bucket.verdict for bucket in self.buckets]
-        if "mismatch" in verdicts:
-            return "mismatch"
-        return "match" if verdicts and set(verdicts) == {"match"} else "inconclusive"
+        return joined_verdict([bucket.verdict for bucket in self.buckets])
 
     @property
     def matches(self) -> bool:
@@ -113,6 +110,13 @@ class LostDeviceError(BcgError):
             hint="run it again with CUDA_LAUNCH_BLOCKING=1 to see where, or leave out the bucket",
         )
         self.verification = verification
+
+
+def joined_verdict(verdicts: Sequence[Verdict]) -> Verdict:
+    """Join verdicts: mismatch if one is; match only if all are, and there is one."""
+    if "mismatch" in verdicts:
+        return "mismatch"
+    return "match" if set(verdicts) == {"match"} else "inconclusive"
 
 
 def worst_trial(trials: Sequence[Trial]) -> Trial | None:

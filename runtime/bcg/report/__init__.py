@@ -4,7 +4,7 @@ Nothing in here measures, and nothing imports torch.
 """
 
 from bcg.report.capture import BucketStatus, CaptureBucket, CaptureReport, CaptureTotals
-from bcg.report.check import CheckBucket, CheckReport, CheckTiming, Divergence, PromptCheck, Verdict
+from bcg.report.check import CheckBucket, CheckReport, CheckTiming, Divergence, PromptCheck
 from bcg.report.common import (
     SCHEMA_VERSION,
     BreakRow,
@@ -15,6 +15,7 @@ from bcg.report.common import (
     OptionValue,
     ReportWarning,
     SegmentRow,
+    Verdict,
     Weights,
 )
 from bcg.report.file import (

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import msgspec
 
-from bcg.report.common import SCHEMA_VERSION, Environment, ModelInfo, OptionValue, ReportWarning
+from bcg.report.common import SCHEMA_VERSION, Environment, ModelInfo, OptionValue, ReportWarning, Verdict
 from bcg.report.findings import Card
 from bcg.report.ranks import AssembledCheck, RankVerdict
-
-Verdict: TypeAlias = Literal["match", "mismatch", "inconclusive"]
 
 
 class Divergence(msgspec.Struct, frozen=True, kw_only=True):

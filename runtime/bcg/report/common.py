@@ -13,6 +13,7 @@ BreakSource: TypeAlias = Literal[
 ]
 ModelSource: TypeAlias = Literal["preset", "directory", "hub", "factory"]
 Weights: TypeAlias = Literal["random", "safetensors", "user"]
+Verdict: TypeAlias = Literal["match", "mismatch", "inconclusive"]
 OptionValue: TypeAlias = str | int | float | bool | list[str | int] | None
 
 

@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from bcg.report.common import Verdict
+
 
 class RankRow(msgspec.Struct, frozen=True, kw_only=True):
     """What one rank captured: sums over its buckets, steps of the largest.
@@ -33,7 +35,7 @@ class RankVerdict(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     rank: int
-    verdict: Literal["match", "mismatch", "inconclusive"]
+    verdict: Verdict
     bitwise: bool
     max_rel_error: float | None = None
     num_replays: int = 0
