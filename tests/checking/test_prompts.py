@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ import msgspec
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-from bcg import GraphRunner, UsageError, check, current_forward_context, load_target
+from bcg import GraphRunner, UsageError, check, current_forward_context, eager_on_graph, load_target
 from bcg.checking.compare import Tolerance
-from bcg.checking.prompts import check_prompts, language_model_head
+from bcg.checking.prompts import LanguageModelHead, check_prompts, language_model_head
+from bcg.checking.spread import Spread
+from bcg.errors import ModelError
+from bcg.report import PromptCheck
 from bcg.state import ModelState
 from tests.targets import own_target
 
@@ -128,10 +132,51 @@ def test_a_wrong_replay_of_prompts_is_found(device: str) -> None:
     target = own_target(Baked(), device)
     runner = GraphRunner(target)
     runner.capture((8,))
-    state = ModelState(target.module)
-    found = check_prompts(runner, [[1, 2, 3], [4, 5]], lambda hidden: hidden.flip(-1), state, state.save(), Tolerance())
+    found, spread = checked_prompts(runner, [[1, 2, 3], [4, 5]], lambda hidden: hidden.flip(-1))
     assert found.verdict == "mismatch" and not found.bitwise
-    assert found.num_replayed == 2
+    assert (found.num_replayed, spread.largest) == (2, 0.0)
+
+
+CALLS = itertools.count()
+
+
+class Counting(nn.Module):
+    """Gives something else three times in a row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(10, 4)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.count(self.embedding(input_ids))
+
+    @eager_on_graph
+    def count(self, x: Tensor) -> Tensor:
+        return x + next(CALLS) % 3
+
+
+def test_prompts_on_an_eager_that_differs_from_itself_tell_nothing(device: str) -> None:
+    runner = GraphRunner(own_target(Counting(), device))
+    runner.capture((8,))
+    found, spread = checked_prompts(runner, [[1, 2, 3], [4, 5]])
+    assert (found.verdict, found.bitwise) == ("inconclusive", False)
+    assert spread.largest > 0
+
+
+def checked_prompts(
+    runner: GraphRunner, encoded: list[list[int]], head: LanguageModelHead | None = None
+) -> tuple[PromptCheck, Spread]:
+    state, spread = ModelState(runner.target.module), Spread()
+    return check_prompts(runner, encoded, head, state, state.save(), Tolerance(), spread), spread
+
+
+@pytest.mark.parametrize("language_model", [True], indirect=True, ids=["tied"])
+def test_a_token_that_the_model_does_not_know(language_model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(language_model)
+    tokenizer.add_tokens(["zebrafish"])
+    tokenizer.save_pretrained(language_model)
+    with pytest.raises(ModelError, match="makes token 30522 of 'a zebrafish', the model knows 30522$"):
+        check(str(language_model), buckets=(8,), prompts=["hello", "a zebrafish"], num_rounds=1)
 
 
 def test_a_model_without_a_tokenizer(language_model: Path) -> None:

@@ -26,6 +26,7 @@ from bcg.checking.prompts import (
     language_model_head,
     tokenize,
 )
+from bcg.checking.spread import Spread
 from bcg.checking.verdicts import LostDeviceError, Verification
 from bcg.checking.verification import CHECK_SEED, is_sticky, verify
 from bcg.checking.writes import written_parameters
@@ -253,7 +254,7 @@ class _Check:
             raise UnfinishedCheckError(error, report) from error
         try:
             started = time.perf_counter()
-            prompts = None if encoded is None else self._check_prompts(encoded, after)
+            prompts = None if encoded is None else self._check_prompts(encoded, after, verification.spread)
             timing = msgspec.structs.replace(timing, prompts_ms=_since(started) if encoded else 0.0)
             started = time.perf_counter()
             explanation = explain(
@@ -301,12 +302,12 @@ class _Check:
             timing=msgspec.structs.replace(timing, eager_ms=verification.eager_ms, replay_ms=verification.replay_ms),
         )
 
-    def _check_prompts(self, encoded: Sequence[Sequence[int]], base: Snapshot) -> PromptCheck:
+    def _check_prompts(self, encoded: Sequence[Sequence[int]], base: Snapshot, spread: Spread) -> PromptCheck:
         self._on_step("replaying prompts")
         head = language_model_head(self._target)
         if head is None and is_language_model(self._target):
             self._warnings.append(headless_warning(self._target))
-        found = check_prompts(self._runner, encoded, head, self._state, base, self._tolerance)
+        found = check_prompts(self._runner, encoded, head, self._state, base, self._tolerance, spread)
         if found.num_eager:
             largest = max(self._runner.graphs)
             self._warnings.append(

@@ -24,7 +24,7 @@ def default_inputs(name: str, module: nn.Module, first_position: int | None = No
     Raises:
         ModelError: If the module has neither a vocabulary size nor an embedding.
     """
-    vocabulary = _vocabulary_size(module)
+    vocabulary = vocabulary_size(module)
     if vocabulary is None:
         raise ModelError(
             f"{name} has no vocabulary to draw input_ids from: no config.vocab_size, no nn.Embedding",
@@ -51,7 +51,8 @@ def forward_options(module: nn.Module) -> dict[str, Any]:
     return {"use_cache": False} if _takes_use_cache(module) else {}
 
 
-def _vocabulary_size(module: nn.Module) -> int | None:
+def vocabulary_size(module: nn.Module) -> int | None:
+    """Return how many token ids a module knows; None where nothing tells."""
     size = getattr(_text_config(module), "vocab_size", None)
     if isinstance(size, int) and size > 0:
         return size
