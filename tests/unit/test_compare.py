@@ -58,6 +58,27 @@ def test_the_verdict_of_a_time(factor: float, noise: float, verdict: str) -> Non
     assert all(change.change == pytest.approx(factor - 1) for change in found)
 
 
+@pytest.mark.parametrize(
+    ("factor", "noise", "verdict"),
+    [
+        (1.02, 0.025, "SAME"),
+        (1.02, 0.027, "UNCLEAR"),
+        (0.98, 0.025, "SAME"),
+        (0.98, 0.028, "UNCLEAR"),
+        (1.03, 0.025, "SLOWER"),
+        (1.03, 0.026, "UNCLEAR"),
+    ],
+)
+def test_a_time_is_the_same_only_if_all_of_its_interval_is_within_the_gate(
+    factor: float, noise: float, verdict: str
+) -> None:
+    old, new = (times(profile_report(), by, noise) for by in (1.0, factor))
+    found = steps(compare_reports(old, new, gate=0.05))
+    assert {change.verdict for change in found} == {verdict}
+    half = 1.96 * 1.2533 / 1.349 * 2 * noise / math.sqrt(20)  # the quartiles of the rounds are one noise off
+    assert all(change.uncertainty == pytest.approx(factor * half * math.sqrt(2), rel=1e-3) for change in found)
+
+
 def test_only_a_clear_change_beyond_the_gate_is_a_regression() -> None:
     old = profile_report()
     slower = steps(compare_reports(old, times(old, 1.08), gate=0.05))

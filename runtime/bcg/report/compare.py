@@ -17,7 +17,11 @@ from bcg.report.profile import ModeSummary, ProfileReport
 Verdict: TypeAlias = Literal["FASTER", "SLOWER", "SMALLER", "LARGER", "SAME", "UNCLEAR"]
 
 SMALLEST_CHANGE = 0.01
-"""Times that changed by less than this part are called SAME: two runs of one program differ by as much."""
+"""Times that changed by less are neither FASTER nor SLOWER: two runs of one program differ by as much."""
+
+_MEDIAN_FROM_QUARTILES = 1.96 * math.sqrt(math.pi / 2) / 1.349
+"""Half the 95 % interval of a median of n normal samples, in interquartile ranges over the root of n: such a range is
+1.349 standard deviations, and a median's standard error the root of pi/2 times that of a mean."""
 
 STEP = "step ms"
 """The one quantity whose spread is measured, round by round."""
@@ -40,8 +44,8 @@ class Change:
         change: New over old, minus 1; 0 where both are 0, infinite where only the old one is.
         uncertainty: Half the width of the 95 % interval of `change`: 0 for bytes and counts, which are exact; None
             where there is no spread to tell.
-        verdict: FASTER, SLOWER for times; SMALLER, LARGER for bytes and counts; SAME; UNCLEAR where the spread
-            is too wide, or unknown, to tell a change of the gate's size from none.
+        verdict: FASTER, SLOWER for times; SMALLER, LARGER for bytes and counts; SAME where a time changed by no more
+            than the gate with all its uncertainty; UNCLEAR where it may have changed by more, or the spread is unknown.
     """
 
     what: str
@@ -84,7 +88,7 @@ def compare_reports(old: Report, new: Report, *, gate: float) -> Comparison:
     Args:
         old: What it was.
         new: What it is.
-        gate: The smallest change that matters, as a part: 0.05 is 5 %. A row whose spread is wider is UNCLEAR.
+        gate: The smallest change that matters, as a part: 0.05 is 5 %.
 
     Raises:
         UsageError: They are of different kinds, of a kind without quantities, or the new one has no row that was
@@ -124,13 +128,13 @@ class _Quantity:
 
     @property
     def half_width(self) -> float | None:
-        """Half the 95 % interval of the median (McGill, Tukey and Larsen 1978), as a part of the value."""
+        """Half the 95 % interval of the median, by the quartiles of samples taken as normal; a part of the value."""
         if not self.is_time:
             return 0.0
         if len(self.samples) < 4 or self.value <= 0:
             return None
         low, _, high = statistics.quantiles(self.samples, n=4)
-        return 1.57 * (high - low) / math.sqrt(len(self.samples)) / self.value
+        return _MEDIAN_FROM_QUARTILES * (high - low) / math.sqrt(len(self.samples)) / self.value
 
 
 @dataclass(frozen=True)
@@ -294,7 +298,7 @@ def _verdict(change: float, uncertainty: float | None, gate: float, *, is_time: 
         return "LARGER" if change > 0 else "SMALLER" if change < 0 else "SAME"
     if abs(change) > max(uncertainty, SMALLEST_CHANGE):
         return "SLOWER" if change > 0 else "FASTER"
-    return "UNCLEAR" if uncertainty > gate else "SAME"
+    return "SAME" if abs(change) + uncertainty <= gate else "UNCLEAR"
 
 
 def _differences(old: Report, new: Report) -> Iterator[str]:
