@@ -54,6 +54,11 @@ def _compare(file: Path, against: Path, gate: float | None) -> None:
     resolution = DEFAULT_RESOLUTION if gate is None else gate / 100
     comparison = compare_reports(read_report(against), read_report(file), gate=resolution)
     console.data(comparison_view(comparison, str(against), str(file)))
+    if comparison.differences:
+        console.warning(
+            f"the two runs differ in more than what is measured: {'; '.join(comparison.differences)}",
+            hint="compare runs of one device, with the same versions and options",
+        )
     if gate is not None:
         _warn_of_unclear(comparison)
         _judge(comparison, gate)

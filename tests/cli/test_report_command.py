@@ -102,6 +102,21 @@ def test_a_gate_does_not_pass_when_no_step_time_could_be_judged(bcg, saved: Path
     assert "error: none of 25 step times could be judged\n" in shown.err
 
 
+def test_what_makes_two_runs_hard_to_compare_is_a_warning(bcg, saved: Path, tmp_path: Path) -> None:
+    old = profile_report()
+    write_report(
+        profile_report(environment=msgspec.structs.replace(old.environment, device="NVIDIA H200", torch="2.13.0")),
+        tmp_path / "new.json",
+    )
+    shown = bcg("report", tmp_path / "new.json", "--against", saved, "--gate", "5")
+    assert shown.code == 0
+    assert shown.err.startswith(
+        "warning: the two runs differ in more than what is measured: device: NVIDIA H100 80GB HBM3 before, NVIDIA H200 "
+        "now; torch: 2.11.0+cu130 before, 2.13.0 now\nhint: compare runs of one device"
+    )
+    assert "runs differ" not in bcg("report", saved, "--against", saved).err
+
+
 def test_a_gate_says_that_a_time_measured_once_is_not_judged(bcg, tmp_path: Path) -> None:
     write_report(gpu_report(), tmp_path / "c.json")
     shown = bcg("report", tmp_path / "c.json", "--against", tmp_path / "c.json", "--gate", "5")

@@ -174,7 +174,7 @@ def test_facts_and_options_that_differ_are_named() -> None:
         options={"tokens": [32], "rounds": 4, "attention_break": False, "break": ["*.mlp"], "seed": 1, "tp": 2},
     )
     assert compare_reports(old, new, gate=0.05).differences == [
-        "weights: 8,190,735,360 parameters in bfloat16 before, 8,190,735,360 parameters in float32 now",
+        "weights: bfloat16 before, float32 now",
         "device: NVIDIA H100 80GB HBM3 before, NVIDIA H200 now",
         "driver: 580.95.05 before, none now",
         "transformers: 5.17.0 before, 5.24.0 now",
@@ -198,6 +198,10 @@ def _wrong(bucket: ProfileBucket, mode: str) -> ProfileBucket:
 def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(UsageError, match="^a profile report can't be compared with a capture report$"):
         compare_reports(gpu_report(), profile_report(), gate=0.05)
+    model, name = gpu_report().model, "qwen3-0.6b with 596,049,920 parameters"
+    for other in (rename(model, name="qwen3-8b"), rename(model, num_parameters=9)):
+        with pytest.raises(UsageError, match=f"^the old report is of {name}, the new one of {other.name} with "):
+            compare_reports(gpu_report(), gpu_report(model=other), gate=0.05)
     with pytest.raises(UsageError, match="^the two reports have no row in common"):
         compare_reports(profile_report(), profile_report(buckets=[], modes=[]), gate=0.05)
     with pytest.raises(UsageError, match="^the two reports have no row in common"):

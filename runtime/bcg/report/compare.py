@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 from bcg.errors import UsageError
 from bcg.report.capture import CaptureReport
-from bcg.report.common import ModelInfo, OptionValue
+from bcg.report.common import OptionValue
 from bcg.report.file import Report
 from bcg.report.profile import ModeSummary, ProfileReport
 
@@ -91,8 +91,8 @@ def compare_reports(old: Report, new: Report, *, gate: float) -> Comparison:
         gate: The smallest change that matters, as a part: 0.05 is 5 %.
 
     Raises:
-        UsageError: They are of different kinds, of a kind without quantities, or the new one has no row that was
-            measured in the old one.
+        UsageError: They are of different kinds, of a kind without quantities, of two models, or the new one has no
+            row that was measured in the old one.
     """
     kinds = [report.__struct_config__.tag for report in (old, new)]
     if type(old) is not type(new):
@@ -100,6 +100,9 @@ def compare_reports(old: Report, new: Report, *, gate: float) -> Comparison:
             f"a {kinds[1]} report can't be compared with a {kinds[0]} report", hint="give two of the same kind"
         )
     before, after = _rows(old), _rows(new)
+    models = [f"{report.model.name} with {report.model.num_parameters:,} parameters" for report in (old, new)]
+    if models[0] != models[1]:
+        raise UsageError(f"the old report is of {models[0]}, the new one of {models[1]}", hint="give two of one model")
     if not any(row.quantities and what in after for what, row in before.items()):
         raise UsageError(
             "the two reports have no row in common: other token counts or modes, or nothing measured",
@@ -303,8 +306,7 @@ def _verdict(change: float, uncertainty: float | None, gate: float, *, is_time: 
 
 def _differences(old: Report, new: Report) -> Iterator[str]:
     facts: list[tuple[str, OptionValue, OptionValue]] = [
-        ("model", old.model.name, new.model.name),
-        ("weights", _weights(old.model), _weights(new.model)),
+        ("weights", old.model.dtype, new.model.dtype),
     ]
     facts += [(fact, getattr(old.environment, fact), getattr(new.environment, fact)) for fact in _FACTS]
     shared = [option for option in old.options if option in new.options and option not in _TOLD_ELSEWHERE]
@@ -312,10 +314,6 @@ def _differences(old: Report, new: Report) -> Iterator[str]:
     for fact, before, after in facts:
         if before != after:
             yield f"{fact.replace('_', ' ')}: {_in_words(before)} before, {_in_words(after)} now"
-
-
-def _weights(model: ModelInfo) -> str:
-    return f"{model.num_parameters:,} parameters in {model.dtype}"
 
 
 def _in_words(value: OptionValue) -> str:
