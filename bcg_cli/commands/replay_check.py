@@ -121,7 +121,7 @@ def replay_check(
     with console.users_code(), console.steps() as steps, ranks.joined(place) as world:
         steps.begin(f"making {model}")
         from bcg.checking import UnfinishedCheckError, check, check_ranks, failure_of
-        from bcg.diagnose import failures_explained, load_with_breaks
+        from bcg.diagnose import Diagnosis, failures_explained, load_with_breaks
         from bcg.target import Target
 
         load = ModelLoader(model, place, None if dtype is None else dtype.value, seed, globs, ep, world)
@@ -131,9 +131,9 @@ def replay_check(
 
         started = time.perf_counter()
         if auto_break:
-            target, _ = load_with_breaks(load, buckets_for, attention_break, False, steps.begin)
+            target, diagnosis = load_with_breaks(load, buckets_for, attention_break, False, steps.begin)
         else:
-            target = load(attention_break)
+            target, diagnosis = load(attention_break), Diagnosis()
         model_ms = (time.perf_counter() - started) * 1e3
         options["tokens"] = list(buckets_for(target))
         unfinished = None
@@ -159,7 +159,11 @@ def replay_check(
         if world is not None:
             whole = None if target.info.source == "factory" else lambda: load.whole(attention_break)
             report = check_ranks(target, report, whole)
-    report = msgspec.structs.replace(report, timing=msgspec.structs.replace(report.timing, model_ms=model_ms))
+    report = msgspec.structs.replace(
+        report,
+        timing=msgspec.structs.replace(report.timing, model_ms=model_ms),
+        automatic_breaks=diagnosis.automatic_breaks,
+    )
     if not talks(world):
         return
     deliver(report, json, html)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bcg.report import CheckReport, PromptCheck
 from bcg_cli.views.check_table import divergence_words, prompts_words, spread_words, verdict_words
-from bcg_cli.views.html import about_lines, card_sections, footer, options_section, warning_sections
+from bcg_cli.views.html import about_lines, automatic_sections, card_sections, footer, options_section, warning_sections
 from bcg_cli.views.page import Tile, bullets, header, page, section, table, tiles
 from bcg_cli.views.ranks import VERDICT_CLASS, marked, verdicts_section
 from bcg_cli.views.table import format_error
@@ -24,6 +24,7 @@ def check_page(report: CheckReport) -> str:
         section(
             "Token counts", "Every replay against eager on the same inputs.", _bucket_table(report) + _notes(report)
         ),
+        *automatic_sections(report.automatic_breaks),
         *([_prompts_section(report.prompts)] if report.prompts else []),
         *([verdicts_section(report.ranks, report.assembled)] if report.ranks else []),
         section("Time", "Wall time of the parts of the check.", _timing(report)),

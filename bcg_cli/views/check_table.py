@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from bcg.report import CheckBucket, CheckReport, Divergence, PromptCheck, Verdict
-from bcg_cli.views.findings import card_view
+from bcg_cli.views.findings import automatic_breaks_view, card_view
 from bcg_cli.views.ranks import VERDICT_STYLE, verdict_lines
 from bcg_cli.views.table import RuledTable, format_error, header_text, warning_text
 
@@ -26,6 +26,8 @@ def check_view(report: CheckReport) -> RenderableType:
         *_notes(report),
     ]
     parts += verdict_lines(report.ranks, report.assembled)
+    if report.automatic_breaks:
+        parts += [Text(), automatic_breaks_view(report.automatic_breaks)]
     for warning in report.warnings:
         parts += [Text(), warning_text(warning)]
     for card in report.findings:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bcg.report import CaptureReport, ProfileReport, read_report
+from bcg.report import CaptureReport, CheckReport, ProfileReport, read_report
 
 READS_DEEP_INSIDE = """
 import torch
@@ -92,6 +92,19 @@ def test_a_profile_measures_the_breakable_mode_with_them(bcg: Any, model: str, t
     assert isinstance(report, ProfileReport)
     (bucket,) = report.buckets
     assert [row.status for row in bucket.modes] == ["measured", "measured"]
+
+
+def test_a_check_tells_the_automatic_breaks_that_it_was_made_with(bcg: Any, model: str, tmp_path: Path) -> None:
+    path, page = tmp_path / "report.json", tmp_path / "report.html"
+    words = ("replay-check", model, "--device", "cpu", "--tokens", "4,8", "--auto-break")
+    done = bcg(*words, "--json", path, "--html", page)
+    assert done.code == 0, done.err
+    report = read_report(path)
+    assert isinstance(report, CheckReport)
+    (found,) = report.automatic_breaks
+    assert (found.card.hazard, found.option) == ("L1", "--break 'layers.1.0'")
+    assert "Automatic breaks, verified by replays with other inputs" in done.out
+    assert "Nobody asked for these; replays with other inputs showed them right." in page.read_text()
 
 
 def test_without_automatic_breaks_the_card_says_what_to_do(bcg: Any, model: str) -> None:

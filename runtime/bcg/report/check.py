@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from bcg.report.common import SCHEMA_VERSION, Environment, ModelInfo, OptionValue, ReportWarning, Verdict
-from bcg.report.findings import Card
+from bcg.report.findings import AutomaticBreak, Card
 from bcg.report.ranks import AssembledCheck, RankVerdict
 
 
@@ -113,6 +113,7 @@ class CheckReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
         ranks: A row from each process that the model is sharded over; empty for one process.
         assembled: What they give together, against one process; None where that was not compared.
         findings: What is wrong, each named by its row of the catalogue where it is known.
+        automatic_breaks: Those that it was checked with and nobody asked for, and why they are there.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -128,6 +129,7 @@ class CheckReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
     timing: CheckTiming
     ranks: list[RankVerdict] = []
     assembled: AssembledCheck | None = None
+    automatic_breaks: list[AutomaticBreak] = []
 
     @property
     def on_host(self) -> bool:
