@@ -56,14 +56,24 @@ def show(report: Report, json: Path | None) -> None:
 
 
 def write(report: Report, json: Path | None, html: Path | None) -> None:
-    """Writes a report as JSON and as a page, where these were asked for."""
-    from bcg_cli.views.kinds import html_page
+    """Writes a report as JSON and as a page, where these were asked for; each even where the other can't be written."""
+    try:
+        _write_json(report, json)
+    finally:
+        _write_page(report, html)
 
-    if html is not None:
-        write_whole(html_page(report).encode(), html)
-        console.note(f"page written to {html}")
+
+def _write_json(report: Report, json: Path | None) -> None:
     if json == STDOUT:
         console.raw_data(encode_report(report))
     elif json is not None:
         write_report(report, json)
         console.note(f"report written to {json}")
+
+
+def _write_page(report: Report, html: Path | None) -> None:
+    from bcg_cli.views.kinds import html_page
+
+    if html is not None:
+        write_whole(html_page(report).encode(), html)
+        console.note(f"page written to {html}")

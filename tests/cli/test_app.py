@@ -11,9 +11,10 @@ import pytest
 from typer.main import get_command
 
 from bcg import __version__
-from bcg.errors import BcgError, CaptureError, CheckFailure, UsageError
-from bcg.report import Card, write_report
+from bcg.errors import BcgError, CaptureError, CheckFailure, ReportError, UsageError
+from bcg.report import Card, read_report, write_report
 from bcg_cli.app import app
+from bcg_cli.delivery import write
 from tests.cli.reports import gpu_report
 
 
@@ -129,6 +130,16 @@ def test_a_stdout_that_takes_nothing_is_one_line(tmp_path: Path, redirection: st
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"note: page written to {tmp_path}/c.html\n{message}"
+
+
+def test_the_report_and_its_page_are_written_each_even_where_the_other_can_not_be(tmp_path: Path) -> None:
+    json, html, nowhere = tmp_path / "c.json", tmp_path / "c.html", tmp_path / "gone" / "file"
+    with pytest.raises(ReportError, match="^cannot write report .*gone/file: "):
+        write(gpu_report(), json, nowhere)
+    assert read_report(json) == gpu_report()
+    with pytest.raises(ReportError, match="^cannot write report .*gone/file: "):
+        write(gpu_report(), nowhere, html)
+    assert html.read_text().endswith("</html>\n")
 
 
 def test_no_color_is_honoured(bcg: Any, monkeypatch: pytest.MonkeyPatch) -> None:
