@@ -20,7 +20,7 @@ from bcg.nearness import LOOSE_MEAN
 from bcg.report import AssembledCheck, CheckReport, RankVerdict, ReportWarning
 from bcg.runner import GraphRunner
 from bcg.structure import storage_bytes, tensors_in
-from bcg.target import Target, make_batch
+from bcg.target import Target, first_line, make_batch
 
 
 def check_ranks(target: Target, report: CheckReport, load_whole: Callable[[], Target] | None) -> CheckReport:
@@ -51,14 +51,23 @@ def check_ranks(target: Target, report: CheckReport, load_whole: Callable[[], Ta
 
 
 def rank_failure(report: CheckReport) -> CheckFailure | None:
-    """Return what the verdicts of ranks, or of all together, mean as an error; None where all match."""
+    """Return what ranks, or all together, mean as an error, a mismatch before what is unclear; None if all match."""
     for row in report.ranks:
-        if row.verdict != "match":
-            reason = row.reasons[0] if row.reasons else row.verdict
-            return CheckFailure(f"rank {row.rank}: replay is not its own eager: {reason}")
-    found = report.assembled
-    if found is None or found.verdict == "match":
-        return None
+        if row.verdict == "mismatch":
+            return CheckFailure(f"rank {row.rank}: replay is not its own eager: {_first_reason(row)}")
+    if report.assembled is not None and report.assembled.verdict == "mismatch":
+        return _assembled_failure(report.assembled)
+    for row in report.ranks:
+        if row.verdict == "inconclusive":
+            return CheckFailure(f"the check is inconclusive on rank {row.rank}: {_first_reason(row)}")
+    return None
+
+
+def _first_reason(row: RankVerdict) -> str:
+    return next(iter(row.reasons), "see the report")
+
+
+def _assembled_failure(found: AssembledCheck) -> CheckFailure:
     if found.differing_ranks:
         return CheckFailure(f"rank {found.differing_ranks[0]} computes other bits than rank 0")
     error = "NaN or infinity" if found.mean_rel_error is None else f"{found.mean_rel_error:.2g}"
@@ -99,6 +108,8 @@ def _compare_assembled(
             errors = [_error(whole, batch, output) for batch, output in zip(batches, outputs, strict=True)]
         except ModelError as failed:
             errors = failed.message
+        except torch.OutOfMemoryError as failed:
+            errors = f"the whole model does not fit into the memory of one process: {first_line(failed)}"
     found = ranks.exchange(errors)[0]
     if isinstance(found, str):
         return None, [_not_compared(found)]
