@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -53,12 +54,12 @@ def make_inputs(num_tokens: int, device: torch.device, generator: torch.Generato
 
 
 class Doubling(nn.Module):
-    fits = True
+    fits, turns = True, False
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.fits:
             raise torch.OutOfMemoryError("planted")
-        return x * 2
+        return torch.complex(x, -x if self.turns else x) * 2
 
 
 def test_a_whole_model_that_does_not_fit_is_not_compared() -> None:
@@ -72,6 +73,17 @@ def test_a_whole_model_that_does_not_fit_is_not_compared() -> None:
     (warning,) = found.warnings
     assert warning.message == "the sharded model was not compared with one process"
     assert warning.cause == "the whole model does not fit into the memory of one process: planted"
+
+
+@pytest.mark.parametrize("turns", [False, True])
+def test_both_parts_of_complex_numbers_are_compared_with_the_whole_model(turns: bool) -> None:
+    target, whole = (own_target(Doubling(), "cpu", make_inputs) for _ in range(2))
+    whole.module.turns = turns
+    target.alignment = Alone()
+    row = CheckBucket(tokens=8, verdict="match", bitwise=True, num_replays=6, num_launches=6)
+    found = check_ranks(target, check_report(buckets=[row]), lambda: whole)
+    assert found.assembled is not None
+    assert found.assembled.verdict == ("mismatch" if turns else "match")
 
 
 def test_a_difference_from_one_process_that_is_no_number_is_in_the_report() -> None:

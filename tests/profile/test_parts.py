@@ -176,6 +176,22 @@ def test_alternated_rounds_are_noted(num_ranks: int | None, cause: str) -> None:
     assert note.cause == cause
 
 
+def test_agreement_compares_both_parts_of_complex_numbers() -> None:
+    one = torch.complex(torch.linspace(1, 2, 8), torch.linspace(1, 2, 8))
+    assert agreement(one, one * (1 + 1e-6)).within
+    assert not agreement(one, one.conj().resolve_conj()).within
+    spoilt = one.clone()
+    spoilt.imag[3] = torch.nan
+    assert agreement(spoilt, spoilt.clone()).within
+    assert not agreement(spoilt, one).within and not agreement(one, spoilt).within
+
+
+def test_an_exact_result_of_fewer_tensors_is_refused() -> None:
+    one = torch.ones(4)
+    with pytest.raises(ValueError, match="shorter"):
+        agreement((one, one), (one, one + 1), (one,))
+
+
 def test_agreement_tells_bits_rounding_and_wrong() -> None:
     one = torch.randn(8, 16)
     assert agreement(one, one.clone()).bitwise

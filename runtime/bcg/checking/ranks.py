@@ -16,7 +16,7 @@ from bcg.checking.verification import CHECK_SEED
 from bcg.context import ForwardContext, forward_context
 from bcg.errors import CheckFailure, ModelError
 from bcg.inputs import Batch
-from bcg.nearness import LOOSE_MEAN
+from bcg.nearness import LOOSE_MEAN, as_doubles
 from bcg.report import AssembledCheck, CheckReport, RankVerdict, ReportWarning
 from bcg.runner import GraphRunner
 from bcg.structure import storage_bytes, tensors_in
@@ -153,7 +153,7 @@ def _error(whole: Target, batch: Batch, output: list[Tensor]) -> float:
     with forward_context(ForwardContext(batch.request_lengths)):
         expected = [tensor.cpu() for tensor in tensors_in(whole(inputs))]
     errors = [
-        float((one.double() - other.double()).abs().mean() / one.double().abs().mean())
-        for one, other in zip(expected, output, strict=True)
+        float((one - other).abs().mean() / one.abs().mean())
+        for one, other in zip(map(as_doubles, expected), map(as_doubles, output), strict=True)
     ]
     return max(error if error == error else float("inf") for error in errors)

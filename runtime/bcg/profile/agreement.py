@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bcg.checking.yardstick import ExactErrors, exact_errors
+from bcg.nearness import as_doubles
 from bcg.structure import same_bits, tensors_in
 
 _LIMITS = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
@@ -77,9 +77,9 @@ def agreement(expected: Any, got: Any, exact: Any = None) -> Agreement:
     ones, others = tensors_in(expected), tensors_in(got)
     if len(ones) != len(others):
         return _APART
-    exacts = itertools.repeat(None) if exact is None else tensors_in(exact)
+    exacts = [None] * len(ones) if exact is None else tensors_in(exact)
     total = Agreement()
-    for one, other, exactly in zip(ones, others, exacts, strict=False):
+    for one, other, exactly in zip(ones, others, exacts, strict=True):
         total = total.beside(_tensors(one, other, exactly))
     return total
 
@@ -87,20 +87,23 @@ def agreement(expected: Any, got: Any, exact: Any = None) -> Agreement:
 def _tensors(expected: Tensor, got: Tensor, exact: Tensor | None) -> Agreement:
     if expected.shape != got.shape or expected.dtype != got.dtype:
         return _APART
-    is_same = same_bits(expected, got)
-    if not is_same and not _same_where_infinite(expected, got):
+    if same_bits(expected, got):
+        return Agreement(exact=_errors(expected, got, exact))
+    one, other = as_doubles(expected), as_doubles(got)
+    if not _same_where_infinite(one, other):
         return _APART
-    errors: tuple[ExactErrors, ...] = ()
-    if exact is not None and expected.is_floating_point():
-        errors = (exact_errors(expected, got, exact.to(expected.device)),)
-    if is_same:
-        return Agreement(exact=errors)
-    finite = expected.isfinite()
-    one, other = (torch.where(finite, tensor.double(), 0.0) for tensor in (expected, got))
-    error, norm = one - other, float(one.norm())
+    errors = _errors(expected, got, exact)
+    finite = one.isfinite()
+    error, norm = torch.where(finite, one - other, 0.0), float(torch.where(finite, one, 0.0).norm())
     relative = float(error.norm()) / norm if norm else float("inf")
-    alike = bool(errors) or relative <= _LIMITS.get(expected.dtype, 0.0)
+    alike = bool(errors) or relative <= _LIMITS.get(expected.dtype.to_real(), 0.0)
     return Agreement(False, alike, float(error.abs().max()), relative, errors)
+
+
+def _errors(expected: Tensor, got: Tensor, exact: Tensor | None) -> tuple[ExactErrors, ...]:
+    if exact is None or not expected.is_floating_point():
+        return ()
+    return (exact_errors(expected, got, exact.to(expected.device)),)
 
 
 def _same_where_infinite(expected: Tensor, got: Tensor) -> bool:
