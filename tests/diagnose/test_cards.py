@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 
+from bcg.checking.findings import make_card
 from bcg.diagnose.cards import card_of_error, cards_of
 from bcg.diagnose.survey import Finding
 from bcg.errors import CaptureError, Place
@@ -66,6 +69,12 @@ def test_the_errors_own_hazard_and_place_come_first() -> None:
         "layers.0",
         "model.py:3",
     )
+
+
+def test_a_shell_takes_the_option_of_every_card_as_one_path() -> None:
+    (found,) = cards_of([Finding("L1", "", "no", ("the 'x' layer",), "")])
+    for card in (found, make_card("S2", "", module="the 'x' layer")):
+        assert shlex.split(card.break_option) == ["--break", "the 'x' layer"]
 
 
 def test_one_card_for_one_line_in_many_layers() -> None:

@@ -18,6 +18,7 @@ from bcg.checking.verdicts import Verification
 from bcg.device.base import Pool
 from bcg.hazards import HAZARDS
 from bcg.report import Card, ReportWarning
+from bcg.rules import break_words
 from bcg.segment_tape import FirstRead, Operation
 from bcg.state import Change, ModelState, Snapshot
 from bcg.structure import storage_key
@@ -50,7 +51,7 @@ def make_card(
         module=module,
         source_line=source_line,
         remedy=remedy or (row.remedy if row else ""),
-        break_option=f"--break '{module}'" if module and hazard in _HELPED_BY_A_BREAK else "",
+        break_option=break_words(module) if hazard in _HELPED_BY_A_BREAK else "",
         occurrences=occurrences,
     )
 

@@ -13,6 +13,7 @@ from bcg.errors import CaptureError, UsageError
 from bcg.functions import FunctionReference, code_of, find_function
 from bcg.hazards import HAZARDS
 from bcg.report import AutomaticBreak, Card
+from bcg.rules import break_words
 from bcg.target import Target
 from bcg.whereabouts import from_search_path, is_users
 
@@ -46,7 +47,7 @@ def card_of(finding: Finding, occurrences: int = 1) -> Card:
         source_line=finding.source,
         driver_text=finding.driver_text,
         remedy=hazard.remedy,
-        break_option=_break_words(finding.module),
+        break_option=break_words(finding.module),
         occurrences=occurrences,
     )
 
@@ -95,12 +96,7 @@ def _option(remedy: Remedy, finding: Finding) -> str:
         words = remedy.place.path
     if remedy.function is not None and not _can_be_named(remedy.function):
         words = finding.module
-    return _break_words(words)
-
-
-def _break_words(words: str) -> str:
-    quoted = words.replace("'", "'\"'\"'")
-    return f"--break '{quoted}'" if words else ""
+    return break_words(words)
 
 
 def _can_be_named(function: FunctionReference) -> bool:
@@ -143,7 +139,7 @@ def card_of_error(error: CaptureError) -> Card | None:
         source_line=(place.source if place else None) or "",
         driver_text=error.driver_text or next((line.strip() for line in text.splitlines() if "CUDA error" in line), ""),
         remedy=hazard.remedy,
-        break_option=_break_words(module),
+        break_option=break_words(module),
     )
 
 
