@@ -129,7 +129,11 @@ ExpertParallelOption = Annotated[
 RankTimeoutOption = Annotated[
     float,
     typer.Option(
-        "--rank-timeout", min=1, metavar="SECONDS", help="End the run when a rank makes no progress for so long."
+        "--rank-timeout",
+        min=1,
+        max=1e6,
+        metavar="SECONDS",
+        help="End the run when a rank makes no progress for so long.",
     ),
 ]
 JsonOption = Annotated[

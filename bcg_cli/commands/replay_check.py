@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -139,7 +140,8 @@ def replay_check(
         unfinished = None
         try:
             # Explaining runs the model again, and a rank can't do that alone.
-            with contextlib.nullcontext() if world else failures_explained(target, buckets_for(target)):
+            explained = contextlib.nullcontext() if world else failures_explained(target, buckets_for(target))
+            with _pointing_to_automatic_breaks(auto_break), explained:
                 report = check(
                     target,
                     buckets=buckets_for(target),
@@ -170,3 +172,16 @@ def replay_check(
     failure = unfinished or failure_of(report)
     if failure is not None:
         raise failure
+
+
+@contextlib.contextmanager
+def _pointing_to_automatic_breaks(has_them: bool) -> Iterator[None]:
+    """Let a failed capture say that breaks could be found by themselves, as `bcg capture` does by default."""
+    from bcg.errors import CaptureError
+
+    try:
+        yield
+    except CaptureError as error:
+        if not has_them:
+            error.hint = f"give --auto-break to check with the breaks of `bcg capture`; or {error.hint}"
+        raise

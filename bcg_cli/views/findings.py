@@ -53,7 +53,7 @@ def card_view(card: Card) -> RenderableType:
 def automatic_breaks_view(breaks: Sequence[AutomaticBreak]) -> RenderableType:
     """Returns which breaks were added, why, whether replays showed them right, and what makes them explicit."""
     doubt = next((item.doubt for item in breaks if item.doubt), "")
-    verified = f"not verified: {doubt}" if doubt else "verified by replays with other inputs"
+    verified = f"not verified: {doubt}" if doubt else "verified by replays of full buckets with other inputs"
     parts: list[RenderableType] = [
         Text.assemble(("Automatic breaks", "bold"), (f", {verified}", "yellow" if doubt else "bold"))
     ]

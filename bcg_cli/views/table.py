@@ -25,7 +25,7 @@ NOT_FOLLOWED = "captured without following operations: modules and what it reads
 
 MAX_WIDTH = 1000
 RULED = Box("    \n    \n ── \n    \n    \n ── \n    \n    \n")
-ORIGINS = {"random": "random", "safetensors": "from safetensors", "user": "as the factory made them"}
+ORIGINS = {"random": "random", "safetensors": "from safetensors", "user": "as the factory made them, in eval mode"}
 _STATUS_STYLE = {"captured": "green", "out of memory": "yellow", "failed": "red"}
 
 

@@ -18,7 +18,7 @@ from bcg.errors import BcgError, CaptureError, ReplayError, UsageError
 from bcg.graph import BreakableCUDAGraph, Turn
 from bcg.inputs import SEQUENCE_INDEX, Batch, with_numbers
 from bcg.rules import refuse_unmet
-from bcg.structure import map_tensors
+from bcg.structure import map_tensors, storage_key
 from bcg.sweep import BucketCapture, Sweep
 from bcg.target import Target
 
@@ -73,6 +73,22 @@ class GraphRunner:
             ReplayError: Nothing was captured, or nothing so large.
         """
         return self._captured().inputs.views(tokens)
+
+    def written_inputs(self) -> tuple[str, ...]:
+        """Names of the inputs that segments write to, as far as the tape followed: a replay writes to the static ones.
+
+        Raises:
+            ReplayError: Nothing was captured.
+        """
+        captured = self._captured()
+        written = {
+            key
+            for graph in captured.graphs.values()
+            for segment in graph.segments
+            for key in segment.tape.written_externals
+        }
+        views = captured.inputs.views(min(captured.graphs))
+        return tuple(name for name, view in views.items() if storage_key(view) in written)
 
     @property
     def num_replays(self) -> int:

@@ -78,6 +78,7 @@ class CaptureLog:
         self._rows.append(_bucket_row(result, graph))
         self._warnings += late_compilation_warnings([(result.tokens, result.compiled_at)])
         if graph is not None and not self._map:
+            self._warnings += written_input_warnings(self._runner)
             self._map = {
                 "map_tokens": result.tokens,
                 "map": _step_names(graph),
@@ -116,6 +117,21 @@ class CaptureLog:
             workload=list(workload),
             ranks=list(ranks),
         )
+
+
+def written_input_warnings(runner: GraphRunner) -> list[ReportWarning]:
+    """Warn of inputs that the forward changes in place, as it does with a cache that the caller keeps."""
+    names = runner.written_inputs()
+    if not names:
+        return []
+    return [
+        ReportWarning(
+            code="written-input",
+            message=f"the forward writes to its input {', '.join(map(repr, names))}",
+            cause="a replay writes to the static input of its bucket, and leaves the caller's tensor as it was",
+            remedy="return what it writes, or keep it as a buffer of the module if it must outlast the forward",
+        )
+    ]
 
 
 def rank_rows(runner: GraphRunner, results: Sequence[BucketCapture]) -> list[RankRow]:

@@ -521,3 +521,24 @@ def test_steps_are_looked_at_one_for_one(device: str) -> None:
     with pytest.raises(ValueError, match="longer than argument 1"):
         graph.replay([contextlib.nullcontext])
     assert graph.num_replays == 0
+
+
+class KeepsACache(nn.Module):
+    def forward(self, x: Tensor, cache: Tensor) -> Tensor:
+        cache[: len(x)].add_(x)
+        return x + 1
+
+
+def test_an_input_that_the_forward_writes_to_is_told(device: str) -> None:
+    def make(num_tokens: int, where: torch.device, generator: torch.Generator) -> dict[str, Tensor]:
+        given = make_inputs(num_tokens, where, generator)
+        return given | {"cache": torch.zeros(64, WIDTH, device=where)}
+
+    runner = GraphRunner(own_target(KeepsACache(), device, make))
+    results = runner.capture([8, 4])
+    assert runner.written_inputs() == ("cache",)
+    (warning,) = [one for one in capture_report(runner, results, {}).warnings if one.code == "written-input"]
+    assert warning.message == "the forward writes to its input 'cache'"
+    quiet = GraphRunner(target_of(Requests(), device))
+    quiet.capture([8])
+    assert quiet.written_inputs() == ()

@@ -343,3 +343,35 @@ def test_what_making_inputs_leaves_on_a_module_is_no_match(device: str) -> None:
     runner = GraphRunner(own_target(module, device, make))
     runner.capture(BUCKETS)
     assert verify(runner).verdict != "match"
+
+
+class CountsItsRows(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, float]:
+        return x * 2, len(x) * 1.5
+
+
+def test_a_number_beside_the_tensors_that_depends_on_the_rows_is_a_mismatch(device: str) -> None:
+    found = check(target_of(CountsItsRows(), device), buckets=BUCKETS)
+    assert found.verdict == "mismatch"
+    assert [card.hazard for card in found.findings] == ["S2"]
+    assert "beside its tensors" in found.findings[0].title
+    assert "return tensors only" in found.findings[0].remedy
+    assert all(any("beside its tensors" in reason for reason in bucket.reasons) for bucket in found.buckets)
+
+
+class TellsItsWidth(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, int]:
+        return x * 2, x.shape[1]
+
+
+def test_a_number_beside_the_tensors_that_stays_the_same_is_a_match(device: str) -> None:
+    assert verified(TellsItsWidth(), device).verdict == "match"
+
+
+class ChangesItsType(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x.half() if len(x) % 2 else x.double()
+
+
+def test_a_result_of_another_type_for_other_rows_is_a_mismatch(device: str) -> None:
+    assert verified(ChangesItsType(), device).verdict == "mismatch"

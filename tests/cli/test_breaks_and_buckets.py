@@ -75,7 +75,7 @@ def test_one_read_deep_inside_gives_one_break_around_the_right_module(bcg: Any, 
     assert (row.module, row.source) == ("layers.1.0", "automatic")
     (found,) = report.automatic_breaks
     assert (found.size, found.module, found.option) == ("module", "layers.1.0", "--break 'layers.1.0'")
-    assert "Automatic breaks, verified by replays with other inputs" in done.out
+    assert "Automatic breaks, verified by replays of full buckets with other inputs" in done.out
     assert "--break 'layers.1.0'" in done.out
     assert "@bcg.eager_on_graph  # above forward at " in done.out
     explicit = bcg(*words, "--break", "layers.1.0")
@@ -103,7 +103,7 @@ def test_a_check_tells_the_automatic_breaks_that_it_was_made_with(bcg: Any, mode
     assert isinstance(report, CheckReport)
     (found,) = report.automatic_breaks
     assert (found.card.hazard, found.option) == ("L1", "--break 'layers.1.0'")
-    assert "Automatic breaks, verified by replays with other inputs" in done.out
+    assert "Automatic breaks, verified by replays of full buckets with other inputs" in done.out
     assert "Nobody asked for these; replays with other inputs showed them right." in page.read_text()
 
 

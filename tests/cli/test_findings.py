@@ -36,7 +36,7 @@ def test_a_card_as_text() -> None:
 def test_an_automatic_break_as_text() -> None:
     row = AutomaticBreak(size="module", name="Layer", module="layers.1", option="", decorator="none", card=CARD)
     lines = shown(automatic_breaks_view([row]))
-    assert lines[0] == "Automatic breaks, verified by replays with other inputs"
+    assert lines[0] == "Automatic breaks, verified by replays of full buckets with other inputs"
     assert "driver  [E] <b>first</b> & [bold]more[/bold]" in lines
     doubtful = msgspec.structs.replace(row, other_cards=[CARD, STATE], doubt="eager differs from itself")
     lines = shown(automatic_breaks_view([doubtful]))

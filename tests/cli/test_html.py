@@ -140,4 +140,5 @@ def test_warnings_come_before_everything_else(make: Callable[..., Report]) -> No
 def test_weights_are_called_as_on_the_terminal() -> None:
     report = gpu_report()
     users = msgspec.structs.replace(report.model, weights="user", seed=None)
-    assert "596.05 million bfloat16 weights (1.11 GiB), as the factory made them" in text_of(gpu_report(model=users))
+    told = "596.05 million bfloat16 weights (1.11 GiB), as the factory made them, in eval mode"
+    assert told in text_of(gpu_report(model=users))

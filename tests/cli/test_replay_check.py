@@ -155,6 +155,9 @@ def test_what_cannot_be_captured_is_an_error_or_gets_a_break(bcg: Any, models: P
     done = bcg("replay-check", f"{models}:reading", *WORDS)
     assert done.code == 1
     assert "the host reads a device value inside a segment" in done.err
+    assert "hint: give --auto-break to check with the breaks of `bcg capture`; or " in done.err
+    done = bcg("replay-check", f"{models}:reading", *WORDS, "--auto-break")
+    assert "--auto-break to check" not in done.err
 
 
 def test_json_to_stdout_and_the_page(bcg: Any, tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ from bcg.report import (
 from bcg.rules import forwards_kept
 from bcg.runner import GraphRunner
 from bcg.state import ModelState, Snapshot
+from bcg.summary import written_input_warnings
 from bcg.sweep import BucketCapture
 from bcg.target import Target
 
@@ -297,6 +298,7 @@ class _Check:
                 *self._warnings,
                 *explanation.warnings,
                 *findings.padding_warnings(verification),
+                *written_input_warnings(self._runner),
                 *self._what_to_know(results),
             ],
             timing=msgspec.structs.replace(timing, eager_ms=verification.eager_ms, replay_ms=verification.replay_ms),

@@ -68,7 +68,7 @@ APART = Comparison(bitwise=False, within=False, max_abs_error=float("inf"), max_
 
 def compare(expected: Any, got: Any, tolerance: Tolerance) -> Comparison:
     """Compare two results: their tensors, in order, and what else is in them."""
-    if not _are_alike(expected, got):
+    if not are_alike(expected, got):
         return APART
     ones, others = tensors_in(expected), tensors_in(got)
     total = Comparison()
@@ -102,7 +102,7 @@ def finite(error: float) -> float | None:
 
 def are_near(expected: Any, got: Any) -> bool:
     """Tell whether two results are the same up to what other kernels for another shape may make of them."""
-    return _are_alike(expected, got) and all(map(_is_near, tensors_in(expected), tensors_in(got)))
+    return are_alike(expected, got) and all(map(_is_near, tensors_in(expected), tensors_in(got)))
 
 
 def _is_near(one: Tensor, other: Tensor) -> bool:
@@ -110,7 +110,7 @@ def _is_near(one: Tensor, other: Tensor) -> bool:
     return is_comparable and (is_near_in_mean(one, other) or same_bits(one, other))
 
 
-def _are_alike(one: Any, other: Any) -> bool:
+def are_alike(one: Any, other: Any) -> bool:
     """Tell whether two results have one structure and the same numbers and words beside their tensors.
 
     A replay returns those of its capture. An object that nobody can look into is taken for the same.
@@ -118,9 +118,9 @@ def _are_alike(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) or isinstance(other, Tensor):
         return isinstance(one, Tensor) and isinstance(other, Tensor)
     if isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)):
-        return len(one) == len(other) and all(map(_are_alike, one, other))
+        return len(one) == len(other) and all(map(are_alike, one, other))
     if isinstance(one, dict) and isinstance(other, dict):
-        return list(one) == list(other) and all(map(_are_alike, one.values(), other.values()))
+        return list(one) == list(other) and all(map(are_alike, one.values(), other.values()))
     if isinstance(one, numpy.ndarray) and isinstance(other, numpy.ndarray):
         return one.dtype == other.dtype and bool(numpy.array_equal(one, other, equal_nan=one.dtype.kind in "fc"))
     if isinstance(one, _PLAIN) or isinstance(other, _PLAIN):

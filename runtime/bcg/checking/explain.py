@@ -113,6 +113,8 @@ class _Explainer:
             ]
             if (leak := worst_trial(trials)) is not None:
                 return [self._explain_leak(leak, by_size, len(trials))]
+        if any(bucket.constants for bucket in verification.buckets):
+            return [findings.constants_card(self._root)]
         return self._explain_doubt(verification)
 
     def _explain_mismatch(self, trial: Trial, state_is_told: bool) -> list[Card]:

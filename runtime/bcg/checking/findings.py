@@ -280,6 +280,16 @@ def padding_warnings(verification: Verification) -> list[ReportWarning]:
     ]
 
 
+def constants_card(root: nn.Module) -> Card:
+    """Tell that a result has a number, a word or a shape in it that Python makes of the number of rows."""
+    return make_card(
+        "S2",
+        "beside its tensors the result has what Python makes of the number of rows; replay returns its capture's",
+        source_line=module_line(root, ""),
+        remedy="return tensors only, and make it of them outside of the forward",
+    )
+
+
 def on_device(tensor: Tensor, root: nn.Module) -> bool:
     """Tell whether a tensor is where the model is."""
     place = next((parameter.device for parameter in root.parameters()), tensor.device)
@@ -299,6 +309,9 @@ def reasons(verification: Verification, tokens: int) -> Iterator[str]:
         yield f"padding reaches real rows in a batch of {_tokens(bucket.leaks[0].num_tokens)}"
     if bucket.resized:
         yield f"in a batch of {_tokens(bucket.resized[0].num_tokens)} real rows depend on how many rows there are"
+    if bucket.constants:
+        rows = _tokens(bucket.constants[0].num_tokens)
+        yield f"in a batch of {rows} the result has something else beside its tensors than a replay returns"
     for change in bucket.state_changes[:3]:
         yield f"replay leaves {change.path} otherwise than eager"
     for path in bucket.kept_outputs[:3]:

@@ -33,6 +33,7 @@ class BucketVerdict:
         is_empty: The graph has no step at all.
         leaks: Trials in which what padding holds reached real rows.
         resized: Trials whose real rows depend on how many rows there are, whatever padding holds.
+        constants: Trials in which what stands beside the tensors of the result depends on how many rows there are.
         state_changes: State that replay left otherwise than eager did.
         kept_outputs: Attribute paths where a tensor of the graph's pool is left: the next replay overwrites it.
         unsteady: Trials in which eager differs from itself, with how far replay is from eager: nothing can be told.
@@ -52,6 +53,7 @@ class BucketVerdict:
     is_empty: bool = False
     leaks: list[Trial] = field(default_factory=list)
     resized: list[Trial] = field(default_factory=list)
+    constants: list[Trial] = field(default_factory=list)
     state_changes: list[Change] = field(default_factory=list)
     kept_outputs: list[str] = field(default_factory=list)
     unsteady: dict[Trial, float] = field(default_factory=dict)
@@ -61,7 +63,8 @@ class BucketVerdict:
     @property
     def verdict(self) -> Verdict:
         """Match only if everything matched and something was replayed."""
-        if self.failed or self.moved or self.leaks or self.resized or self.state_changes or self.kept_outputs:
+        of_rows = self.leaks or self.resized or self.constants
+        if self.failed or self.moved or of_rows or self.state_changes or self.kept_outputs:
             return "mismatch"
         told = self.num_launches and not (self.doubts or self.unsteady or self.without_numbers)
         return "match" if told else "inconclusive"

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bcg.checking.compare import APART, Comparison, Tolerance, are_near, compare, has_numbers
+from bcg.checking.compare import APART, Comparison, Tolerance, are_alike, are_near, compare, has_numbers
 from bcg.checking.plan import Trial, batch_of, plan_trials, poisoned_padding, shuffled_rounds, without_whole_numbers
 from bcg.checking.verdicts import BucketVerdict, LostDeviceError, Verification
 from bcg.checking.writes import written_outside
@@ -195,6 +195,8 @@ class _Verifier:
             self._put_back()
         if not self._is_same(self._eager(trial, batch, None), trial, output):
             verdict.leaks.append(trial)
+        elif not draws and not are_alike(alone, output):
+            verdict.constants.append(trial)
         elif not draws and not are_near(alone, output):
             verdict.resized.append(trial)
 

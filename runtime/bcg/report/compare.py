@@ -180,6 +180,7 @@ def _capture_rows(report: CaptureReport) -> Iterator[tuple[str, _Row]]:
         quantities = {
             "capture ms": _Quantity(bucket.capture_ms, is_time=True),
             "segments": _Quantity(bucket.num_segments, is_time=False),
+            "breaks": _Quantity(bucket.num_breaks, is_time=False),
             "operations" if report.on_host else "kernels": _Quantity(bucket.num_kernels, is_time=False),
         }
         row = _Row((bucket.tokens,), quantities=quantities)
