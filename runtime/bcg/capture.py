@@ -104,6 +104,7 @@ class BreakableCUDAGraphCapture:
         self._arguments = Arguments(self._made)
         self._pool_use = _use_of(self._pool_handle)
         self._steps, self._first_error, self._is_whole = [], None, False
+        self._last_stream: Any = None
         self._inference = torch.is_inference_mode_enabled()
         with contextlib.ExitStack() as stack:
             stack.enter_context(_no_garbage_collection())
@@ -247,7 +248,15 @@ class BreakableCUDAGraphCapture:
             collectives = [operation.name for operation in tape.operations if is_collective(operation.name)]
             self._meet("segment" + (f" with {', '.join(collectives)}" if collectives else ""))
             if not self._recorder.runs_while_recording:
-                segment.run(self.graph.device.current_stream())
+                self._run(segment)
+
+    def _run(self, segment: Segment) -> None:
+        """Run it for the break after it; where that one is called on another stream, in order after what ran before."""
+        device, stream = self.graph.device, self.graph.device.current_stream()
+        if self._last_stream is not None and stream != self._last_stream:
+            device.order_after(self._last_stream)
+        self._last_stream = stream
+        segment.run(stream)
 
     def _abort(self) -> None:
         """Drop the open segment, and then, unless the capture is whole, the others too.

@@ -69,6 +69,7 @@ def test_28_a_break_called_on_the_side_stream(device: str) -> None:
             a = double(start * 10) + 1
         kind.current_stream().wait_stream(side)
         y = a + start
+    assert y.tolist() == [22.0] * 4
     for value in (1, 2, 3):
         x.fill_(value)
         graph.replay()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Iterator
 
@@ -104,6 +105,20 @@ def test_replays_on_other_streams_and_threads_equal_torchs_attention() -> None:
         thread.join()
     assert len(found) == 4
     assert all(torch.equal(replayed, expected) for replayed in found)
+
+
+def test_a_plan_that_a_thread_built_outlives_it() -> None:
+    query, key, value = (heads_of(4, 96, 64, torch.bfloat16, "cuda") for _ in range(3))
+    output, plans = torch.zeros_like(query.transpose(1, 2)), []
+    thread = threading.Thread(target=lambda: plans.append(find_plan(query, key, value, 0.125)))
+    thread.start()
+    thread.join()
+    gc.collect()
+    (plan,) = plans
+    assert plan is not None
+    plan.bind(query, key, value, output)()
+    torch.cuda.synchronize()
+    assert torch.equal(output, attend(query, key, value, 0.125))
 
 
 def test_where_torch_would_not_call_cudnn_results_are_copied() -> None:
