@@ -115,12 +115,13 @@ def test_inputs_that_are_not_drawn_from_the_generator_are_warned_of(draws: str) 
         rows = torch.rand((num_tokens, 4), generator=generator if draws == "as told" else None)
         return {"input": rows}
 
-    report = check(own_target(nn.Linear(4, 4), "cpu", make_unseeded), buckets=(4,))
+    report = check(own_target(nn.Linear(4, 4), "cpu", make_unseeded), buckets=(4, 8))
     if draws == "as told":
         assert (report.verdict, report.warnings) == ("match", [])
         return
     (warning,) = report.warnings
     assert (report.verdict, warning.code) == ("inconclusive", "inputs-not-seeded")
+    assert [bucket.verdict for bucket in report.buckets] == ["inconclusive"] * 2
     assert warning.message.startswith("make_inputs gives other values of 'input' each time")
     assert "generator=generator" in warning.remedy
     failure = failure_of(report)

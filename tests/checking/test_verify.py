@@ -375,3 +375,16 @@ class ChangesItsType(nn.Module):
 
 def test_a_result_of_another_type_for_other_rows_is_a_mismatch(device: str) -> None:
     assert verified(ChangesItsType(), device).verdict == "mismatch"
+
+
+def test_a_tensor_that_no_module_holds_is_warned_of(device: str) -> None:
+    total = torch.zeros(4, device=device)
+
+    class AddsUp(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            total.add_(x.sum(0))
+            return x * 2
+
+    (warning,) = check(target_of(AddsUp(), device), buckets=BUCKETS).warnings
+    assert warning.code == "S13"
+    assert "which no module holds, is written by the forward" in warning.message

@@ -29,7 +29,7 @@ from bcg.checking.prompts import (
 from bcg.checking.spread import Spread
 from bcg.checking.verdicts import LostDeviceError, Verification
 from bcg.checking.verification import CHECK_SEED, is_sticky, verify
-from bcg.checking.writes import written_parameters
+from bcg.checking.writes import written_by_segments, written_parameters
 from bcg.compilations import late_compilation_warnings
 from bcg.device import find_device
 from bcg.environment import environment
@@ -282,6 +282,9 @@ class _Check:
         options: dict[str, OptionValue],
         prompts: PromptCheck | None = None,
     ) -> CheckReport:
+        if any(warning.code == "inputs-not-seeded" for warning in self._target.warnings):
+            for bucket in verification.buckets:
+                bucket.doubts.append("make_inputs draws from elsewhere: replay and eager were given different batches")
         rows = [bucket_row(verification, result, explanation.divergences) for result in results]
         verdicts = [row.verdict for row in rows] + ([prompts.verdict] if prompts else [])
         return CheckReport(
@@ -327,6 +330,8 @@ class _Check:
         rules = self._target.break_rules
         in_breaks = [*rules.mixers, *(path for paths in rules.globs.values() for path in paths)]
         warnings = findings.hook_warnings(self._target.module, in_breaks)
+        held = dict(self._target.module.named_parameters())
+        warnings += [findings.outside_warning(name) for name in written_by_segments(self._runner) if name not in held]
         warnings += late_compilation_warnings((result.tokens, result.compiled_at) for result in results)
         for result in results:
             if result.status != "captured":

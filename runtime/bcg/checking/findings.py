@@ -191,6 +191,16 @@ def advanced_warning(path: str) -> ReportWarning:
     )
 
 
+def outside_warning(name: str) -> ReportWarning:
+    """Warn of a tensor outside of the module tree that forwards write: nobody knows what it was before (S13)."""
+    return ReportWarning(
+        code="S13",
+        message=f"{name}, which no module holds, is written by the forward; loading and captures have moved it on",
+        cause=HAZARDS["S13"].cause,
+        remedy=HAZARDS["S13"].remedy,
+    )
+
+
 def leak_card(root: nn.Module, trial: Trial, leak: Leak, by_size: bool, occurrences: int) -> Card:
     """Name padding that reaches real rows (S10), or a branch (S1) or number (S2) that depends on their number.
 

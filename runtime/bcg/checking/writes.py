@@ -65,10 +65,15 @@ class _KeepingParameters(DispatchMode):
 
 
 def written_outside(runner: GraphRunner) -> dict[str, Tensor]:
-    """Return what forwards write beside the module tree's state and static inputs: parameters, and tensors of nobody.
+    """Return what forwards write beside buffers, attributes and static inputs: parameters, and tensors of nobody."""
+    by_segments = written_by_segments(runner)
+    return written_parameters(runner.target, by_segments) | by_segments
 
-    The latter are those that segments write. The tape knows them: those of every bucket on the host device, on a GPU
-    those of the buckets that it followed.
+
+def written_by_segments(runner: GraphRunner) -> dict[str, Tensor]:
+    """Return those of them that segments write, parameters by their paths.
+
+    The tape knows them: those of every bucket on the host device, on a GPU those of the buckets that it followed.
     """
     parameters = {storage_key(tensor): path for path, tensor in runner.target.module.named_parameters()}
     known = {storage_key(tensor) for tensor in ModelState(runner.target.module).look().tensors.values()}
@@ -80,5 +85,4 @@ def written_outside(runner: GraphRunner) -> dict[str, Tensor]:
             for key in segment.tape.written_externals - known:
                 name = parameters.get(key) or f"the tensor of {segment.tape.first_reads[key].operation.place}"
                 found[key] = name, segment.tape.externals[key]
-    outside = dict(found.values())
-    return written_parameters(runner.target, outside) | outside
+    return dict(found.values())
