@@ -195,11 +195,17 @@ def _wrong(bucket: ProfileBucket, mode: str) -> ProfileBucket:
     )
 
 
+def test_another_name_of_the_same_model_is_a_difference() -> None:
+    """Such as a folder that was moved."""
+    moved = gpu_report(model=rename(gpu_report().model, name="models/new"))
+    assert compare_reports(gpu_report(), moved, gate=0.05).differences == ["model: qwen3-0.6b before, models/new now"]
+
+
 def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(UsageError, match="^a profile report can't be compared with a capture report$"):
         compare_reports(gpu_report(), profile_report(), gate=0.05)
     model, name = gpu_report().model, "qwen3-0.6b with 596,049,920 parameters"
-    for other in (rename(model, name="qwen3-8b"), rename(model, num_parameters=9)):
+    for other in (rename(model, architecture="Other"), rename(model, num_parameters=9)):
         with pytest.raises(UsageError, match=f"^the old report is of {name}, the new one of {other.name} with "):
             compare_reports(gpu_report(), gpu_report(model=other), gate=0.05)
     with pytest.raises(UsageError, match="^the two reports have no row in common"):

@@ -100,9 +100,10 @@ def compare_reports(old: Report, new: Report, *, gate: float) -> Comparison:
             f"a {kinds[1]} report can't be compared with a {kinds[0]} report", hint="give two of the same kind"
         )
     before, after = _rows(old), _rows(new)
-    models = [f"{report.model.name} with {report.model.num_parameters:,} parameters" for report in (old, new)]
+    models = [(report.model.architecture, report.model.num_parameters) for report in (old, new)]
     if models[0] != models[1]:
-        raise UsageError(f"the old report is of {models[0]}, the new one of {models[1]}", hint="give two of one model")
+        names = [f"{report.model.name} with {report.model.num_parameters:,} parameters" for report in (old, new)]
+        raise UsageError(f"the old report is of {names[0]}, the new one of {names[1]}", hint="give two of one model")
     if not any(row.quantities and what in after for what, row in before.items()):
         raise UsageError(
             "the two reports have no row in common: other token counts or modes, or nothing measured",
@@ -307,6 +308,7 @@ def _verdict(change: float, uncertainty: float | None, gate: float, *, is_time: 
 
 def _differences(old: Report, new: Report) -> Iterator[str]:
     facts: list[tuple[str, OptionValue, OptionValue]] = [
+        ("model", old.model.name, new.model.name),
         ("weights", old.model.dtype, new.model.dtype),
     ]
     facts += [(fact, getattr(old.environment, fact), getattr(new.environment, fact)) for fact in _FACTS]
