@@ -5,12 +5,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Protocol, runtime_checkable
 
 import typer
@@ -83,8 +80,7 @@ def main(args: Sequence[str] | None = None) -> int:
     console.prepare_streams()
     ranks.prepare()
     try:
-        with _interrupted_by_termination():
-            code = get_command(app)(words, prog_name="bcg", standalone_mode=False, obj=words)
+        code = get_command(app)(words, prog_name="bcg", standalone_mode=False, obj=words)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last stop of every error
@@ -94,19 +90,6 @@ def main(args: Sequence[str] | None = None) -> int:
     if code == INTERRUPTED:
         console.talk("interrupted")
     return code or 0
-
-
-@contextlib.contextmanager
-def _interrupted_by_termination() -> Iterator[None]:
-    """Let SIGTERM, such as of a CI's time limit, do what Ctrl-C does: what was measured is kept. A rank just ends."""
-    if ranks.is_rank() or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _explain(error: Exception) -> int:

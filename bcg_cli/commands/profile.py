@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -104,7 +107,8 @@ def profile(
         )
         interrupted: ProfileInterrupted | None = None
         try:
-            report = run_profile(plan, steps.begin)
+            with contextlib.nullcontext() if member else _interrupted_by_termination():
+                report = run_profile(plan, steps.begin)
         except ProfileInterrupted as error:
             report, interrupted = error.report, error
     if not talks:
@@ -115,6 +119,19 @@ def profile(
     if trace is not None and _written_at(trace) != older:
         console.note(f"trace written to {trace}; open it at ui.perfetto.dev")
     _judge(report)
+
+
+@contextlib.contextmanager
+def _interrupted_by_termination() -> Iterator[None]:
+    """Let SIGTERM, such as that of a CI's time limit, do what Ctrl-C does: what was measured is kept."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _judge(report: ProfileReport) -> None:

@@ -8,6 +8,8 @@ last state. That is an error which names the break (hazard S9).
 from __future__ import annotations
 
 import contextlib
+import functools
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +26,9 @@ from bcg.structure import (
     unowned_alias,
     whole_tensors_in,
 )
+
+_FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial, types.ModuleType)
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 
 
 class Arguments:
@@ -51,13 +56,13 @@ class Arguments:
         return bound
 
     @contextlib.contextmanager
-    def given(self, label: BreakLabel, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[None]:
-        """Run a break inside the block that is given these arguments."""
+    def given(
+        self, label: BreakLabel, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Iterator[None]:
+        """Run a break inside the block that is given these arguments; what it does to objects a replay does again."""
         values = [*args, *kwargs.values()]
-        objects = list(_objects_in(values))
-        for value in objects:
-            if id(value) in self._objects:
-                _refuse_other_attributes(*self._objects[id(value)])
+        for held in self._objects.values():
+            _refuse_other_attributes(*held)
         containers = [value for value in values if isinstance(value, (tuple, list, dict))]
         contents = map_tensors(lambda tensor: tensor, containers)
         tensors = [(label, tensor, _layout(tensor)) for tensor in whole_tensors_in(values)]
@@ -71,7 +76,10 @@ class Arguments:
         for one in tensors:
             _refuse_other_layout(*one)
         self._tensors += [one for one in tensors if not self._made(one[1])]
-        self._objects.update({id(value): (label, value, attributes_of(value)) for value in objects})
+        for value in _objects_in(values):
+            if not _is_method_of(function, value):
+                self._objects[id(value)] = label, value, {}
+        self._objects = {key: (by, value, attributes_of(value)) for key, (by, value, _) in self._objects.items()}
 
     def refuse_changes(self) -> None:
         """Look at everything again when the forward has ended.
@@ -92,8 +100,13 @@ def _objects_in(value: Any) -> Iterator[Any]:
             yield from _objects_in(item)
     elif isinstance(value, dict):
         yield from _objects_in(list(value.values()))
-    elif has_attributes(value) and not isinstance(value, (Tensor, nn.Module, type)) and not callable(value):
+    elif has_attributes(value) and not isinstance(value, (Tensor, nn.Module, type, *_FUNCTIONS)):
         yield value
+
+
+def _is_method_of(function: Callable[..., Any], value: Any) -> bool:
+    """Tell whether an object is given as the ``self`` of a method: what it counts for itself is none of replay's."""
+    return hasattr(type(value), getattr(function, "__name__", ""))
 
 
 def _refuse_other_attributes(label: BreakLabel, value: Any, before: dict[str, Any]) -> None:
@@ -109,10 +122,13 @@ def _refuse_other_attributes(label: BreakLabel, value: Any, before: dict[str, An
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    simple = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
-    if isinstance(one, simple) and isinstance(other, simple):
-        return type(one) is type(other) and one == other
-    return same_contents(one, other)
+    if isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_is_same(item, other[key]) for key, item in one.items())
+    if isinstance(one, _PLAIN) and isinstance(other, _PLAIN):
+        return type(one) is type(other) and bool(one == other or (one != one and other != other))
+    return one is other
 
 
 def _layout(tensor: Tensor) -> object:

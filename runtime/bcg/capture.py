@@ -46,8 +46,8 @@ class BreakableCUDAGraphCapture:
     Args:
         graph: An empty graph.
         pool: Graph pool to allocate from: a graph's `pool`, or on a GPU what `torch.cuda.graph_pool_handle`
-            returns. A new one by default. Graphs that share a pool must not be replayed at the same time, and a
-            later capture may reuse the memory of results that nobody holds.
+            returns (which is spent if its first capture fails). A new one by default. Graphs that share a pool must
+            not be replayed at the same time, and a later capture may reuse the memory of results that nobody holds.
         stream: GPU stream to capture on; the device's one capture stream by default.
         capture_error_mode: ``"global"``, ``"thread_local"`` or ``"relaxed"``, as in `torch.cuda.graph`.
         known_externals: Tensors that are held for the graph's life in place of those that the tape would find.
@@ -104,12 +104,13 @@ class BreakableCUDAGraphCapture:
         self._arguments = Arguments(self._made)
         self._pool_use = _use_of(self._pool_handle)
         self._steps, self._first_error, self._is_whole = [], None, False
-        self._last_stream: Any = None
         self._inference = torch.is_inference_mode_enabled()
         with contextlib.ExitStack() as stack:
             stack.enter_context(_no_garbage_collection())
             stack.enter_context(self._recorder.on_stream())
-            stack.enter_context(self._pool_use.taken(device, device.current_stream()))
+            stack.enter_context(self._pool_use.turn)
+            self._last_stream = device.current_stream()
+            self._pool_use.follow(device, self._last_stream)
             stack.enter_context(breaks.running_breaks(self))
             stack.callback(self._abort)
             if self._is_taped:
@@ -163,7 +164,7 @@ class BreakableCUDAGraphCapture:
                 in_place: InPlace | None = None
                 if isinstance(function, Bindable) and ambience is None:
                     in_place = function.bind(self._recorder.allocate, *bound_args, **bound_kwargs)
-                with self._arguments.given(label, args, kwargs):
+                with self._arguments.given(label, function, args, kwargs):
                     if in_place is not None:
                         in_place.write()
                     else:
@@ -242,21 +243,21 @@ class BreakableCUDAGraphCapture:
                 hint="a side stream may not have been joined, or an operation before it can't be captured",
             ) from error
         self._is_recording = False
+        self._follow_stream()
         if recording is not None:
             segment = Segment(recording, tape)
             self._steps.append(segment)
             collectives = [operation.name for operation in tape.operations if is_collective(operation.name)]
             self._meet("segment" + (f" with {', '.join(collectives)}" if collectives else ""))
             if not self._recorder.runs_while_recording:
-                self._run(segment)
+                segment.run(self._last_stream)
 
-    def _run(self, segment: Segment) -> None:
-        """Run it for the break after it; where that one is called on another stream, in order after what ran before."""
-        device, stream = self.graph.device, self.graph.device.current_stream()
-        if self._last_stream is not None and stream != self._last_stream:
-            device.order_after(self._last_stream)
+    def _follow_stream(self) -> None:
+        """Let what runs now come after what ran before on another stream: a capture only records that streams wait."""
+        stream = self.graph.device.current_stream()
+        if stream != self._last_stream:
+            self.graph.device.order_after(self._last_stream)
         self._last_stream = stream
-        segment.run(stream)
 
     def _abort(self) -> None:
         """Drop the open segment, and then, unless the capture is whole, the others too.

@@ -116,35 +116,39 @@ class Turn:
     def __init__(self) -> None:
         self._lock = threading.Lock()
 
-    @contextlib.contextmanager
-    def taken(self) -> Iterator[None]:
+    def __enter__(self) -> None:
         if not self._lock.acquire(blocking=False):
             raise ReplayError(
                 "a graph of the same pool is being captured or replayed, by another thread or around this break",
                 hint="capture and replay graphs that share a pool one after another",
                 hazard="S17",
             )
-        try:
-            yield
-        finally:
-            self._lock.release()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 class PoolUse:
-    """Who replays in a pool, and on which stream last."""
+    """Whose turn it is to capture or replay in a pool, and on which stream the last replay was launched.
+
+    Attributes:
+        turn: Taken by a capture and by a replay, around what follows.
+    """
 
     def __init__(self) -> None:
-        self._turn = Turn()
+        self.turn = Turn()
         self._last_stream: Any = None
         self._used = False
 
-    @contextlib.contextmanager
-    def taken(self, device: Device, stream: Any) -> Iterator[None]:
-        with self._turn.taken():
-            if self._used and stream != self._last_stream:
-                device.order_after(self._last_stream)
-            self._last_stream, self._used = stream, True
-            yield
+    def follow(self, device: Device, stream: Any) -> None:
+        """Let the current stream wait for the last replay, where that was on another one."""
+        if self._used and stream != self._last_stream:
+            device.order_after(self._last_stream)
+
+    def replayed(self, device: Device, stream: Any) -> None:
+        """Begin a replay on the current stream; a capture orders its stream and the caller's by itself."""
+        self.follow(device, stream)
+        self._last_stream, self._used = stream, True
 
 
 class BreakableCUDAGraph:
@@ -162,6 +166,7 @@ class BreakableCUDAGraph:
 
     def __init__(self, device: str | torch.device | None = None) -> None:
         self.device: Device = find_device(device)
+        self._device_type = self.device.torch_device.type
         self.generators: list[torch.Generator] = []
         self.num_replays = 0
         self.num_side_streams = 0
@@ -230,7 +235,8 @@ class BreakableCUDAGraph:
         if around is not None:
             runs = [_within(enter, run) for enter, run in zip(around, self._runs, strict=True)]
         grad_mode = torch.inference_mode() if self._inference else torch.no_grad()
-        with self._pool_use.taken(self.device, stream), grad_mode, _no_autocast(self.device.torch_device.type):
+        with self._pool_use.turn, grad_mode, _no_autocast(self._device_type):
+            self._pool_use.replayed(self.device, stream)
             index = 0
             try:
                 for index, run in enumerate(runs):  # noqa: B007

@@ -177,7 +177,7 @@ class GraphRunner:
         if tokens is None:
             self.num_fallbacks += 1
             return self.eager(batch)
-        with self._turn.taken(), forward_context(ForwardContext(batch.request_lengths)):
+        with self._turn, forward_context(ForwardContext(batch.request_lengths)):
             captured.inputs.load(batch.inputs, tokens, batch.num_tokens, padding)
             through(captured.graphs[tokens])
         return self._cut(captured.outputs[tokens], batch.num_tokens)
@@ -214,7 +214,7 @@ class GraphRunner:
         tokens = pick_bucket(batch.num_tokens, sorted(captured.graphs))
         if tokens is None:
             raise ReplayError(f"no captured bucket holds {batch.num_tokens} tokens")
-        with self._turn.taken(), forward_context(context or ForwardContext(batch.request_lengths)):
+        with self._turn, forward_context(context or ForwardContext(batch.request_lengths)):
             captured.inputs.load(batch.inputs, tokens, batch.num_tokens, padding)
             return self._cut(self.target(captured.inputs.views(tokens)), batch.num_tokens)
 

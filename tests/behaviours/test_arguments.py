@@ -77,10 +77,10 @@ def test_an_object_that_breaks_change_and_segments_add_to_is_taken(device: str) 
 
     graph = BreakableCUDAGraph(device)
     with torch.inference_mode(), BreakableCUDAGraphCapture(graph):
-        state = SimpleNamespace(kept=None, name="a")
+        state = SimpleNamespace(kept=None, name="a", sizes=(int("4000"), float("nan")))
         keep(state, x + 1)
         y = eager_on_graph(lambda state: state.kept + 1)(state) + 0
-        state.name = "".join(["a"])  # equal, though not the same object
+        state.name, state.sizes = "".join(["a"]), (int("4000"), float("nan"))  # equal, though not the same objects
         state.result = y
     x.fill_(3)
     graph.replay()
@@ -116,3 +116,63 @@ def test_a_pool_tensor_may_be_reshaped_in_place_after_a_break_had_it(device: str
     x.fill_(2)
     graph.replay()
     assert y.tolist() == [[27.0] * 3] * 3
+
+
+def test_what_another_break_changes_in_an_object_is_done_again_at_replay(device: str) -> None:
+    x = torch.ones(4, device=device)
+    state = SimpleNamespace(count=0, seen=[])
+
+    @eager_on_graph
+    def reads(value: SimpleNamespace, t: Tensor) -> Tensor:
+        return t * value.count
+
+    @eager_on_graph
+    def counts() -> None:
+        state.count += 1
+
+    graph = BreakableCUDAGraph(device)
+    with torch.inference_mode(), BreakableCUDAGraphCapture(graph):
+        counts()
+        y = reads(state, x + 1) + 0
+        counts()
+        z = reads(state, x + 1) + 0
+    assert (y.tolist(), z.tolist()) == ([2.0] * 4, [4.0] * 4)
+    graph.replay()
+    assert (y.tolist(), z.tolist()) == ([6.0] * 4, [8.0] * 4)
+
+
+class Counted:
+    """A plain object whose method is a break that reads nothing of what the forward counts."""
+
+    calls = 0
+
+    @eager_on_graph
+    def double(self, t: Tensor) -> Tensor:
+        return t * 2
+
+    def __call__(self, t: Tensor) -> Tensor:
+        self.calls += 1
+        return self.double(t) + 1
+
+
+def test_what_an_object_counts_for_itself_is_left_alone(device: str) -> None:
+    x = torch.ones(4, device=device)
+    counted, graph = Counted(), BreakableCUDAGraph(device)
+    with torch.inference_mode(), BreakableCUDAGraphCapture(graph):
+        y = counted(counted(x + 0))
+    x.fill_(2)
+    graph.replay()
+    assert y.tolist() == [11.0] * 4
+
+
+def test_an_object_that_can_be_called_is_looked_at_too(device: str) -> None:
+    x = torch.ones(4, device=device)
+    graph = BreakableCUDAGraph(device)
+    doubled = eager_on_graph(lambda state: state.h * 2)
+    refused = pytest.raises(CaptureError, match="'h' of the Counted")
+    with refused, torch.inference_mode(), BreakableCUDAGraphCapture(graph):
+        state = Counted()
+        state.h = x + 1  # type: ignore[attr-defined]
+        y = doubled(state)
+        state.h = y + 5  # type: ignore[attr-defined]
+        doubled(state)

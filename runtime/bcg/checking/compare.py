@@ -121,7 +121,9 @@ def are_alike(one: Any, other: Any) -> bool:
         return len(one) == len(other) and all(map(are_alike, one, other))
     if isinstance(one, dict) and isinstance(other, dict):
         return list(one) == list(other) and all(map(are_alike, one.values(), other.values()))
-    if isinstance(one, numpy.ndarray) and isinstance(other, numpy.ndarray):
+    if isinstance(one, numpy.ndarray) or isinstance(other, numpy.ndarray):
+        if type(one) is not type(other):
+            return False
         return one.dtype == other.dtype and bool(numpy.array_equal(one, other, equal_nan=one.dtype.kind in "fc"))
     if isinstance(one, _PLAIN) or isinstance(other, _PLAIN):
         return bool(one == other or (one != one and other != other))
