@@ -183,5 +183,6 @@ def _pointing_to_automatic_breaks(has_them: bool) -> Iterator[None]:
         yield
     except CaptureError as error:
         if not has_them:
-            error.hint = f"give --auto-break to check with the breaks of `bcg capture`; or {error.hint}"
+            hint = "give --auto-break to check with the breaks of `bcg capture`"
+            error.hint = f"{hint}; or {error.hint}" if error.hint else hint
         raise

@@ -8,8 +8,6 @@ last state. That is an error which names the break (hazard S9).
 from __future__ import annotations
 
 import contextlib
-import functools
-import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,16 +17,16 @@ from torch import Tensor, nn
 from bcg.breaks import BreakLabel
 from bcg.errors import CaptureError
 from bcg.structure import (
+    CODE,
+    PLAIN,
     attributes_of,
     has_attributes,
     map_tensors,
     same_contents,
+    same_value,
     unowned_alias,
     whole_tensors_in,
 )
-
-_FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial, types.ModuleType)
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 
 
 class Arguments:
@@ -100,7 +98,7 @@ def _objects_in(value: Any) -> Iterator[Any]:
             yield from _objects_in(item)
     elif isinstance(value, dict):
         yield from _objects_in(list(value.values()))
-    elif has_attributes(value) and not isinstance(value, (Tensor, nn.Module, type, *_FUNCTIONS)):
+    elif has_attributes(value) and not isinstance(value, (Tensor, nn.Module, *CODE)):
         yield value
 
 
@@ -112,7 +110,7 @@ def _is_method_of(function: Callable[..., Any], value: Any) -> bool:
 def _refuse_other_attributes(label: BreakLabel, value: Any, before: dict[str, Any]) -> None:
     now = attributes_of(value)
     for name, item in before.items():
-        if name in now and not _is_same(item, now[name]):
+        if name in now and not same_contents(item, now[name], _is_same):
             raise CaptureError(
                 f"{name!r} of the {type(value).__name__} that break {label.name} was given is another one afterwards; "
                 "at replay the break would be given the last one",
@@ -122,13 +120,7 @@ def _refuse_other_attributes(label: BreakLabel, value: Any, before: dict[str, An
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    if isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)):
-        return len(one) == len(other) and all(map(_is_same, one, other))
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_is_same(item, other[key]) for key, item in one.items())
-    if isinstance(one, _PLAIN) and isinstance(other, _PLAIN):
-        return type(one) is type(other) and bool(one == other or (one != one and other != other))
-    return one is other
+    return one is other or (isinstance(one, PLAIN) and same_value(one, other))
 
 
 def _layout(tensor: Tensor) -> object:

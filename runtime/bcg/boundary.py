@@ -24,8 +24,6 @@ from __future__ import annotations
 import collections
 import copy
 import enum
-import functools
-import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -49,6 +47,8 @@ from bcg.outlets import (
     TextOutlet,
 )
 from bcg.structure import (
+    CODE,
+    PLAIN,
     attributes_of,
     has_attributes,
     is_sparse,
@@ -71,30 +71,8 @@ class Memory(Protocol):
         """Bring the first result into a boundary, and return what does it with later ones."""
 
 
-_CONSTANTS = (
-    int,
-    float,
-    complex,
-    bool,
-    str,
-    bytes,
-    type(None),
-    torch.dtype,
-    torch.device,
-    enum.Enum,
-    slice,
-    range,
-)
-_OPAQUE = (
-    nn.Module,
-    torch.Generator,
-    type,
-    types.ModuleType,
-    types.FunctionType,
-    types.MethodType,
-    types.BuiltinFunctionType,
-    functools.partial,
-)
+_CONSTANTS = (*PLAIN, enum.Enum, slice, range)
+_OPAQUE = (nn.Module, torch.Generator, *CODE)
 _HANDED_AS_IT_IS = (*_CONSTANTS, *_OPAQUE)
 
 

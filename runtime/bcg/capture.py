@@ -23,7 +23,7 @@ from bcg.breaks import Bindable, BreakLabel, InPlace
 from bcg.collectives import CollectiveWatch, is_collective, settled
 from bcg.device.base import Pool, Recorder
 from bcg.errors import CaptureError
-from bcg.graph import Ambience, Break, BreakableCUDAGraph, PoolUse, Segment
+from bcg.graph import Ambience, Break, BreakableCUDAGraph, PoolUse, Segment, StreamOrder
 from bcg.outlets import ConstantOutlet
 from bcg.structure import is_sparse, map_tensors, storage_key, tensors_in, unowned_alias
 from bcg.tape import Tape
@@ -109,8 +109,9 @@ class BreakableCUDAGraphCapture:
             stack.enter_context(_no_garbage_collection())
             stack.enter_context(self._recorder.on_stream())
             stack.enter_context(self._pool_use.turn)
-            self._last_stream = device.current_stream()
-            self._pool_use.follow(device, self._last_stream)
+            self._pool_use.replays.wait(device, device.current_stream())
+            self._order = StreamOrder()
+            self._order.launch(device, device.current_stream())
             stack.enter_context(breaks.running_breaks(self))
             stack.callback(self._abort)
             if self._is_taped:
@@ -243,21 +244,15 @@ class BreakableCUDAGraphCapture:
                 hint="a side stream may not have been joined, or an operation before it can't be captured",
             ) from error
         self._is_recording = False
-        self._follow_stream()
+        stream = self.graph.device.current_stream()
+        self._order.launch(self.graph.device, stream)  # a capture only records that streams wait for each other
         if recording is not None:
             segment = Segment(recording, tape)
             self._steps.append(segment)
             collectives = [operation.name for operation in tape.operations if is_collective(operation.name)]
             self._meet("segment" + (f" with {', '.join(collectives)}" if collectives else ""))
             if not self._recorder.runs_while_recording:
-                segment.run(self._last_stream)
-
-    def _follow_stream(self) -> None:
-        """Let what runs now come after what ran before on another stream: a capture only records that streams wait."""
-        stream = self.graph.device.current_stream()
-        if stream != self._last_stream:
-            self.graph.device.order_after(self._last_stream)
-        self._last_stream = stream
+                segment.run(stream)
 
     def _abort(self) -> None:
         """Drop the open segment, and then, unless the capture is whole, the others too.

@@ -128,27 +128,35 @@ class Turn:
         self._lock.release()
 
 
+class StreamOrder:
+    """Keeps what is launched on one stream after another in the order of the launches."""
+
+    def __init__(self) -> None:
+        self._last_stream: Any = None
+        self._used = False
+
+    def wait(self, device: Device, stream: Any) -> None:
+        """Let `stream`, the current one, wait for the last launch, where that was on another one."""
+        if self._used and stream != self._last_stream:
+            device.order_after(self._last_stream)
+
+    def launch(self, device: Device, stream: Any) -> None:
+        """Do the same, and let what comes on other streams wait for what is launched on this one."""
+        self.wait(device, stream)
+        self._last_stream, self._used = stream, True
+
+
 class PoolUse:
-    """Whose turn it is to capture or replay in a pool, and on which stream the last replay was launched.
+    """Whose turn it is to capture or replay in a pool, and the order of its replays.
 
     Attributes:
         turn: Taken by a capture and by a replay, around what follows.
+        replays: Order of the replays; a capture waits for them, and orders its stream and the caller's by itself.
     """
 
     def __init__(self) -> None:
         self.turn = Turn()
-        self._last_stream: Any = None
-        self._used = False
-
-    def follow(self, device: Device, stream: Any) -> None:
-        """Let the current stream wait for the last replay, where that was on another one."""
-        if self._used and stream != self._last_stream:
-            device.order_after(self._last_stream)
-
-    def replayed(self, device: Device, stream: Any) -> None:
-        """Begin a replay on the current stream; a capture orders its stream and the caller's by itself."""
-        self.follow(device, stream)
-        self._last_stream, self._used = stream, True
+        self.replays = StreamOrder()
 
 
 class BreakableCUDAGraph:
@@ -236,7 +244,7 @@ class BreakableCUDAGraph:
             runs = [_within(enter, run) for enter, run in zip(around, self._runs, strict=True)]
         grad_mode = torch.inference_mode() if self._inference else torch.no_grad()
         with self._pool_use.turn, grad_mode, _no_autocast(self._device_type):
-            self._pool_use.replayed(self.device, stream)
+            self._pool_use.replays.launch(self.device, stream)
             index = 0
             try:
                 for index, run in enumerate(runs):  # noqa: B007

@@ -6,10 +6,8 @@ these, with slots or without.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import sys
-import types
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,13 +17,12 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from bcg.structure import attributes_of, has_attributes
+from bcg.structure import CODE, PLAIN, attributes_of, has_attributes, same_value
 
 _TORCHS_OWN = frozenset(vars(nn.Module())) - {"_buffers", "training"}
 PLACED = ("forward", "_bcg_path")
 """Attributes that breaks and modes put on a module: code, not state."""
-_PLAIN = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device, torch.Size, numpy.generic)
-_CODE = (type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType, functools.partial)
+_PLAIN = (*PLAIN, torch.Size, numpy.generic)
 _MAX_DEPTH = 6
 
 
@@ -88,7 +85,7 @@ def _same_value(one: Any, other: Any) -> bool:
     """Tell whether two plain values are the same, two NaN included."""
     if isinstance(one, numpy.ndarray) and isinstance(other, numpy.ndarray):
         return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
-    return type(one) is type(other) and bool(one == other or (one != one and other != other))
+    return same_value(one, other)
 
 
 def _global_generators(root: nn.Module) -> Iterator[torch.Generator]:
@@ -146,6 +143,6 @@ def _items(value: Any) -> Iterator[tuple[Any, Any]]:
 
 def _is_plain_object(value: Any) -> bool:
     """Tell whether an object may hold state: no function, type or module, none of torch's, no configuration."""
-    if isinstance(value, _CODE) or not has_attributes(value):
+    if isinstance(value, CODE) or not has_attributes(value):
         return False
     return not type(value).__module__.startswith(("torch.", "builtins")) and not hasattr(value, "model_type")

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from bcg.errors import ReplayError
-from bcg.structure import attributes_of, storage_bytes, storage_key
+from bcg.structure import attributes_of, same_value, storage_bytes, storage_key
 
 
 class Outlet(Protocol):
@@ -162,18 +162,13 @@ class ConstantOutlet:
         self._where = where
 
     def pour(self, value: Any) -> None:
-        if value is not self._value and not _are_equal(value, self._value):
+        if value is not self._value and not same_value(value, self._value):
             got = _describe(value) if isinstance(value, Tensor) else reprlib.repr(value)
             raise ReplayError(
                 f"break {self._where} returned {got} at replay; at capture it was {reprlib.repr(self._value)}",
                 hint="segments have what a break returns beside tensors frozen in them: return it as a tensor",
                 hazard="S2",
             )
-
-
-def _are_equal(one: Any, other: Any) -> bool:
-    """Tell whether two constants are of one type and equal, or both not a number."""
-    return type(one) is type(other) and bool(one == other or (one != one and other != other))
 
 
 class SameObjectOutlet:

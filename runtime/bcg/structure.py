@@ -5,12 +5,19 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
+import operator
+import types
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+"""Types of values that are known by being equal."""
+CODE = (type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType, functools.partial)
+"""Types of objects whose attributes are no state."""
 
 
 def tensors_in(value: Any) -> list[Tensor]:
@@ -90,13 +97,18 @@ def rebuild_dict(like: dict[Any, Any], items: dict[Any, Any]) -> dict[Any, Any]:
     return rebuilt
 
 
-def same_contents(left: Any, right: Any) -> bool:
-    """Tell whether two nested structures hold the very same objects in tuples, lists and dicts alike."""
+def same_contents(left: Any, right: Any, same: Callable[[Any, Any], bool] = operator.is_) -> bool:
+    """Tell whether two nested structures hold the same in tuples, lists and dicts, by default the very objects."""
     if isinstance(left, (tuple, list)) and isinstance(right, (tuple, list)):
-        return len(left) == len(right) and all(map(same_contents, left, right))
+        return len(left) == len(right) and all(map(same_contents, left, right, itertools.repeat(same)))
     if isinstance(left, dict) and isinstance(right, dict):
-        return left.keys() == right.keys() and all(same_contents(item, right[key]) for key, item in left.items())
-    return left is right
+        return left.keys() == right.keys() and all(same_contents(item, right[key], same) for key, item in left.items())
+    return same(left, right)
+
+
+def same_value(one: Any, other: Any) -> bool:
+    """Tell whether two plain values are of one type and equal, or both not a number."""
+    return type(one) is type(other) and bool(one == other or (one != one and other != other))
 
 
 def has_attributes(value: Any) -> bool:

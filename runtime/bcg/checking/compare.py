@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from bcg.nearness import as_doubles, is_near_in_mean
-from bcg.structure import same_bits, tensors_in
+from bcg.structure import PLAIN, same_bits, tensors_in
 
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 _RTOL = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
@@ -125,7 +124,7 @@ def are_alike(one: Any, other: Any) -> bool:
         if type(one) is not type(other):
             return False
         return one.dtype == other.dtype and bool(numpy.array_equal(one, other, equal_nan=one.dtype.kind in "fc"))
-    if isinstance(one, _PLAIN) or isinstance(other, _PLAIN):
+    if isinstance(one, PLAIN) or isinstance(other, PLAIN):
         return bool(one == other or (one != one and other != other))
     return True
 

@@ -183,22 +183,19 @@ def advanced_card(root: nn.Module, path: str) -> Card:
 
 def advanced_warning(path: str) -> ReportWarning:
     """Warn of a tensor that captures changed in place, which only the tensor itself shows (S13)."""
-    return ReportWarning(
-        code="S13",
-        message=f"{path} has moved on before the first replay; no result depends on it",
-        cause=HAZARDS["S13"].cause,
-        remedy=HAZARDS["S13"].remedy,
-    )
+    return _warning_of("S13", f"{path} has moved on before the first replay; no result depends on it")
 
 
 def outside_warning(name: str) -> ReportWarning:
     """Warn of a tensor outside of the module tree that forwards write: nobody knows what it was before (S13)."""
-    return ReportWarning(
-        code="S13",
-        message=f"{name}, which no module holds, is written by the forward; loading and captures have moved it on",
-        cause=HAZARDS["S13"].cause,
-        remedy=HAZARDS["S13"].remedy,
+    return _warning_of(
+        "S13", f"{name}, which no module holds, is written by the forward; loading and captures have moved it on"
     )
+
+
+def _warning_of(hazard: str, message: str) -> ReportWarning:
+    """Warn of a row of the catalogue, with its cause and remedy."""
+    return ReportWarning(code=hazard, message=message, cause=HAZARDS[hazard].cause, remedy=HAZARDS[hazard].remedy)
 
 
 def leak_card(root: nn.Module, trial: Trial, leak: Leak, by_size: bool, occurrences: int) -> Card:
@@ -265,12 +262,10 @@ def hook_warnings(root: nn.Module, in_breaks: Iterable[str] = ()) -> list[Report
     path, hooks = hooked[0]
     count = sum(len(hooks) for _, hooks in hooked)
     return [
-        ReportWarning(
-            code="S18",
-            message=f"{count} forward hook{'s' if count > 1 else ''} will not run in a replay, the first on "
+        _warning_of(
+            "S18",
+            f"{count} forward hook{'s' if count > 1 else ''} will not run in a replay, the first on "
             f"{path} at {source_line_of(hooks[0])}",
-            cause=HAZARDS["S18"].cause,
-            remedy=HAZARDS["S18"].remedy,
         )
     ]
 
