@@ -250,7 +250,7 @@ def automatic_sections(breaks: Sequence[AutomaticBreak]) -> list[str]:
     ]
     content = table(["break", "why", "explicit"], rows, text_columns=(), prose_columns=(0, 1, 2))
     doubt = next((row.doubt for row in breaks if row.doubt), "")
-    verified = f"not verified: {doubt}" if doubt else "replays with other inputs showed them right"
+    verified = f"not verified: {doubt}" if doubt else "replays of full buckets with other inputs showed them right"
     return [section("Automatic breaks", f"Nobody asked for these; {verified}.", content)]
 
 

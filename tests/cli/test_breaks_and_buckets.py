@@ -68,7 +68,7 @@ def test_one_read_deep_inside_gives_one_break_around_the_right_module(bcg: Any, 
     words = ("capture", model, "--device", "cpu", "--tokens", "4,8", "--expect-breaks", 1)
     done = bcg(*words, "--json", path, "--html", page)
     assert done.code == 0, done.err
-    assert "Nobody asked for these; replays with other inputs showed them right." in page.read_text()
+    assert "Nobody asked for these; replays of full buckets with other inputs showed them right." in page.read_text()
     report = read_report(path)
     assert isinstance(report, CaptureReport)
     (row,) = report.breaks
@@ -104,7 +104,7 @@ def test_a_check_tells_the_automatic_breaks_that_it_was_made_with(bcg: Any, mode
     (found,) = report.automatic_breaks
     assert (found.card.hazard, found.option) == ("L1", "--break 'layers.1.0'")
     assert "Automatic breaks, verified by replays of full buckets with other inputs" in done.out
-    assert "Nobody asked for these; replays with other inputs showed them right." in page.read_text()
+    assert "Nobody asked for these; replays of full buckets with other inputs showed them right." in page.read_text()
 
 
 def test_without_automatic_breaks_the_card_says_what_to_do(bcg: Any, model: str) -> None:
