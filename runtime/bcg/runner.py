@@ -14,6 +14,7 @@ from bcg.buckets import pick_bucket
 from bcg.context import ForwardContext, forward_context
 from bcg.device import find_device
 from bcg.device.base import Pool
+from bcg.device.cudnn_builders import planned_ahead
 from bcg.errors import BcgError, CaptureError, ReplayError, UsageError
 from bcg.graph import BreakableCUDAGraph, Turn
 from bcg.inputs import SEQUENCE_INDEX, Batch, with_numbers
@@ -129,7 +130,7 @@ class GraphRunner:
             everything_eager=self._everything_eager,
         )
         results = []
-        with _frozen_garbage():
+        with _frozen_garbage(), planned_ahead(ordered):
             for tokens in ordered:
                 try:
                     result = self._sweep.capture_bucket(tokens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from bcg import GraphRunner, load_target, make_batch
+from bcg.device import cudnn_attention
 from bcg.device.cudnn_attention import find_plan, frontend
+from bcg.device.cudnn_builders import current_builders, planned_ahead
+from bcg.device.cudnn_graph import Attention, build
 
 if frontend() is None:
     pytest.skip("needs nvidia-cudnn-frontend below 1.27, with torch's cuDNN", allow_module_level=True)
@@ -59,6 +63,42 @@ def test_a_plan_gives_torchs_bits(shape: str) -> None:
             tensor.normal_()
             launch()
             assert torch.equal(output, attend(query, key, value, scale)), rows
+
+
+@pytest.mark.parametrize("is_split", [False, True], ids=["rows of all heads", "one head after the other"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_plan_that_another_process_built_gives_torchs_bits(
+    shape: str, is_split: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads, key_heads, dim, dtype = SHAPES[shape]
+    scale, row_counts = dim**-0.5 * (0.8 if is_split else 0.7), (2047, 1024, 512, 256, 128, 100, 24, 16, 2, 1)
+    builds: list[int] = []
+
+    def build_here(cudnn: Any, attention: Attention, **place: Any) -> Any:
+        builds.append(attention.query[0][2])
+        return build(cudnn, attention, **place)
+
+    monkeypatch.setattr(cudnn_attention, "build", build_here)
+    free, _ = torch.cuda.mem_get_info()
+    with planned_ahead(row_counts):
+        for rows in row_counts[:-1]:
+            tensors = [heads_of(num, rows, dim, dtype) for num in (heads, key_heads, key_heads)]
+            query, key, value = [tensor.contiguous() for tensor in tensors] if is_split else tensors
+            plan = find_plan(query, key, value, scale)
+            assert plan is not None
+            builders = current_builders()
+            assert builders is not None
+            for reader in builders._readers:
+                reader.join(timeout=30)
+            output = torch.empty_strided(*plan.output_layout, dtype=dtype, device="cuda").fill_(float("nan"))
+            launch = plan.bind(query, key, value, output)
+            for tensor in (query, key, value):
+                tensor.normal_()
+                launch()
+                assert torch.equal(output, attend(query, key, value, scale)), rows
+    assert builds == [2047]
+    torch.cuda.empty_cache()
+    assert free - torch.cuda.mem_get_info()[0] < 128 * 2**20, "the other processes are on the GPU"
 
 
 def test_there_is_no_plan_where_torch_would_do_something_else() -> None:

@@ -12,16 +12,14 @@ import functools
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-Layout: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
-"""Shape and strides."""
-
-_QUERY, _KEY, _VALUE, _OUTPUT = range(1, 5)
+from bcg.device.cudnn_builders import current_builders
+from bcg.device.cudnn_graph import KEY, OUTPUT, QUERY, VALUE, Attention, Layout, build
 
 
 class Plan:
@@ -40,10 +38,10 @@ class Plan:
     def bind(self, query: Tensor, key: Tensor, value: Tensor, output: Tensor) -> Callable[[], None]:
         """Return what computes `output` on the current stream. Only the addresses are kept: memory must stay alive."""
         addresses = {
-            _QUERY: query.data_ptr(),
-            _KEY: key.data_ptr(),
-            _VALUE: value.data_ptr(),
-            _OUTPUT: output.data_ptr(),
+            QUERY: query.data_ptr(),
+            KEY: key.data_ptr(),
+            VALUE: value.data_ptr(),
+            OUTPUT: output.data_ptr(),
         }
         execute, index, workspace_bytes = self._graph.execute, self._index, self._workspace_bytes
 
@@ -74,8 +72,9 @@ def find_plan(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Plan |
     chosen = torch._fused_sdp_choice(query, key, value, None, 0.0, True, scale=scale, enable_gqa=is_grouped)
     if chosen != SDPBackend.CUDNN_ATTENTION.value or frontend() is None:
         return None
+    attention = Attention(_type_names[query.dtype], _layout(query), _layout(key), _layout(value), scale)
     with torch.cuda.device(query.device):
-        return _build(query.device.index, query.dtype, tuple(_layout(tensor) for tensor in tensors), scale)
+        return _plan(query.device.index, attention)
 
 
 @functools.cache
@@ -98,32 +97,16 @@ _type_names = {torch.bfloat16: "BFLOAT16", torch.float16: "HALF"}
 
 
 @functools.cache
-def _build(index: int, dtype: torch.dtype, layouts: tuple[Layout, ...], scale: float) -> Plan | None:
-    """Build a plan as torch does, the heuristics' first; it takes cuDNN 40 to 90 ms."""
-    cudnn = frontend()
-    kind, single = getattr(cudnn.data_type, _type_names[dtype]), cudnn.data_type.FLOAT
+def _plan(index: int, attention: Attention) -> Plan | None:
+    cudnn, builders = frontend(), current_builders()
     lane = _lanes.find(index, torch._C._cuda_getCurrentRawStream(index))
-    graph = cudnn.pygraph(
-        io_data_type=kind, intermediate_data_type=single, compute_data_type=single, handle=lane.handle
-    )
-    query, key, value = (
-        graph.tensor(dim=shape, stride=strides, data_type=kind, uid=uid)
-        for uid, (shape, strides) in zip((_QUERY, _KEY, _VALUE), layouts, strict=True)
-    )
-    output, _ = graph.sdpa(q=query, k=key, v=value, generate_stats=False, attn_scale=scale, use_causal_mask=True)
-    (_, heads, rows, _), value_dim = layouts[0][0], layouts[2][0][3]
-    whole, row = rows * heads * value_dim, heads * value_dim
-    output.set_output(True).set_uid(_OUTPUT)
-    output.set_dim((1, heads, rows, value_dim)).set_stride((whole, value_dim, row, 1))
-    try:
-        graph.validate()
-        graph.build_operation_graph()
-        graph.create_execution_plans([cudnn.heur_mode.A])
-        graph.check_support()
-        graph.build_plans()
-    except (cudnn.cudnnGraphNotSupportedError, RuntimeError, ValueError):  # torch's call can do what this can't
-        return None
-    return Plan(graph, index, ((1, rows, heads, value_dim), (whole, row, value_dim, 1)))
+    built = builders.take(cudnn, index, attention) if builders is not None else b""
+    if built:
+        graph = cudnn.pygraph()
+        graph.deserialize(lane.handle, list(built))
+    else:
+        graph = build(cudnn, attention, handle=lane.handle)
+    return None if graph is None else Plan(graph, index, attention.output_layout)
 
 
 def _layout(tensor: Tensor) -> Layout:

@@ -16,8 +16,10 @@ import torch
 from torch import nn
 
 from bcg.attention_interface import is_known_by_name
+from bcg.breaks import bound_breaks
 from bcg.context import ForwardContext, forward_context
 from bcg.device import find_device
+from bcg.device.cudnn_builders import planned_ahead
 from bcg.modes.base import Counts, Preparation, bucket_batch, failed, seconds
 from bcg.modes.captured import Captured
 from bcg.modes.compilers import CompilerCounts, compiler_settings, read_counts, without_nested_breaks
@@ -47,11 +49,12 @@ class Fused(Captured):
             reason = f"{architecture} has no list of layers to compile one by one"
         if reason is not None:
             return [Preparation(tokens, "not available", reason) for tokens in sorted(buckets, reverse=True)]
-        try:
-            compile_s = self._compile_once(max(buckets))
-        except Exception as error:  # noqa: BLE001 - a compiler that fails is a result
-            return [failed(tokens, error) for tokens in sorted(buckets, reverse=True)]
-        prepared = super().prepare(buckets)
+        with planned_ahead(sorted(buckets, reverse=True)):  # while the compiler works
+            try:
+                compile_s = self._compile_once(max(buckets))
+            except Exception as error:  # noqa: BLE001 - a compiler that fails is a result
+                return [failed(tokens, error) for tokens in sorted(buckets, reverse=True)]
+            prepared = super().prepare(buckets)
         prepared[0] = replace(prepared[0], compile_s=compile_s)
         return [self._proved(preparation) for preparation in prepared]
 
@@ -68,7 +71,7 @@ class Fused(Captured):
         batch, device = bucket_batch(self.target, tokens), find_device(self.target.device)
 
         def run() -> None:
-            with forward_context(ForwardContext(batch.request_lengths)), device.capture_stream():
+            with forward_context(ForwardContext(batch.request_lengths)), device.capture_stream(), bound_breaks():
                 self.target(batch.inputs)
 
         first = seconds(run, device.synchronize)
