@@ -12,13 +12,19 @@ from typing import Any
 import pytest
 import torch
 
-from bcg.device import cudnn_builders
+from bcg.device import cudnn_builders, cudnn_graph
 from bcg.device.cudnn_builders import Builders, current_builders, planned_ahead
 from bcg.device.cudnn_graph import Attention, Layout
 
 VERSION = 91900
 PACKAGE = """
 import json, os, sys, time
+
+try:
+    import torch
+except ImportError:
+    torch = None
+print("some package prints when it is loaded", flush=True)
 
 class cudnnGraphNotSupportedError(Exception):
     pass
@@ -62,7 +68,7 @@ class Output:
 class pygraph:
     def __init__(self, device_property=None, sm_version=None, **kinds):
         self.noted = {"kinds": kinds, "device": device_property.given, "sm": sm_version, "tensors": []}
-        self.noted["torch"] = sys.modules.get("torch") is not None
+        self.noted["torch"] = torch is not None
         self.noted["process"] = os.getpid()
 
     def tensor(self, dim, stride, data_type, uid):
@@ -150,6 +156,7 @@ def test_other_processes_build_what_comes_after_the_first(package: Any) -> None:
         assert (plan["device"], plan["sm"], plan["scale"], plan["torch"]) == ("gpu 3", 90, 0.1, False)
         assert plan["kinds"]["io_data_type"] == "BFLOAT16"
     assert len({plan["process"] for plan in plans}) == 4
+    assert len(builders._plans) == 6, "one row needs no plan of cuDNN"
 
 
 def test_kinds_of_attention_are_told_apart(package: Any) -> None:
@@ -194,6 +201,15 @@ def test_few_plans_are_not_worth_a_process(package: Any, monkeypatch: pytest.Mon
     builders.take(package, 0, attention(64))
     assert len(builders._processes) == 3
     builders.close()
+
+
+def test_half_a_plan_is_none(package: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "killed.py").write_text("import sys; sys.stdin.read(); sys.stdout.write('QUJD\\nQUJD')")
+    monkeypatch.setattr(cudnn_graph, "__file__", str(tmp_path / "killed.py"))
+    monkeypatch.setattr(cudnn_builders, "_NUM_PROCESSES", 1)
+    builders = Builders([64, 32, 16])
+    builders.take(package, 0, attention(64))
+    assert built(builders, attention(64), (32, 16)) == [b"ABC", b""]
 
 
 def test_a_process_with_another_cudnn_builds_nothing(package: Any, monkeypatch: pytest.MonkeyPatch) -> None:

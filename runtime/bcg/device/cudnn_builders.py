@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -70,7 +71,6 @@ class Builders:
             return
         major, minor = torch.cuda.get_device_capability(index)
         job = {
-            "path": [str(folder) for folder in sys.path],
             "version": cudnn.backend_version(),
             "device": cudnn.create_device_properties(index).serialize(),
             "sm_version": major * 10 + minor,
@@ -82,6 +82,7 @@ class Builders:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
             text = json.dumps(job | {"attentions": share})
             reader = threading.Thread(target=self._serve, args=(process, text, index, share), daemon=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import sys
 from typing import Any, NamedTuple, TypeAlias
 
@@ -95,22 +96,23 @@ _HEADS_FIRST = (0, 2, 1, 3)
 def main() -> None:
     """Read a job as JSON from the standard input; write each plan as a line in base64, an empty one for none.
 
-    A job has the other process's ``path``, the ``version`` of its cuDNN, its GPU's ``device`` properties and
-    ``sm_version`` (90 for compute capability 9.0), and the ``attentions``.
+    A job has the ``version`` of the other process's cuDNN, its GPU's ``device`` properties and ``sm_version`` (90 for
+    compute capability 9.0), and the ``attentions``.
     """
-    job = json.load(sys.stdin)
-    sys.path[:] = job["path"]
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever else is printed is no plan
     sys.modules["torch"] = None  # type: ignore[assignment]  # the package would load it, which takes seconds
     import cudnn
 
+    job = json.load(sys.stdin)
     if cudnn.backend_version() != job["version"]:
         return
     place = {"device_property": cudnn.create_device_properties(job["device"]), "sm_version": job["sm_version"]}
     for attention in job["attentions"]:
         graph = build(cudnn, Attention(*attention), **place)
         plan = b"" if graph is None else bytes(graph.serialize())
-        sys.stdout.buffer.write(base64.b64encode(plan) + b"\n")
-        sys.stdout.flush()
+        answers.write(base64.b64encode(plan) + b"\n")
+        answers.flush()
 
 
 if __name__ == "__main__":
