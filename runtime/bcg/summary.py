@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from bcg.checking.writes import written_input_warnings
 from bcg.compilations import late_compilation_warnings
 from bcg.environment import environment
 from bcg.graph import Break, BreakableCUDAGraph, Segment
@@ -117,21 +118,6 @@ class CaptureLog:
             workload=list(workload),
             ranks=list(ranks),
         )
-
-
-def written_input_warnings(runner: GraphRunner) -> list[ReportWarning]:
-    """Warn of inputs that the forward changes in place, as it does with a cache that the caller keeps."""
-    names = runner.written_inputs()
-    if not names:
-        return []
-    return [
-        ReportWarning(
-            code="written-input",
-            message=f"the forward writes to its input {', '.join(map(repr, names))}",
-            cause="a replay writes to the static input of its bucket, and leaves the caller's tensor as it was",
-            remedy="return what it writes, or keep it as a buffer of the module if it must outlast the forward",
-        )
-    ]
 
 
 def rank_rows(runner: GraphRunner, results: Sequence[BucketCapture]) -> list[RankRow]:

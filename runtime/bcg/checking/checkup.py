@@ -29,7 +29,7 @@ from bcg.checking.prompts import (
 from bcg.checking.spread import Spread
 from bcg.checking.verdicts import LostDeviceError, Verification
 from bcg.checking.verification import CHECK_SEED, is_sticky, verify
-from bcg.checking.writes import written_by_segments, written_parameters
+from bcg.checking.writes import written_by_segments, written_input_warnings, written_parameters
 from bcg.compilations import late_compilation_warnings
 from bcg.device import find_device
 from bcg.environment import environment
@@ -45,7 +45,6 @@ from bcg.report import (
 from bcg.rules import forwards_kept
 from bcg.runner import GraphRunner
 from bcg.state import ModelState, Snapshot
-from bcg.summary import written_input_warnings
 from bcg.sweep import BucketCapture
 from bcg.target import Target
 

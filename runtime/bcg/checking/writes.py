@@ -1,4 +1,4 @@
-"""What forwards write besides the module tree's state: parameters, and tensors that nobody in the tree holds."""
+"""What forwards write besides the module tree's state: parameters, inputs, and tensors that nobody there holds."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from bcg.context import ForwardContext, forward_context
 from bcg.dispatch import DispatchMode, written_by
 from bcg.inputs import PROBE_SIZES
+from bcg.report import ReportWarning
 from bcg.runner import GraphRunner
 from bcg.state import ModelState
 from bcg.structure import storage_key
@@ -86,3 +87,18 @@ def written_by_segments(runner: GraphRunner) -> dict[str, Tensor]:
                 name = parameters.get(key) or f"the tensor of {segment.tape.first_reads[key].operation.place}"
                 found[key] = name, segment.tape.externals[key]
     return dict(found.values())
+
+
+def written_input_warnings(runner: GraphRunner) -> list[ReportWarning]:
+    """Warn of inputs that the forward changes in place, as it does with a cache that the caller keeps."""
+    names = runner.written_inputs()
+    if not names:
+        return []
+    return [
+        ReportWarning(
+            code="written-input",
+            message=f"the forward writes to its input {', '.join(map(repr, names))}",
+            cause="a replay writes to the static input of its bucket, and leaves the caller's tensor as it was",
+            remedy="return what it writes, or keep it as a buffer of the module if it must outlast the forward",
+        )
+    ]
