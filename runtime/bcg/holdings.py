@@ -7,6 +7,7 @@ these, with slots or without.
 from __future__ import annotations
 
 import itertools
+import random
 import sys
 from collections import OrderedDict, deque
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ PLACED = ("forward", "_bcg_path")
 """Attributes that breaks and modes put on a module: code, not state."""
 _PLAIN = (*PLAIN, torch.Size, numpy.generic)
 _MAX_DEPTH = 6
+GENERATORS = (torch.Generator, random.Random, numpy.random.Generator, numpy.random.RandomState)
+"""Types of random generators; see `bcg.state.generator_state`."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Holdings:
     values: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     holders: list[tuple[Any, Any]] = field(default_factory=list)
-    own_generators: list[torch.Generator] = field(default_factory=list)
+    own_generators: list[Any] = field(default_factory=list)
 
 
 def collect(root: nn.Module, into: Holdings) -> None:
@@ -88,11 +91,11 @@ def _same_value(one: Any, other: Any) -> bool:
     return same_value(one, other)
 
 
-def _global_generators(root: nn.Module) -> Iterator[torch.Generator]:
+def _global_generators(root: nn.Module) -> Iterator[Any]:
     files = dict.fromkeys(type(module).__module__ for module in root.modules())
     for name in files:
         if name in sys.modules and not name.startswith("torch."):
-            yield from (value for value in vars(sys.modules[name]).values() if type(value) is torch.Generator)
+            yield from (value for value in vars(sys.modules[name]).values() if type(value) in GENERATORS)
 
 
 def _join(path: str, name: Any) -> str:
@@ -103,7 +106,7 @@ def _visit(into: Holdings, path: str, value: Any, seen: set[int], depth: int) ->
     if isinstance(value, _PLAIN):
         into.values[path] = value
         return
-    if isinstance(value, torch.Generator):
+    if isinstance(value, GENERATORS):
         into.own_generators.append(value)
         return
     if isinstance(value, itertools.count):

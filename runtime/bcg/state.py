@@ -35,7 +35,7 @@ class Snapshot(Holdings):
     contents: dict[str, Tensor] = field(default_factory=dict)
     views: dict[str, Tensor] = field(default_factory=dict)
     generators: tuple[Any, ...] = ()
-    own_states: list[Tensor] = field(default_factory=list)
+    own_states: list[Any] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class ModelState:
         """Copy the state as it is now."""
         snapshot = Snapshot(generators=_generator_states())
         self._collect(snapshot)
-        snapshot.own_states.extend(generator.get_state() for generator in snapshot.own_generators)
+        snapshot.own_states.extend(map(_generator_state, snapshot.own_generators))
         with torch.inference_mode():
             for path, tensor in snapshot.tensors.items():
                 snapshot.contents[path] = tensor.new_empty(0) if is_freed(tensor) else tensor.clone()
@@ -187,7 +187,7 @@ def _generator_states() -> tuple[Any, ...]:
 def restore_generators(snapshot: Snapshot) -> None:
     """Bring the random generators back to where they were."""
     for generator, state in zip(snapshot.own_generators, snapshot.own_states, strict=True):
-        generator.set_state(state)
+        _put_generator_state(generator, state)
     if not snapshot.generators:
         return
     python, arrays, host, *devices = snapshot.generators
@@ -200,14 +200,49 @@ def restore_generators(snapshot: Snapshot) -> None:
 
 def have_drawn(since: Snapshot) -> bool:
     """Tell whether a random generator is no more where it was."""
-    now = (*_generator_states(), *(generator.get_state() for generator in since.own_generators))
+    now = (*_generator_states(), *map(_generator_state, since.own_generators))
     return not _same_state((*since.generators, *since.own_states), now)
 
 
+def host_generators(snapshot: Snapshot) -> dict[str, Any]:
+    """Return where the generators are now that draw on the host: the process's own, and those that the modules hold."""
+    states: dict[str, Any] = {
+        "random": random.getstate(),
+        "numpy.random": numpy.random.get_state(),
+        "torch's default generator": torch.get_rng_state(),
+    }
+    for generator in snapshot.own_generators:
+        if not (isinstance(generator, torch.Generator) and generator.device.type != "cpu"):
+            states[f"a {type(generator).__name__} of the model"] = _generator_state(generator)
+    return states
+
+
+def moved_otherwise(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Return the names of the generators that are not at the same place in both."""
+    return [name for name, state in one.items() if not _same_state(state, other[name])]
+
+
+def _generator_state(generator: Any) -> Any:
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    return generator.bit_generator.state if isinstance(generator, numpy.random.Generator) else generator.get_state()
+
+
+def _put_generator_state(generator: Any, state: Any) -> None:
+    if isinstance(generator, random.Random):
+        generator.setstate(state)
+    elif isinstance(generator, numpy.random.Generator):
+        generator.bit_generator.state = state
+    else:
+        generator.set_state(state)
+
+
 def _same_state(one: Any, other: Any) -> bool:
-    """Compare states of generators: tensors, arrays and numbers in tuples."""
+    """Compare states of generators: tensors, arrays and numbers in tuples and dicts."""
     if isinstance(one, tuple):
         return len(one) == len(other) and all(map(_same_state, one, other))
+    if isinstance(one, dict):
+        return all(_same_state(value, other[name]) for name, value in one.items())
     return torch.equal(one, other) if isinstance(one, Tensor) else numpy.array_equal(one, other)
 
 

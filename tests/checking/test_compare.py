@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bcg.checking.compare import Tolerance, are_near, compare, has_numbers
+from bcg.nearness import largest_ordinary
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
@@ -65,3 +66,39 @@ def test_numbers_that_are_nan_and_objects_that_nobody_looks_into_are_the_same() 
 
 def test_another_dtype_is_not_near() -> None:
     assert not are_near(torch.ones(2), torch.ones(2, dtype=torch.float16))
+
+
+@pytest.mark.parametrize("fill", [torch.finfo(torch.float32).min, -1e9, 1e4])
+def test_numbers_that_fill_a_place_hide_nothing(fill: float) -> None:
+    """Logits of which some are masked: their huge numbers say nothing about how far the others may be off."""
+    logits = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
+    logits[:, 3] = fill
+    logits[2, 5] = 2.0
+    off, near, moved = logits.clone(), logits * (1 + 1e-7), logits.clone()
+    off[2, 5], moved[1, 3], near[:, 3] = 4.7, fill * (1 - 1e-6), fill
+    found = compare(logits, off, Tolerance())
+    assert not found.within and found.max_rel_error > 0.1
+    assert not are_near(logits, off)
+    assert compare(logits, near, Tolerance()).within and are_near(logits, near)
+    assert compare(logits, moved, Tolerance(rtol=1e-5)).within and are_near(logits, moved)
+
+
+def test_large_numbers_of_all_sizes_are_no_fill() -> None:
+    values = torch.logspace(-3, 6, 500)
+    assert compare(values, values + 0.5, Tolerance()).within
+    assert largest_ordinary(values.double()) == pytest.approx(1e6)
+    assert largest_ordinary(torch.tensor([1.0, 3.0, 1e9, 1e20]).double()) == 3.0
+
+
+def test_infinities_at_the_same_places_are_near_and_others_are_not() -> None:
+    masked = torch.tensor([1.0, float("-inf"), 2.0, float("nan")])
+    other = torch.tensor([1.0, float("-inf"), float("nan"), float("nan")])
+    assert are_near(masked, masked + 0.0)
+    assert not are_near(masked, other) and not compare(masked, other, Tolerance()).within
+    assert not are_near(masked, -masked)
+
+
+def test_whole_numbers_are_near_only_where_they_are_equal() -> None:
+    numbers = torch.arange(1000, 2000)
+    assert are_near(numbers, numbers.clone())
+    assert not are_near(numbers, torch.where(numbers == 1500, 1501, numbers))

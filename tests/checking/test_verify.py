@@ -388,3 +388,79 @@ def test_a_tensor_that_no_module_holds_is_warned_of(device: str) -> None:
     (warning,) = check(target_of(AddsUp(), device), buckets=BUCKETS).warnings
     assert warning.code == "S13"
     assert "which no module holds, is written by the forward" in warning.message
+
+
+class Counts(nn.Module):
+    """Adds up its rows, padding among them, and returns more the more it has seen."""
+
+    def __init__(self, *, reads: bool) -> None:
+        super().__init__()
+        self.reads = reads
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.add_(torch.ones_like(x[:, 0]).sum())
+        return x + (self.seen if self.reads else self.seen * 0)
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_padding_that_changes_what_later_forwards_give_is_found(device: str, reads: bool) -> None:
+    report = check(target_of(Counts(reads=reads), device), buckets=BUCKETS)
+    padded = [reason for bucket in report.buckets for reason in bucket.reasons if "padding changes seen" in reason]
+    assert bool(padded) == reads
+    assert (report.verdict == "mismatch") == reads
+
+
+class Draws(nn.Module):
+    """Draws on the host in a segment, and does something with it once in a while."""
+
+    def __init__(self, generator: Any) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if self.generator.random() < 0.001 else x + 1
+
+
+@pytest.mark.parametrize(
+    ("generator", "name"),
+    [
+        (random, "random"),
+        (numpy.random, "numpy.random"),
+        (random.Random(3), "a Random of the model"),
+        (numpy.random.default_rng(3), "a Generator of the model"),
+    ],
+)
+def test_draws_that_replays_leave_out_are_warned_of(generator: Any, name: str) -> None:
+    report = check(target_of(Draws(generator), "cpu"), buckets=BUCKETS)
+    (warning,) = (warning for warning in report.warnings if warning.code == "S16")
+    assert f"eager draws from {name}, a replay does not" in warning.message
+
+
+@pytest.mark.parametrize("draws", [True, False])
+def test_numbers_that_are_drawn_for_nothing_hide_nothing(draws: bool) -> None:
+    class Mean(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if draws:
+                torch.rand((), device=x.device)
+            return x / len(x)
+
+    report = check(target_of(Mean(), "cpu"), buckets=BUCKETS)
+    assert report.verdict == "mismatch"
+    assert {card.hazard for card in report.findings} == {"S2"}
+
+
+def test_breaks_that_draw_from_generators_of_the_model_match() -> None:
+    class Noise(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.generators = [random.Random(1), numpy.random.default_rng(1), numpy.random.RandomState(1)]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.noise(x * 2) + 1
+
+        @eager_on_graph
+        def noise(self, x: Tensor) -> Tensor:
+            return x + sum(float(generator.random()) for generator in self.generators)
+
+    assert check(target_of(Noise(), "cpu"), buckets=BUCKETS).verdict == "match"

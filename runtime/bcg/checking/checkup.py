@@ -300,6 +300,7 @@ class _Check:
                 *self._warnings,
                 *explanation.warnings,
                 *findings.padding_warnings(verification),
+                *findings.draw_warnings(verification),
                 *written_input_warnings(self._runner),
                 *self._what_to_know(results),
             ],

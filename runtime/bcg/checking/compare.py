@@ -11,7 +11,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from bcg.nearness import as_doubles, is_near_in_mean
+from bcg.nearness import as_doubles, differences, is_near_in_mean, largest_ordinary, measures
 from bcg.structure import PLAIN, same_bits, tensors_in
 
 _RTOL = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
@@ -22,17 +22,17 @@ class Tolerance:
     """How far two values may be apart.
 
     Attributes:
-        rtol: Relative to the largest magnitude of the expected tensor; by default that of its dtype.
+        rtol: Relative to the largest magnitude of the expected tensor, fill values such as those of masked logits aside
+            (of these, to their own); by default that of its dtype.
         atol: Absolute.
     """
 
     rtol: float | None = None
     atol: float = 0.0
 
-    def allowed(self, dtype: torch.dtype, scale: float) -> float:
-        """Return the largest difference that counts as a match."""
-        rtol = _RTOL.get(dtype.to_real(), 0.0) if self.rtol is None else self.rtol
-        return self.atol + rtol * scale
+    def relative(self, dtype: torch.dtype) -> float:
+        """Return `rtol`, or that of a dtype."""
+        return _RTOL.get(dtype.to_real(), 0.0) if self.rtol is None else self.rtol
 
 
 @dataclass(frozen=True)
@@ -83,15 +83,13 @@ def compare_tensors(expected: Tensor, got: Tensor, tolerance: Tolerance) -> Comp
     if same_bits(expected, got):
         return Comparison()
     one, other = as_doubles(expected), as_doubles(got)
-    same = (one == other) | (one.isnan() & other.isnan())
-    error = torch.where(same, 0.0, (one - other).abs())
+    error = differences(one, other)
     if not (expected.is_floating_point() or expected.is_complex()):  # doubles round what is above 2**53
         error = torch.where(expected != got, error.clamp(min=1), 0.0)
-    finite = one[one.isfinite()]
-    scale = float(finite.abs().max()) if finite.numel() else 0.0
-    largest = float(error.nan_to_num(nan=float("inf"), posinf=float("inf")).max())
-    relative = largest / scale if scale else (float("inf") if largest else 0.0)
-    return Comparison(False, largest <= tolerance.allowed(expected.dtype, scale), largest, relative)
+    scale = measures(one, largest_ordinary(one))
+    is_within = bool((error <= tolerance.atol + tolerance.relative(expected.dtype) * scale).all())
+    relative = float(torch.where(error == 0, 0.0, error / scale).max())
+    return Comparison(False, is_within, float(error.max()), relative)
 
 
 def finite(error: float) -> float | None:

@@ -93,6 +93,9 @@ class _Explainer:
         told = {(card.hazard, card.module) for card in cards if card.hazard in ("S8", "S12")}
         results = self._explain_results(verification, state_is_told=any(card.hazard == "S12" for card in cards))
         cards += [card for card in results if (card.hazard, card.module) not in told]
+        padded = {path: trial for bucket in verification.buckets for path, trial in bucket.padded_state.items()}
+        if not cards:  # state that replays leave otherwise shows so too
+            cards += [findings.padded_state_card(root, path, trial) for path, trial in padded.items()]
         cards += findings.launch_cards(root, verification)
         return self._found
 

@@ -157,7 +157,7 @@ def pool_cards(root: nn.Module, verification: Verification, upkeep: Upkeep) -> l
 
 def _kept_card(root: nn.Module, module: str, attribute: str) -> Card:
     path = f"{module}.{attribute}" if module else attribute
-    title = f"{path} keeps a tensor of the graph's pool, which the next replay overwrites"
+    title = f"{path} keeps a tensor of the graph's pool or inputs, which the next replay overwrites"
     return make_card("S11", title, module=module, source_line=attribute_line(root, module, attribute))
 
 
@@ -228,6 +228,14 @@ def leak_card(root: nn.Module, trial: Trial, leak: Leak, by_size: bool, occurren
     return msgspec.structs.replace(card, occurrences=occurrences, break_option="")
 
 
+def padded_state_card(root: nn.Module, path: str, trial: Trial) -> Card:
+    """Name state that padding rows change, so that a later forward gives something else (S10)."""
+    module, attribute = split_path(root, path)
+    rows = f"{_num(trial.num_padding, 'padding row')} change{'s' if trial.num_padding == 1 else ''}"
+    title = f"{rows} {path} in the bucket of {trial.tokens}, and a later forward gives something else"
+    return make_card("S10", title, module=module, source_line=attribute_line(root, module, attribute))
+
+
 def launch_cards(root: nn.Module, verification: Verification) -> list[Card]:
     """Name buckets in which no segment was launched (S20)."""
     idle = [
@@ -285,6 +293,16 @@ def padding_warnings(verification: Verification) -> list[ReportWarning]:
     ]
 
 
+def draw_warnings(verification: Verification) -> list[ReportWarning]:
+    """Warn of random generators of the host that eager draws from inside segments, where a replay does not (S16)."""
+    if not verification.undrawn:
+        return []
+    names = " and ".join(verification.undrawn)
+    return [
+        _warning_of("S16", f"eager draws from {names}, a replay does not: harmless only where nothing depends on it")
+    ]
+
+
 def constants_card(root: nn.Module) -> Card:
     """Tell that a result has a number, a word or a shape in it that Python makes of the number of rows."""
     return make_card(
@@ -319,6 +337,8 @@ def reasons(verification: Verification, tokens: int) -> Iterator[str]:
         yield f"in a batch of {rows} the result has something else beside its tensors than a replay returns"
     for change in bucket.state_changes[:3]:
         yield f"replay leaves {change.path} otherwise than eager"
+    for path in list(bucket.padded_state)[:3]:
+        yield f"padding changes {path}, and a later forward gives something else"
     for path in bucket.kept_outputs[:3]:
         yield f"{path} keeps an output that the next replay overwrites"
     if bucket.verdict == "inconclusive" and not bucket.num_launches:

@@ -38,7 +38,9 @@ class Spread:
         """
         for _ in range(_NUM_DOUBTS):
             self.widen(run_again())
-            if self.largest == 0:
-                return False
+        return self.covers(difference)
+
+    def covers(self, difference: Comparison) -> bool:
+        """Tell whether eager was seen to differ from itself about as much."""
         distance = difference.max_rel_error
-        return distance <= 4 * (self.largest_finite if math.isfinite(distance) else self.largest)
+        return self.largest > 0 and distance <= 4 * (self.largest_finite if math.isfinite(distance) else self.largest)

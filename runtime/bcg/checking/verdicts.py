@@ -35,7 +35,9 @@ class BucketVerdict:
         resized: Trials whose real rows depend on how many rows there are, whatever padding holds.
         constants: Trials in which what stands beside the tensors of the result depends on how many rows there are.
         state_changes: State that replay left otherwise than eager did.
-        kept_outputs: Attribute paths where a tensor of the graph's pool is left: the next replay overwrites it.
+        kept_outputs: Attribute paths where a tensor of the graph's pool, or a static input, is left: the next replay
+            overwrites it.
+        padded_state: State that padding rows change, so that a later forward gives something else, and in which trial.
         unsteady: Trials in which eager differs from itself, with how far replay is from eager: nothing can be told.
         without_numbers: Trials for which eager gives nothing but NaN.
         doubts: Why else nothing can be told.
@@ -56,6 +58,7 @@ class BucketVerdict:
     constants: list[Trial] = field(default_factory=list)
     state_changes: list[Change] = field(default_factory=list)
     kept_outputs: list[str] = field(default_factory=list)
+    padded_state: dict[str, Trial] = field(default_factory=dict)
     unsteady: dict[Trial, float] = field(default_factory=dict)
     without_numbers: list[Trial] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
@@ -64,7 +67,8 @@ class BucketVerdict:
     def verdict(self) -> Verdict:
         """Match only if everything matched and something was replayed."""
         of_rows = self.leaks or self.resized or self.constants
-        if self.failed or self.moved or of_rows or self.state_changes or self.kept_outputs:
+        of_state = self.state_changes or self.kept_outputs or self.padded_state
+        if self.failed or self.moved or of_rows or of_state:
             return "mismatch"
         told = self.num_launches and not (self.doubts or self.unsteady or self.without_numbers)
         return "match" if told else "inconclusive"
@@ -78,6 +82,7 @@ class Verification:
         buckets: Verdicts, ascending.
         fails_alone: By batch sizes at which eager fails without padding, what it raises: there nothing tells whether
             padding reaches real rows.
+        undrawn: Names of random generators of the host that eager draws from and replays do not.
         spread: How far eager runs of the same batch are apart.
         eager_ms: Wall time of the eager runs.
         replay_ms: Wall time of the replays and comparisons.
@@ -85,6 +90,7 @@ class Verification:
 
     buckets: list[BucketVerdict]
     fails_alone: dict[int, str] = field(default_factory=dict)
+    undrawn: dict[str, None] = field(default_factory=dict)
     spread: Spread = field(default_factory=Spread)
     eager_ms: float = 0.0
     replay_ms: float = 0.0

@@ -18,11 +18,21 @@ from bcg.device import find_device
 from bcg.errors import BcgError, ModelError, Place, ReplayError
 from bcg.inputs import Batch
 from bcg.runner import GraphRunner
-from bcg.state import ModelState, Snapshot, changes, have_drawn, restore_generators
-from bcg.structure import map_tensors
+from bcg.state import (
+    Change,
+    ModelState,
+    Snapshot,
+    changes,
+    have_drawn,
+    host_generators,
+    moved_otherwise,
+    restore_generators,
+)
+from bcg.structure import map_tensors, storage_key
 from bcg.target import first_line
 from bcg.whereabouts import users_line
 
+_NUM_DRAWS = 4
 CHECK_SEED = 1000
 """Seed of values, splits and order; the inputs of captures have another."""
 
@@ -34,12 +44,14 @@ class Reference:
     Attributes:
         output: On the padded inputs, cut to the real rows.
         after: The state afterwards; None where forwards change none.
+        generators: Where it left the random generators of the host.
     """
 
     batch: Batch
     padding: dict[str, torch.Tensor] | None
     output: Any
     after: Snapshot | None
+    generators: dict[str, Any]
 
 
 def verify(
@@ -90,6 +102,8 @@ class _Verifier:
         self._references: dict[Trial, Reference] = {}
         self._full_outputs: dict[Trial, Any] = {}
         self._owned: dict[int, bool] = {}
+        views = runner.input_views(max(runner.graphs)).values()
+        self._static = {storage_key(view) for view in views}
         self._found = Verification(list(self._verdicts.values()))
 
     def run(self, num_rounds: int) -> Verification:
@@ -142,8 +156,9 @@ class _Verifier:
         batch, padding = batch_of(trial, runner.target), poisoned_padding(trial, runner.target)
         self._put_back()
         output = self._eager(trial, batch, padding)
+        generators = host_generators(self._base)
         after = self._state.save() if self._changes_state else None
-        self._references[trial] = Reference(batch, padding, output, after)
+        self._references[trial] = Reference(batch, padding, output, after, generators)
         if not has_numbers(output):
             verdict.without_numbers.append(trial)
         self._put_back()
@@ -174,17 +189,20 @@ class _Verifier:
         Poison in whole numbers alone proves nothing: no replay has it.
 
         A forward that draws random numbers draws others for another number of rows: there padding is all that is told
-        apart.
+        apart, unless the numbers make no difference.
         """
         verdict = self._verdicts[trial.tokens]
         try:
-            alone = self._runner.eager(batch)
+            alone = _kept(self._runner.eager(batch))
         except Exception as error:
             if is_sticky(error):
                 raise
             self._found.fails_alone[trial.num_tokens] = f"{type(error).__name__}: {first_line(error)}"
             return
-        draws = have_drawn(self._base)
+        has_drawn = have_drawn(self._base)
+        if not has_drawn:
+            self._look_at_state(trial, batch)
+        draws = has_drawn and not self._draws_for_nothing(batch, alone)
         if not draws and self._is_same(alone, trial, output):
             return
         self._put_back()
@@ -199,6 +217,40 @@ class _Verifier:
             verdict.constants.append(trial)
         elif not draws and not are_near(alone, output):
             verdict.resized.append(trial)
+
+    def _look_at_state(self, trial: Trial, batch: Batch) -> None:
+        """Note state that the batch alone has just left otherwise than beside zeros, if a later forward shows it.
+
+        The later one has one row, and the largest bucket is left out: together they need no more room than that.
+        """
+        runner = self._runner
+        if not self._changes_state or runner.target.alignment is not None or trial.tokens == max(self._verdicts):
+            return
+        later, alone = batch_of(Trial(trial.tokens, (1,), trial.seed), runner.target), self._state.save()
+        try:
+            after_alone = _kept(runner.eager(later))
+            self._put_back()
+            self._eager(trial, batch, None)
+            found = [change.path for change in changes(alone, self._state.save()) if not self._is_near(change)]
+            apart = compare(after_alone, runner.eager(later), self._tolerance)
+        except Exception as error:
+            if is_sticky(error):
+                raise
+            return
+        if found and not (apart.within or self._found.spread.covers(apart)):
+            self._verdicts[trial.tokens].padded_state.update(dict.fromkeys(found, trial))
+
+    def _is_near(self, change: Change) -> bool:
+        return change.is_tensor and compare(change.before, change.after, self._tolerance).within
+
+    def _draws_for_nothing(self, batch: Batch, output: Any) -> bool:
+        """Tell whether a forward gives the same with the random numbers that come next, and after those."""
+
+        def drawn_anew() -> Any:
+            self._state.restore(self._base, generators=False)
+            return self._runner.eager(batch)
+
+        return all(compare(output, drawn_anew(), self._tolerance).bitwise for _ in range(_NUM_DRAWS))
 
     def _is_same(self, expected: Any, trial: Trial, output: Any) -> bool:
         comparison = compare(expected, output, self._tolerance)
@@ -237,6 +289,7 @@ class _Verifier:
         verdict.num_replays += graph.num_replays - num_before
         verdict.num_launches += (graph.num_replays - num_before) * graph.num_segments
         comparison = compare(reference.output, output, self._tolerance)
+        self._found.undrawn.update(dict.fromkeys(moved_otherwise(reference.generators, host_generators(self._base))))
         if reference.after is not None:
             after = self._state.save()
             self._compare_state(verdict, reference.after, after)
@@ -261,7 +314,7 @@ class _Verifier:
                 continue
             address = tensor.data_ptr()
             if address not in self._owned:
-                self._owned[address] = pool.owns(tensor)
+                self._owned[address] = pool.owns(tensor) or storage_key(tensor) in self._static
             if self._owned[address]:
                 verdict.kept_outputs.append(path)
 
@@ -277,11 +330,8 @@ class _Verifier:
     def _compare_state(self, verdict: BucketVerdict, eager: Snapshot, replayed: Snapshot) -> None:
         known = {change.path for change in verdict.state_changes}
         for change in changes(eager, replayed):
-            if change.path in known:
-                continue
-            if change.is_tensor and compare(change.before, change.after, self._tolerance).within:
-                continue
-            verdict.state_changes.append(change)
+            if change.path not in known and not self._is_near(change):
+                verdict.state_changes.append(change)
 
 
 def _kept(output: Any) -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bcg.checking.yardstick import ExactErrors, exact_errors
-from bcg.nearness import as_doubles
+from bcg.nearness import as_doubles, differences, norm_distance
 from bcg.structure import same_bits, tensors_in
 
 _LIMITS = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
@@ -23,7 +23,8 @@ class Agreement:
     Attributes:
         alike: Shapes and dtypes are the same, NaN and infinity are at the same places, and what has no exact result
             is within the fixed limits.
-        relative_error: Norm of the difference over the norm of eager's result, the worst of all tensors.
+        relative_error: Norm of the difference over the norm of eager's result, the worst of all tensors; where eager
+            fills in a huge number, as for masked logits, the difference counts relative to that one.
         exact: Errors of both against the exact result, by tensor; of several runs the worst of each.
     """
 
@@ -93,11 +94,9 @@ def _tensors(expected: Tensor, got: Tensor, exact: Tensor | None) -> Agreement:
     if not _same_where_infinite(one, other):
         return _APART
     errors = _errors(expected, got, exact)
-    finite = one.isfinite()
-    error, norm = torch.where(finite, one - other, 0.0), float(torch.where(finite, one, 0.0).norm())
-    relative = float(error.norm()) / norm if norm else float("inf")
+    relative = norm_distance(expected, got)
     alike = bool(errors) or relative <= _LIMITS.get(expected.dtype.to_real(), 0.0)
-    return Agreement(False, alike, float(error.abs().max()), relative, errors)
+    return Agreement(False, alike, float(differences(one, other).max()), relative, errors)
 
 
 def _errors(expected: Tensor, got: Tensor, exact: Tensor | None) -> tuple[ExactErrors, ...]:
