@@ -19,8 +19,10 @@ from bcg.errors import CaptureError
 from bcg.structure import (
     CODE,
     PLAIN,
+    SEQUENCES,
     attributes_of,
     has_attributes,
+    is_wrapped,
     map_tensors,
     same_contents,
     same_value,
@@ -47,7 +49,7 @@ class Arguments:
 
         def bind(tensor: Tensor) -> Tensor:
             if id(tensor) not in aliases:
-                aliases[id(tensor)] = unowned_alias(tensor) if self._made(tensor) else tensor
+                aliases[id(tensor)] = _unowned_like(tensor) if self._made(tensor) else tensor
             return aliases[id(tensor)]
 
         bound: tuple[tuple[Any, ...], dict[str, Any]] = map_tensors(bind, (tuple(args), dict(kwargs)))
@@ -61,7 +63,8 @@ class Arguments:
         values = [*args, *kwargs.values()]
         for held in self._objects.values():
             _refuse_other_attributes(*held)
-        containers = [value for value in values if isinstance(value, (tuple, list, dict))]
+        _refuse_iterators(label, values)
+        containers = [value for value in values if isinstance(value, (*SEQUENCES, dict))]
         contents = map_tensors(lambda tensor: tensor, containers)
         tensors = [(label, tensor, _layout(tensor)) for tensor in whole_tensors_in(values)]
         yield
@@ -91,15 +94,37 @@ class Arguments:
             _refuse_other_attributes(*held)
 
 
+def _unowned_like(tensor: Tensor) -> Tensor:
+    """Return an alias that is of the same class, and has the attributes that somebody gave the tensor."""
+    alias = unowned_alias(tensor)
+    if type(tensor) is not Tensor and not is_wrapped([type(tensor)]):
+        alias = alias.as_subclass(type(tensor))
+    if attributes := getattr(tensor, "__dict__", None):
+        vars(alias).update(attributes)
+    return alias
+
+
 def _objects_in(value: Any) -> Iterator[Any]:
     """Yield the plain objects of nested tuples, lists and dicts; what modules hold is state, and looked at as such."""
-    if isinstance(value, (tuple, list)):
+    if isinstance(value, SEQUENCES):
         for item in value:
             yield from _objects_in(item)
     elif isinstance(value, dict):
         yield from _objects_in(list(value.values()))
     elif has_attributes(value) and not isinstance(value, (Tensor, nn.Module, *CODE)):
         yield value
+
+
+def _refuse_iterators(label: BreakLabel, values: Any) -> None:
+    for value in values.values() if isinstance(values, dict) else values:
+        if isinstance(value, (*SEQUENCES, dict)):
+            _refuse_iterators(label, value)
+        elif isinstance(value, Iterator):
+            raise CaptureError(
+                f"break {label.name} was given a {type(value).__name__}, which its first run uses up",
+                hint="give it a list or a tuple",
+                hazard="S9",
+            )
 
 
 def _is_method_of(function: Callable[..., Any], value: Any) -> bool:

@@ -19,7 +19,7 @@ from bcg.errors import BcgError, ModelError, ReplayError
 from bcg.inputs import POSITIONS, PROBE_SIZES, Batch, find_token_dim, with_numbers
 from bcg.nearness import LOOSE_MEAN, is_near_in_mean
 from bcg.state import ModelState, have_drawn
-from bcg.structure import same_bits, tensors_in
+from bcg.structure import hiding_tensors, same_bits, tensors_in
 from bcg.target import Target, first_line, make_batch
 from bcg.whereabouts import users_line
 
@@ -35,14 +35,16 @@ class OutputFacts:
         token_dims: Token dimension of each output tensor; None for one without.
         separates_requests: Whether packed requests leave each other alone; None if the target takes no
             packed requests at all, or draws random numbers, which are others for other sizes.
+        hiding: Types of the objects in the output that hold tensors where nobody looks.
     """
 
     token_dims: tuple[int | None, ...]
     separates_requests: bool | None
+    hiding: tuple[str, ...] = ()
 
 
 def describe_outputs(target: Target) -> OutputFacts:
-    """Run a target for one request alone, then for the same one packed behind two others in turn.
+    """Run a target for one request alone, then packed behind two others in turn, and one of these before the other.
 
     This is the first time that the module meets its inputs, it gives the token dimension of each output, and
     it shows whether rows of one request (or padding) reach another one.
@@ -57,24 +59,26 @@ def describe_outputs(target: Target) -> OutputFacts:
     size, double = PROBE_SIZES
     generator = torch.Generator(target.device).manual_seed(0)
     request = make_batch(target, (size,), generator)
-    behind = [_packed(target, make_batch(target, (size,), generator), request) for _ in range(2)]
+    others = [make_batch(target, (size,), generator) for _ in range(2)]
+    together = [*(_packed(target, other, request) for other in others), _packed(target, *others)]
     versions = _versions(target.module)
-    alone = _probe(target, request)
+    output = _output(target, request)
+    alone, hiding = tensors_in(output), tuple(dict.fromkeys(hiding_tensors(output)))
     try:
-        packed = [_probe(target, batch) for batch in behind]
+        packed = [_probe(target, batch) for batch in together]
     except (ReplayError, ModelError):
         packed = [_probe(target, make_batch(target, (double,), generator))]
     dims = find_output_dims(target.name, alone, packed[0])
     if len(packed) == 1:
-        return OutputFacts(dims, None)
+        return OutputFacts(dims, None, hiding)
     separates = _are_separate(alone, packed, dims)
     if not separates and target.alignment is None:  # it may be state that each forward leaves to the next
         written = {path: target.module.get_parameter(path) for path, _ in _versions(target.module) - versions}
-        (alone, *packed), draws = _from_one_state(target, [request, *behind], written)
+        (alone, *packed), draws = _from_one_state(target, [request, *together], written)
         separates = _are_separate(alone, packed, dims)
         if draws and not separates and _are_alike(packed, dims):
-            return OutputFacts(dims, None)
-    return OutputFacts(dims, separates)
+            return OutputFacts(dims, None, hiding)
+    return OutputFacts(dims, separates, hiding)
 
 
 def find_output_dims(name: str, small: Sequence[Tensor], large: Sequence[Tensor]) -> tuple[int | None, ...]:
@@ -183,18 +187,21 @@ def _from_one_state(
 
 
 def _are_separate(alone: list[Tensor], packed: list[list[Tensor]], dims: tuple[int | None, ...]) -> bool:
-    """Tell whether the rows of a request are the same alone, and behind each of two others."""
+    """Tell whether the rows of a request are the same alone, and packed with each of two others."""
     rows = [tensor for tensor, dim in zip(alone, dims, strict=True) if dim is not None]
-    return _are_alike(packed, dims) and _are_close(rows, _back_halves(packed[0], dims), LOOSE_MEAN)
+    return _are_alike(packed, dims) and _are_close(rows, _halves(packed[0], dims, 1), LOOSE_MEAN)
 
 
 def _are_alike(packed: list[list[Tensor]], dims: tuple[int | None, ...]) -> bool:
-    """Tell whether the rows of a request are the same behind each of two others.
+    """Tell whether the rows of a request are the same behind each of two others, and those of one before each.
 
     The same shapes run the same kernels, so this is nearly exact in any dtype.
     """
-    first, second = (_back_halves(outputs, dims) for outputs in packed)
-    return _are_close(first, second, _SAME_SHAPE_TOLERANCE)
+    first, other_before, other_behind = packed
+    return all(
+        _are_close(_halves(first, dims, half), _halves(second, dims, half), _SAME_SHAPE_TOLERANCE)
+        for half, second in ((1, other_before), (0, other_behind))
+    )
 
 
 def _packed(target: Target, front: Batch, back: Batch) -> Batch:
@@ -207,8 +214,8 @@ def _packed(target: Target, front: Batch, back: Batch) -> Batch:
     return Batch(with_numbers(inputs, lengths, target.device) if target.numbers_requests else inputs, lengths)
 
 
-def _back_halves(outputs: list[Tensor], dims: tuple[int | None, ...]) -> list[Tensor]:
-    return [tensor.chunk(2, dim)[1] for tensor, dim in zip(outputs, dims, strict=True) if dim is not None]
+def _halves(outputs: list[Tensor], dims: tuple[int | None, ...], half: int) -> list[Tensor]:
+    return [tensor.chunk(2, dim)[half] for tensor, dim in zip(outputs, dims, strict=True) if dim is not None]
 
 
 def _are_close(expected: list[Tensor], got: list[Tensor], tolerances: dict[bool, float]) -> bool:
@@ -216,6 +223,10 @@ def _are_close(expected: list[Tensor], got: list[Tensor], tolerances: dict[bool,
 
 
 def _probe(target: Target, batch: Batch) -> list[Tensor]:
+    return tensors_in(_output(target, batch))
+
+
+def _output(target: Target, batch: Batch) -> Any:
     requests = " + ".join(map(str, batch.request_lengths))
     try:
         with (
@@ -223,7 +234,7 @@ def _probe(target: Target, batch: Batch) -> list[Tensor]:
             in_step(target.alignment, f"running {requests} tokens"),
             find_device(target.device).as_recorded(),
         ):
-            return tensors_in(target(batch.copied_inputs()))
+            return target(batch.copied_inputs())
     except BcgError:
         raise
     except Exception as error:

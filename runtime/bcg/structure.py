@@ -7,7 +7,8 @@ import functools
 import itertools
 import operator
 import types
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.d
 """Types of values that are known by being equal."""
 CODE = (type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType, functools.partial)
 """Types of objects whose attributes are no state."""
+SEQUENCES = (tuple, list, deque)
+"""Types that are looked into by position."""
 
 
 def tensors_in(value: Any) -> list[Tensor]:
@@ -39,7 +42,7 @@ def whole_tensors_in(value: Any) -> list[Tensor]:
 def _collect(value: Any, found: list[Tensor]) -> None:
     if isinstance(value, Tensor):
         found.append(value)
-    elif isinstance(value, (tuple, list)):
+    elif isinstance(value, SEQUENCES):
         for item in value:
             _collect(item, found)
     elif isinstance(value, dict):
@@ -73,18 +76,19 @@ def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
     """
     if isinstance(value, Tensor):
         return function(value)
-    if isinstance(value, (tuple, list)):
+    if isinstance(value, SEQUENCES):
         return rebuild_sequence(value, [map_tensors(function, item) for item in value])
     if isinstance(value, dict):
         return rebuild_dict(value, {key: map_tensors(function, item) for key, item in value.items()})
     return value
 
 
-def rebuild_sequence(like: tuple[Any, ...] | list[Any], items: list[Any]) -> Any:
-    """Make a tuple, named tuple or list of the same type as `like` from `items`."""
-    if isinstance(like, list):
+def rebuild_sequence(like: tuple[Any, ...] | list[Any] | deque[Any], items: list[Any]) -> Any:
+    """Make a tuple, named tuple, list or deque of the same type as `like` from `items`."""
+    if not isinstance(like, tuple):
         rebuilt = copy.copy(like)
-        rebuilt[:] = items
+        rebuilt.clear()
+        rebuilt.extend(items)
         return rebuilt
     return type(like)(*items) if hasattr(like, "_fields") else type(like)(items)
 
@@ -99,7 +103,7 @@ def rebuild_dict(like: dict[Any, Any], items: dict[Any, Any]) -> dict[Any, Any]:
 
 def same_contents(left: Any, right: Any, same: Callable[[Any, Any], bool] = operator.is_) -> bool:
     """Tell whether two nested structures hold the same in tuples, lists and dicts, by default the very objects."""
-    if isinstance(left, (tuple, list)) and isinstance(right, (tuple, list)):
+    if isinstance(left, SEQUENCES) and isinstance(right, SEQUENCES):
         return len(left) == len(right) and all(map(same_contents, left, right, itertools.repeat(same)))
     if isinstance(left, dict) and isinstance(right, dict):
         return left.keys() == right.keys() and all(same_contents(item, right[key], same) for key, item in left.items())
@@ -127,6 +131,17 @@ def _slots(kind: type) -> tuple[str, ...]:
     declared = (vars(parent).get("__slots__", ()) for parent in kind.__mro__)
     names = itertools.chain.from_iterable((slots,) if isinstance(slots, str) else slots for slots in declared)
     return tuple(name for name in names if not name.startswith("__"))
+
+
+def hiding_tensors(value: Any) -> Iterator[str]:
+    """Yield the types of the objects in a result that hold tensors where nobody looks, such as a cache's."""
+    if isinstance(value, (*SEQUENCES, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from hiding_tensors(item)
+    elif not isinstance(value, (Tensor, *PLAIN, *CODE)) and has_attributes(value):
+        held = list(attributes_of(value).values())
+        if tensors_in(held) or next(hiding_tensors(held), None) is not None:
+            yield type(value).__name__
 
 
 def is_wrapped(types: Iterable[type]) -> bool:

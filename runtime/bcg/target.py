@@ -17,7 +17,7 @@ from bcg.errors import ModelError, UsageError
 from bcg.inputs import POSITIONS, Batch, InputSpec, MakeInputs, made_inputs, with_numbers
 from bcg.report import ModelInfo, ReportWarning
 from bcg.rules import BreakRules
-from bcg.structure import attributes_of, tensors_in
+from bcg.structure import SEQUENCES, attributes_of, rebuild_sequence, tensors_in
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Target:
 
 
 def plain_output(output: Any, name: str) -> Any:
-    """Reduce what a module returned to tensors in tuples, lists and dicts; of a dataclass, its fields are a dict.
+    """Reduce what a module returned to tensors in tuples, lists and dicts; of any dataclass, its fields are a dict.
 
     Raises:
         ModelError: If there is no tensor in it.
@@ -102,16 +102,23 @@ def plain_output(output: Any, name: str) -> Any:
     last_hidden_state = getattr(output, "last_hidden_state", None)
     if isinstance(last_hidden_state, Tensor):
         return last_hidden_state
-    if isinstance(output, dict) and type(output) is not dict:
-        output = {key: value for key, value in output.items() if value is not None}
-    elif dataclasses.is_dataclass(output):
-        output = {name: value for name, value in attributes_of(output).items() if value is not None}
+    output = _unfolded(output)
     if not tensors_in(output):
         raise ModelError(
             f"the forward of {name} returns no tensor, got {type(output).__name__}",
             hint="return a tensor, or a tuple, list or dict of tensors",
         )
     return output
+
+
+def _unfolded(output: Any) -> Any:
+    if isinstance(output, dict) and type(output) is not dict:
+        output = {key: value for key, value in output.items() if value is not None}
+    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
+        output = {name: value for name, value in attributes_of(output).items() if value is not None}
+    if isinstance(output, dict):
+        return {key: _unfolded(value) for key, value in output.items()}
+    return rebuild_sequence(output, list(map(_unfolded, output))) if isinstance(output, SEQUENCES) else output
 
 
 def make_batch(target: Target, request_lengths: tuple[int, ...], generator: torch.Generator) -> Batch:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -176,3 +179,45 @@ def test_an_object_that_can_be_called_is_looked_at_too(device: str) -> None:
         y = doubled(state)
         state.h = y + 5  # type: ignore[attr-defined]
         doubled(state)
+
+
+@pytest.mark.parametrize("make", [iter, lambda items: map(torch.exp, items), lambda items: (item for item in items)])
+def test_what_a_run_uses_up_is_refused(device: str, make: Callable[[list[Tensor]], Any]) -> None:
+    x = torch.ones(4, device=device)
+    total = eager_on_graph(lambda options: sum(options["items"]), name="total")
+    refused = pytest.raises(CaptureError, match="^break total was given a .*, which its first run uses up")
+    with refused as caught, torch.inference_mode(), BreakableCUDAGraphCapture(BreakableCUDAGraph(device)):
+        total({"items": make([x + 1, x + 2])})
+    assert caught.value.hazard == "S9"
+    assert caught.value.hint == "give it a list or a tuple"
+
+
+def test_a_deque_is_what_it_was_when_the_break_got_it(device: str) -> None:
+    x = torch.ones(4, device=device)
+    graph = BreakableCUDAGraph(device)
+    total = eager_on_graph(lambda items: sum(items))
+    with torch.inference_mode(), BreakableCUDAGraphCapture(graph):
+        items = deque([x + 1, 3])
+        y = total(items) + 0
+        items.append(4)
+        z = total(items) + 0
+    x.fill_(3)
+    graph.replay()
+    assert (y.tolist(), z.tolist()) == ([7.0] * 4, [11.0] * 4)
+
+
+class Marked(Tensor):
+    """A subclass without a dispatch of its own."""
+
+
+def test_a_tensor_keeps_its_class_and_attributes_for_the_break(device: str) -> None:
+    x = torch.ones(4, device=device)
+    graph = BreakableCUDAGraph(device)
+    told = eager_on_graph(lambda h: torch.Tensor(h) * (2 if isinstance(h, Marked) else 3) * getattr(h, "scale", 1))
+    with torch.inference_mode(), BreakableCUDAGraphCapture(graph):
+        marked, scaled = (x + 1).as_subclass(Marked), x + 1
+        scaled.scale = 5  # type: ignore[attr-defined]
+        y, z = told(marked) + 0, told(scaled) + 0
+    x.fill_(3)
+    graph.replay()
+    assert (y.tolist(), z.tolist()) == ([8.0] * 4, [60.0] * 4)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections import deque
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,6 +11,7 @@ from torch import nn
 
 from bcg.errors import ModelError
 from bcg.models.build import build_target
+from bcg.structure import tensors_in
 from bcg.target import Target, make_batch, plain_output
 from tests.targets import own_target
 
@@ -144,6 +148,39 @@ def test_last_hidden_state_is_taken_of_a_transformers_output() -> None:
     plain = plain_output(CausalLMOutput(logits=tensor), "mine")
     assert plain == {"logits": tensor}
     assert type(plain) is dict
+
+
+def test_dataclasses_are_looked_into_at_any_depth() -> None:
+    @dataclass
+    class Inner:
+        h: torch.Tensor
+        nothing: None = None
+
+    tensor = torch.ones(1, 2)
+    plain = plain_output((tensor, [Inner(tensor + 1)], deque([Inner(tensor + 2)])), "mine")
+    assert [held.tolist() for held in tensors_in(plain)] == [[[n, n]] for n in (1.0, 2.0, 3.0)]
+    assert plain[1][0].keys() == {"h"}
+
+
+def test_tensors_in_objects_that_nobody_looks_into_are_warned_of() -> None:
+    class Model(nn.Linear):
+        def forward(self, x: torch.Tensor) -> Any:
+            y = super().forward(x)
+            cache = SimpleNamespace(layers=[SimpleNamespace(keys=y + 1)])
+            return {"y": y, "cache": cache, "mode": SimpleNamespace(a=1)}
+
+    (warning,) = (one for one in load_module(Model(4, 4)).warnings if one.code == "hidden-outputs")
+    assert warning.message == "the output has tensors inside a SimpleNamespace: they are neither compared nor cut"
+
+
+def test_rows_that_see_those_behind_them_are_no_packed_prefill() -> None:
+    class SeesTheNext(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = super().forward(x)
+            return y + torch.cat([y[1:], torch.zeros_like(y[:1])])
+
+    target = load_module(SeesTheNext(4, 4))
+    assert not target.packs_requests
 
 
 def test_batches_are_seeded_and_positions_restart_at_each_request() -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bcg.nearness import as_doubles, differences, is_near_in_mean, largest_ordinary, measures
-from bcg.structure import PLAIN, same_bits, tensors_in
+from bcg.structure import PLAIN, SEQUENCES, same_bits, tensors_in
 
 _RTOL = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
@@ -114,7 +114,7 @@ def are_alike(one: Any, other: Any) -> bool:
     """
     if isinstance(one, Tensor) or isinstance(other, Tensor):
         return isinstance(one, Tensor) and isinstance(other, Tensor)
-    if isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)):
+    if isinstance(one, SEQUENCES) and isinstance(other, SEQUENCES):
         return len(one) == len(other) and all(map(are_alike, one, other))
     if isinstance(one, dict) and isinstance(other, dict):
         return list(one) == list(other) and all(map(are_alike, one.values(), other.values()))

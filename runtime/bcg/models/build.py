@@ -89,6 +89,8 @@ def build_target(
             target.warnings.append(_masks_warning(target, "with those that the break builds it gives other results"))
             facts = describe_outputs(target)
         target, facts = with_captured_mixers(target, facts)
+    if facts.hiding:
+        target.warnings.append(_hiding_warning(facts.hiding))
     target.output_token_dims = facts.token_dims
     target.packs_requests = facts.separates_requests is True
     if attention_break:
@@ -104,6 +106,15 @@ def _unseeded_warning(names: Sequence[str]) -> ReportWarning:
         message=f"make_inputs gives other values of {inputs} each time, from a generator with the same seed",
         cause="it draws from elsewhere, so that replay and eager are never given the same batch",
         remedy="draw from the generator that it is given, such as torch.randn(…, generator=generator)",
+    )
+
+
+def _hiding_warning(types: Sequence[str]) -> ReportWarning:
+    return ReportWarning(
+        code="hidden-outputs",
+        message=f"the output has tensors inside a {' and a '.join(types)}: they are neither compared nor cut",
+        cause="tensors are looked for in tuples, lists, dicts and dataclasses",
+        remedy="return them there, or leave them out, as Hugging Face models do with use_cache=False",
     )
 
 
