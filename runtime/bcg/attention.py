@@ -14,11 +14,13 @@ make some of their own, keep their mask builders, and take one request at a time
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -35,6 +37,19 @@ from bcg.errors import ModelError, ReplayError
 from bcg.inputs import POSITIONS
 from bcg.masks import build_mask
 from bcg.structure import unowned_alias
+
+_learns_rows: ContextVar[bool] = ContextVar("bcg_learns_rows", default=False)
+
+
+@contextlib.contextmanager
+def learning_rows() -> Iterator[None]:
+    """Inside the block, breaks learn from forwards without padding whose rows they are given."""
+    token = _learns_rows.set(True)
+    try:
+        yield
+    finally:
+        _learns_rows.reset(token)
+
 
 _FLASH_DTYPES = (torch.float16, torch.bfloat16)
 _MAX_FLASH_HEAD_DIM = 256
@@ -53,6 +68,9 @@ class AttentionBreak:
 
     Attributes:
         two_sided_window: Width of the sliding window that it was given for attention that is not causal; 0 for none.
+        follows_tokens: Whether its queries are the batch's rows, as far as the first forwards told: an image encoder's
+            are not. Only then are requests and padding told apart.
+        is_self_attention: Whether it had as many keys as queries in each of them: else they are another sequence's.
     """
 
     def __init__(self, module: nn.Module, path: str, implementation: str, *, model_masks: bool) -> None:
@@ -62,6 +80,8 @@ class AttentionBreak:
         self._module = weakref.ref(module)
         self.takes_model_masks = model_masks
         self.two_sided_window = 0
+        self.follows_tokens = True
+        self.is_self_attention = True
         self._is_causal = bool(getattr(module, "is_causal", True))
         self._config = getattr(module, "config", None)
         self._make_mask = None if model_masks else ALL_MASK_ATTENTION_FUNCTIONS.get(implementation)
@@ -90,6 +110,8 @@ class AttentionBreak:
         Returns:
             The attention output ``[1, rows, heads, value_dim]`` and None.
         """
+        if _learns_rows.get():
+            self._learn_rows(query, key)
         if not self._takes_positions and self._can_pack:
             options.pop(POSITIONS, None)
         if self._is_plain(query, key, value, mask, options):
@@ -136,20 +158,27 @@ class AttentionBreak:
     ) -> tuple[Tensor, None]:
         """Run the original function on each request of the live forward context; padding rows become 0.
 
-        Where keys are not the rows' own, one request runs whole, with its padding.
+        Where keys are not the rows' own, one request runs whole, with its padding; where the rows are not the batch's,
+        all of them do.
 
         Raises:
             ReplayError: If the context doesn't fit the rows, or the architecture can't take it.
         """
-        context, rows = current_forward_context(), query.shape[2]
+        context, rows = current_forward_context() if self.follows_tokens else None, query.shape[2]
+        has_own_keys = self.is_self_attention and key.shape[2] == rows
         if context is not None and not context.is_whole_request(rows):
             # Keys that are not the rows' own (compressed, or another sequence's) can't be cut: one request runs whole.
-            if len(context.request_lengths) > 1 or key.shape[2] == rows:
+            if len(context.request_lengths) > 1 or has_own_keys:
                 return self._separate(query, key, value, mask, options, context), None
-        elif key.shape[2] == rows and not (self._can_pack and options.get("sliding_window") is None):
+        elif has_own_keys and not (self._can_pack and options.get("sliding_window") is None):
             return self._attend(query, key, value, mask, options, context), None
         whole: tuple[Tensor, None] = self.original(self._module(), query, key, value, mask, **options)
         return whole
+
+    def _learn_rows(self, query: Tensor, key: Tensor) -> None:
+        context = current_forward_context()
+        self.follows_tokens &= context is None or query.shape[2] == context.num_tokens
+        self.is_self_attention &= query.shape[2] == key.shape[2]
 
     def _separate(
         self,
@@ -225,10 +254,11 @@ class AttentionBreak:
         path = self.label.module
         if query.shape[0] != 1:
             raise ReplayError(f"attention {path!r} was given {query.shape[0]} batch rows, expected 1")
-        if key.shape[2] != query.shape[2]:
+        if key.shape[2] != query.shape[2] or not self.is_self_attention:
             raise ReplayError(
-                f"attention {path!r} has {query.shape[2]} queries for {key.shape[2]} keys: its requests "
-                "can't be told apart"
+                f"attention {path!r} has {query.shape[2]} queries for {key.shape[2]} keys of another sequence: its "
+                "requests can't be told apart",
+                hint="give one request per batch",
             )
         if self.takes_model_masks and len(context.request_lengths) > 1:
             raise ReplayError(
@@ -244,6 +274,7 @@ class AttentionBreak:
         causal = options.get("is_causal")
         return (
             query.is_cuda
+            and self.follows_tokens
             and self._can_pack
             and query.dtype in _FLASH_DTYPES
             and query.shape[2:] == key.shape[2:] == value.shape[2:]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from bcg.attention import learning_rows
 from bcg.collectives import in_step
 from bcg.context import ForwardContext, forward_context
 from bcg.device import find_device
@@ -230,6 +231,7 @@ def _output(target: Target, batch: Batch) -> Any:
     requests = " + ".join(map(str, batch.request_lengths))
     try:
         with (
+            learning_rows(),
             forward_context(ForwardContext(batch.request_lengths)),
             in_step(target.alignment, f"running {requests} tokens"),
             find_device(target.device).as_recorded(),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import CONFIG_MAPPING, AutoConfig
 
 from bcg import Batch, GraphRunner, attention, attention_interface
@@ -16,6 +17,7 @@ from bcg.diagnose import break_where_needed
 from bcg.errors import ModelError, ReplayError
 from bcg.models.build import build_target
 from bcg.models.huggingface import quiet, random_model
+from bcg.structure import tensors_in
 from bcg.target import Target, make_batch, plain_output
 from benchmarks.tiny import tiny_config
 from tests.targets import own_target
@@ -367,3 +369,80 @@ def test_attention_that_differs_as_a_break_is_refused(monkeypatch: pytest.Monkey
     with pytest.raises(ModelError, match="gives other results where its attention is a break") as caught:
         load("deepseek_v32", config=SPARSE)
     assert "--no-attention-break" in str(caught.value.hint)
+
+
+def _whisper() -> torch.nn.Module:
+    return transformers.WhisperForConditionalGeneration(
+        transformers.WhisperConfig(
+            vocab_size=128,
+            num_mel_bins=16,
+            d_model=32,
+            encoder_layers=2,
+            decoder_layers=2,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            encoder_ffn_dim=64,
+            decoder_ffn_dim=64,
+            max_source_positions=64,
+            max_target_positions=64,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            decoder_start_token_id=1,
+        )
+    )
+
+
+def _t5_decoder() -> torch.nn.Module:
+    sizes = {"vocab_size": 128, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    decoder: torch.nn.Module = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes)).decoder
+    return decoder
+
+
+def _vit() -> torch.nn.Module:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return transformers.ViTForImageClassification(transformers.ViTConfig(**sizes, image_size=16, patch_size=4))
+
+
+def _speech(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    return {
+        "input_features": torch.randn(1, 16, 128, device=device, generator=generator),
+        "decoder_input_ids": torch.randint(10, 128, (1, num_tokens), device=device, generator=generator),
+    }
+
+
+def _seven_states(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    return {
+        "input_ids": torch.randint(10, 128, (1, num_tokens), device=device, generator=generator),
+        "encoder_hidden_states": torch.randn(1, 7, 32, device=device, generator=generator),
+    }
+
+
+def _images(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    return {"pixel_values": torch.randn(num_tokens, 3, 16, 16, device=device, generator=generator)}
+
+
+@pytest.mark.parametrize(
+    ("make_module", "make"),
+    [(_whisper, _speech), (_t5_decoder, _seven_states), (_vit, _images)],
+    ids=["an encoder of 64 rows", "keys of another sequence, as many as a bucket has tokens", "an image a token"],
+)
+def test_attention_over_other_rows_than_the_batchs_runs_whole(make_module: Any, make: Any) -> None:
+    torch.manual_seed(0)
+    module = make_module().eval()
+    target = own_target(module, "cpu", make, attention_break=True)
+    runner = GraphRunner(target)
+    runner.capture((7, 16))
+    for tokens in (7, 6, 16, 9, 1):
+        batch = make_batch(target, (tokens,), torch.Generator().manual_seed(tokens))
+        replayed = tensors_in(runner.replay(batch))[0].clone()
+        with torch.inference_mode(), attention_interface.without_attention_break(module):
+            expected = tensors_in(plain_output(module(**batch.copied_inputs(), **target.forward_options), "plain"))[0]
+        torch.testing.assert_close(replayed, expected, rtol=0, atol=2e-6)
+
+
+def test_requests_that_share_keys_of_another_sequence_are_refused() -> None:
+    target = own_target(_t5_decoder().eval(), "cpu", _seven_states, attention_break=True)
+    assert not target.packs_requests
+    with pytest.raises(ReplayError, match="takes one request at a time, got a batch of 2"):
+        GraphRunner(target).eager(make_batch(target, (3, 4), torch.Generator()))

@@ -80,14 +80,15 @@ def build_target(
             begin_positions(target)
         facts = describe_outputs(target)
         if attention_break and target.alignment is None and not is_as_without_break(target):
-            if all(found.takes_model_masks for found in attention_breaks(module).values()):
+            if not all(found.takes_model_masks for found in attention_breaks(module).values()):
+                install_attention_break(module, model_masks=True)
+                facts = describe_outputs(target)
+            if not is_as_without_break(target):
                 raise ModelError(
                     f"{target.info.architecture} gives other results where its attention is a break",
                     hint="--no-attention-break captures its attention; break at what can't be with --break",
                 )
-            install_attention_break(module, model_masks=True)
             target.warnings.append(_masks_warning(target, "with those that the break builds it gives other results"))
-            facts = describe_outputs(target)
         target, facts = with_captured_mixers(target, facts)
     if facts.hiding:
         target.warnings.append(_hiding_warning(facts.hiding))
