@@ -17,6 +17,7 @@ from typing import TypeVar
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from bcg.attention import learning_rows
 from bcg.context import ForwardContext, forward_context
 from bcg.device import find_device
 from bcg.diagnose import UncapturableError, break_where_found
@@ -153,8 +154,8 @@ def _refuse_outputs(target: Target, mode: FakeTensorMode) -> None:
     """Refuse what the first forwards of a capture would refuse: outputs whose rows can't be told."""
 
     def run(inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
-        with _cut(target):
-            return tensors_in(target(inputs))
+        with _cut(target) as shorter:
+            return tensors_in(target.run(shorter, inputs))
 
     small, large = (_from_shapes(target, mode, tokens, run) for tokens in PROBE_SIZES)
     find_output_dims(target.name, small, large)
@@ -192,7 +193,8 @@ def _from_shapes(
     guesses = Guesses()
     while True:
         try:
-            with mode, guesses, quiet(), _unlogged(), forward_context(ForwardContext((tokens,))):
+            context = forward_context(ForwardContext((tokens,)))
+            with mode, guesses, quiet(), _unlogged(), context, learning_rows():
                 batch = make_batch(target, (tokens,), torch.Generator("cpu"))
                 _warm_up(target, batch.copied_inputs())
                 return run(batch.inputs)
@@ -242,7 +244,10 @@ def _events(target: Target, mode: FakeTensorMode, tokens: int) -> list[PoolEvent
     """Rehearse, as a runner does before it makes the pool."""
     layers = distinct_prefixes(target.module)
     return _from_shapes(
-        target, mode, tokens, lambda inputs: rehearse(lambda: target(inputs), target.device.type, layers)
+        target,
+        mode,
+        tokens,
+        lambda inputs: rehearse(lambda short: target.run(short, inputs), target.module, target.device.type, layers),
     )
 
 
@@ -255,13 +260,13 @@ def _warm_up(target: Target, inputs: Mapping[str, torch.Tensor]) -> None:
     if target.warms_up_whole:
         target(inputs)
     elif any(local_part(parameter) is not parameter for parameter in target.module.parameters()):
-        with _cut(target):
-            target(inputs)
+        with _cut(target) as shorter:
+            target.run(shorter, inputs)
 
 
-def _cut(target: Target) -> contextlib.AbstractContextManager[None]:
-    """Leave each list of layers the few that a rehearsal runs."""
-    return cut_to(rehearsed_lengths(distinct_prefixes(target.module)))
+def _cut(target: Target) -> contextlib.AbstractContextManager[torch.nn.Module]:
+    """Give the target's module with the few layers of each list that a rehearsal runs."""
+    return cut_to(target.module, rehearsed_lengths(distinct_prefixes(target.module)))
 
 
 def _totals(

@@ -6,6 +6,7 @@ A few layers of each kind stand for all: what the last of them allocate and free
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,21 +24,26 @@ NUM_REHEARSED = 4
 
 
 def rehearse(
-    forward: Callable[[], Any], device_type: str, prefixes: Mapping[nn.ModuleList, int] | None = None
+    forward: Callable[[nn.Module], Any],
+    root: nn.Module,
+    device_type: str,
+    prefixes: Mapping[nn.ModuleList, int] | None = None,
 ) -> list[PoolEvent]:
     """Run `forward` eagerly and return what its segments and boundaries would allocate and free, in order.
 
     What a break allocates for itself is not in the pool; its result is, as a boundary.
 
     Args:
-        forward: What would be captured.
+        forward: What would be captured, of `root` or of a module that stands for it.
+        root: The module tree.
         device_type: Of the tensors that count, as in `torch.device.type`.
         prefixes: Lists of layers, and how many of each hold every kind; see `bcg.warmup.distinct_prefixes`.
     """
     rehearsal = _Rehearsal(device_type)
     lengths = rehearsed_lengths(prefixes or {})
-    with cut_to(lengths), rehearsal.marking(list(lengths)), running_breaks(rehearsal), rehearsal:
-        forward()
+    marking = rehearsal.marking(list(lengths))
+    with cut_to(root, lengths) as shorter, marking, running_breaks(rehearsal), rehearsal:
+        forward(shorter)
     if len(lengths) != 1:
         return rehearsal.events
     ((layers, length),) = lengths.items()
@@ -98,6 +104,7 @@ class _Rehearsal(DispatchMode):
         super().__init__()
         self.events: list[PoolEvent] = []
         self.marks: list[int] = []
+        self._thread = threading.get_ident()
         self._device_type = device_type
         self._in_break = False
         self._alive: dict[int, StorageWeakRef] = {}
@@ -113,6 +120,8 @@ class _Rehearsal(DispatchMode):
                 hook.remove()
 
     def _mark(self, *_: Any) -> None:
+        if threading.get_ident() != self._thread:
+            return  # somebody else's forward
         self._note_freed()
         self.marks.append(len(self.events))
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from bcg.alignment import Dropped
 from bcg.breaks import BreakLabel, bound_breaks, call_break
@@ -247,8 +248,8 @@ class Sweep:
         """Run the target eagerly; return the most bytes that it allocated at once."""
         if self.graphs and self._prefixes:
             try:
-                with cut_to(self._prefixes):
-                    return device.peak_bytes(lambda: self.target(self.inputs.views(tokens)))[0]
+                with cut_to(self.target.module, self._prefixes) as shorter:
+                    return device.peak_bytes(lambda: self.target.run(shorter, self.inputs.views(tokens)))[0]
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
@@ -264,7 +265,8 @@ class Sweep:
             return ()  # a rehearsal is a dispatch mode too
         try:
             with torch.inference_mode():
-                events = rehearse(lambda: self._forward(views), self.target.device.type, self._prefixes)
+                module, device_type = self.target.module, self.target.device.type
+                events = rehearse(lambda shorter: self._forward(views, shorter), module, device_type, self._prefixes)
         except Exception:  # noqa: BLE001  what fails here fails in the capture too, and there the tape says where
             return ()
         return plan_arenas(events)
@@ -272,10 +274,11 @@ class Sweep:
     def _known_externals(self) -> list[torch.Tensor]:
         return [*module_tensors(self.target.module), *self.inputs.buffers]
 
-    def _forward(self, views: Mapping[str, torch.Tensor]) -> Any:
+    def _forward(self, views: Mapping[str, torch.Tensor], module: nn.Module | None = None) -> Any:
+        arguments = (module or self.target.module, views)
         if self._everything_eager:
-            return call_break(self.target, (views,), {}, BreakLabel(self.target.name, source="debug"))
-        return self.target(views)
+            return call_break(self.target.run, arguments, {}, BreakLabel(self.target.name, source="debug"))
+        return self.target.run(*arguments)
 
 
 @contextlib.contextmanager

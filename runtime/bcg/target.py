@@ -85,10 +85,14 @@ class Target:
         Raises:
             ModelError: If the module returns no tensor.
         """
+        return self.run(self.module, inputs)
+
+    def run(self, module: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
+        """Run a forward of `module`, which stands for the target's own, on these inputs; see `__call__`."""
         if self.alignment is not None:
             self.alignment.tick()
         with torch.inference_mode(), self.surroundings():
-            return plain_output(self.module(**inputs, **self.forward_options), self.name)
+            return plain_output(module(**inputs, **self.forward_options), self.name)
 
 
 def plain_output(output: Any, name: str) -> Any:

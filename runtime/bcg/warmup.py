@@ -10,7 +10,7 @@ its position expects.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 
 from torch import Tensor, nn
 
@@ -45,16 +45,43 @@ def outermost_layers(module: nn.Module) -> list[nn.Module]:
 
 
 @contextlib.contextmanager
-def cut_to(prefixes: dict[nn.ModuleList, int]) -> Iterator[None]:
-    """Inside the block, each list of layers has only its prefix."""
-    whole = {layers: layers._modules for layers in prefixes}
-    for layers, length in prefixes.items():
-        layers._modules = dict(list(whole[layers].items())[:length])
+def cut_to(root: nn.Module, lengths: Mapping[nn.ModuleList, int]) -> Iterator[nn.Module]:
+    """Give `root` with as many layers of each list, for forwards inside the block.
+
+    It is a copy of the modules above the layers, so that other threads' forwards see all of them; what forwards set on
+    these modules is theirs after the block.
+    """
+    copies: dict[nn.Module, nn.Module] = {}
     try:
-        yield
+        yield _cut(root, lengths, copies)
     finally:
-        for layers, modules in whole.items():
-            layers._modules = modules
+        for module, copied in copies.items():
+            _take_over(module, copied)
+
+
+def _cut(module: nn.Module, lengths: Mapping[nn.ModuleList, int], copies: dict[nn.Module, nn.Module]) -> nn.Module:
+    if module in copies:
+        return copies[module]
+    children = {
+        name: child if child is None else _cut(child, lengths, copies) for name, child in module._modules.items()
+    }
+    if isinstance(module, nn.ModuleList) and module in lengths:
+        children = dict(list(module._modules.items())[: lengths[module]])
+    elif all(child is module._modules[name] for name, child in children.items()):
+        return module
+    copied = copies[module] = type(module).__new__(type(module))
+    vars(copied).update(vars(module), _modules=children)
+    return copied
+
+
+def _take_over(module: nn.Module, copied: nn.Module) -> None:
+    """Give a module what a forward of its copy has set, or taken away."""
+    own, others = vars(module), vars(copied)
+    for name in own.keys() - others.keys():
+        del own[name]
+    own.update({name: value for name, value in others.items() if name != "_modules"})
+    for name in copied._modules.keys() - module._modules.keys():
+        module._modules[name] = copied._modules[name]
 
 
 def _kinds(layers: nn.ModuleList) -> list[Hashable]:

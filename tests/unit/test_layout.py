@@ -71,10 +71,10 @@ class Model(nn.Module):
 
 def test_a_rehearsal_tells_what_the_segments_allocate_and_what_breaks_return() -> None:
     model, x = Model(), torch.ones(1000)
-    events = rehearse(lambda: model(x), "cpu")
+    events = rehearse(lambda module: module(x), model, "cpu")
     assert [num_bytes for _, num_bytes in events] == [8000, 8000, 0, 8000]
     assert events[2].storage == events[0].storage
-    assert rehearse(lambda: model(x), "cuda") == []
+    assert rehearse(lambda module: module(x), model, "cuda") == []
 
 
 class Layer(nn.Module):
@@ -105,8 +105,8 @@ class Layers(nn.Module):
 def test_a_few_rehearsed_layers_stand_for_all(num_layers: int) -> None:
     model, x = Layers(num_layers), torch.ones(5, 8)
     with torch.no_grad():
-        whole = rehearse(lambda: model(x), "cpu")
-        repeated = rehearse(lambda: model(x), "cpu", {model.layers: 1})
+        whole = rehearse(lambda module: module(x), model, "cpu")
+        repeated = rehearse(lambda module: module(x), model, "cpu", {model.layers: 1})
     assert lifetimes(repeated) == lifetimes(whole)
     assert len(model.layers) == num_layers
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -46,13 +48,56 @@ def test_lists_of_different_layers_and_lists_inside_layers_stay_whole() -> None:
     assert distinct_prefixes(nn.Linear(2, 2)) == {}
 
 
-def test_a_cut_list_is_whole_again_after_an_error() -> None:
-    stack = Stack(Layer(0), Layer(1), Layer(2))
-    layers = list(stack.layers)
-    with pytest.raises(ValueError, match="planted"), cut_to(distinct_prefixes(stack)):
-        assert list(stack.layers) == layers[:1]
+def test_only_the_forward_that_is_given_it_sees_a_cut_list() -> None:
+    stack = nn.Sequential(Stack(Layer(0), Layer(1), Layer(2)), nn.Linear(2, 2))
+    layers = list(stack[0].layers)
+    with cut_to(stack, distinct_prefixes(stack)) as shorter:
+        assert list(shorter[0].layers) == layers[:1]
+        assert list(stack[0].layers) == layers
+        assert shorter[1] is stack[1]
+        assert type(shorter[0]) is Stack
+
+
+class Keeps(Stack):
+    def forward(self, x: Tensor) -> Tensor:
+        self.num_calls = getattr(self, "num_calls", 0) + 1
+        self.made = nn.Linear(1, 1)
+        del self.old
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_what_a_shorter_forward_sets_is_set_even_after_an_error() -> None:
+    keeps = Keeps(Layer(0), Layer(1), Layer(2))
+    keeps.old = 1
+    layers = list(keeps.layers)
+    with pytest.raises(ValueError, match="planted"), cut_to(keeps, distinct_prefixes(keeps)) as shorter:
+        shorter(torch.ones(2))
         raise ValueError("planted")
-    assert list(stack.layers) == layers
+    assert (keeps.num_calls, hasattr(keeps, "old"), isinstance(keeps.made, nn.Linear)) == (1, False, True)
+    assert list(keeps.layers) == layers
+
+
+def test_other_threads_see_all_layers_while_a_runner_captures() -> None:
+    target = load_target("qwen3-tiny", device="cpu")
+    serving, wrong, stop = GraphRunner(target), [], threading.Event()
+    batch = make_batch(target, (5,), torch.Generator().manual_seed(3))
+    expected = serving.eager(batch)
+
+    def serve() -> None:
+        while not stop.is_set():
+            wrong.append(not torch.equal(serving.eager(batch), expected))
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        for _ in range(3):
+            GraphRunner(target).capture([16, 8, 4])
+    finally:
+        stop.set()
+        thread.join()
+    assert wrong and not any(wrong)
 
 
 @pytest.mark.parametrize(("model", "prefix"), [("qwen3-tiny", 1), ("nemotron-h-tiny", 4)])
