@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from bcg.graph import BreakableCUDAGraph as BreakableCUDAGraph
     from bcg.inputs import Batch as Batch
     from bcg.models import load_target as load_target
+    from bcg.models import make_target as make_target
     from bcg.report import read_report as read_report
     from bcg.report import write_report as write_report
     from bcg.runner import GraphRunner as GraphRunner
@@ -66,6 +67,7 @@ _HOMES = {
     "forward_context": "context",
     "load_target": "models",
     "make_batch": "target",
+    "make_target": "models",
     "parse_buckets": "buckets",
     "read_report": "report",
     "write_report": "report",

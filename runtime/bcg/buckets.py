@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 
 from bcg.errors import UsageError
@@ -60,6 +61,18 @@ def parse_buckets(text: str) -> tuple[int, ...]:
         UsageError: One of them is empty, not a whole number, below 1, given twice, or above `MAX_TOKENS`.
     """
     return check_buckets([_parse_count(part) for part in text.split(",")])
+
+
+def token_counts(buckets: Iterable[int]) -> list[int]:
+    """Returns what a caller gave as token counts as a list of numbers.
+
+    Raises:
+        UsageError: They are no whole numbers.
+    """
+    try:
+        return [operator.index(count) for count in buckets]
+    except TypeError as error:
+        raise UsageError(f"buckets must be whole numbers in a list, got {buckets!r}", hint="such as [8, 16]") from error
 
 
 def check_buckets(buckets: Sequence[int]) -> tuple[int, ...]:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
-from typing import TypeAlias
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
 import torch
 
+from bcg.context import ForwardContext
 from bcg.errors import BcgError, ModelError, ReplayError, UsageError
 from bcg.structure import same_bits
 
 MakeInputs: TypeAlias = Callable[[int, torch.device, torch.Generator], dict[str, torch.Tensor]]
 """Makes the inputs for that many tokens, on that device, drawn from that generator (which lives there)."""
+
+MakeExtras: TypeAlias = Callable[[tuple[int, ...], torch.device, torch.Generator], Mapping[str, Any]]
+"""Makes `Batch.extras` for requests of these lengths, on that device, drawn from that generator."""
 
 PROBE_SIZES = (8, 16)
 """The two token counts by which token dimensions are found."""
@@ -52,15 +57,26 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Batch:
-    """The inputs of one forward, for one or more requests packed along the token dimension."""
+    """The inputs of one forward, for one or more requests packed along the token dimension.
+
+    Attributes:
+        inputs: By name.
+        request_lengths: Tokens of each request.
+        extras: What breaks find in the forward context, such as block tables: as it is for this batch, not copied.
+    """
 
     inputs: dict[str, torch.Tensor]
     request_lengths: tuple[int, ...]
+    extras: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def num_tokens(self) -> int:
         """Real tokens of all requests."""
         return sum(self.request_lengths)
+
+    def context(self) -> ForwardContext:
+        """Make the forward context that breaks read."""
+        return ForwardContext(self.request_lengths, self.extras)
 
     def copied_inputs(self) -> dict[str, torch.Tensor]:
         """Return copies of the inputs for one forward, which may change them in place."""
@@ -275,15 +291,7 @@ class StaticInputs:
         views = self._loaded(bucket)
         if num_tokens > bucket:
             raise ReplayError(f"{num_tokens} tokens don't fit into the bucket of {bucket}")
-        if inputs.keys() != views.keys():
-            raise ReplayError(f"wrong inputs: expected {', '.join(views)}, got {', '.join(inputs) or 'none'}")
-        for spec in self.specs:
-            value, shape = inputs[spec.name], spec.shape_for(num_tokens)
-            if value.dtype != spec.dtype or tuple(value.shape) != shape:
-                raise ReplayError(
-                    f"wrong input {spec.name!r}: expected {_describe(spec.dtype, shape)}, "
-                    f"got {_describe(value.dtype, tuple(value.shape))}"
-                )
+        refuse_unlike(self.specs, inputs, num_tokens)
         with torch.no_grad():  # nothing of a replay is differentiated
             for spec in self.specs:
                 view = views[spec.name]
@@ -296,6 +304,26 @@ class StaticInputs:
                     rest.zero_()
                 else:
                     rest.copy_(padding[spec.name])
+
+
+def refuse_unlike(specs: Sequence[InputSpec], inputs: Mapping[str, torch.Tensor], num_tokens: int) -> None:
+    """Refuse inputs that are not as described.
+
+    Raises:
+        ReplayError: A name, dtype or shape is another one for that many tokens.
+    """
+    expected = [spec.name for spec in specs]
+    if inputs.keys() != set(expected):
+        raise ReplayError(f"wrong inputs: expected {', '.join(expected)}, got {', '.join(inputs) or 'none'}")
+    for spec in specs:
+        value, shape = inputs[spec.name], spec.shape_for(num_tokens)
+        if not isinstance(value, torch.Tensor):
+            raise ReplayError(f"wrong input {spec.name!r}: expected a tensor, got {type(value).__name__}")
+        if value.dtype != spec.dtype or tuple(value.shape) != shape:
+            raise ReplayError(
+                f"wrong input {spec.name!r}: expected {_describe(spec.dtype, shape)}, "
+                f"got {_describe(value.dtype, tuple(value.shape))}"
+            )
 
 
 def _describe(dtype: torch.dtype, shape: tuple[int, ...]) -> str:

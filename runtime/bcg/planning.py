@@ -18,7 +18,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bcg.attention import learning_rows
-from bcg.context import ForwardContext, forward_context
+from bcg.context import forward_context
 from bcg.device import find_device
 from bcg.diagnose import UncapturableError, break_where_found
 from bcg.diagnose.cards import cards_of
@@ -193,11 +193,11 @@ def _from_shapes(
     guesses = Guesses()
     while True:
         try:
-            context = forward_context(ForwardContext((tokens,)))
-            with mode, guesses, quiet(), _unlogged(), context, learning_rows():
+            with mode, guesses, quiet(), _unlogged(), learning_rows():
                 batch = make_batch(target, (tokens,), torch.Generator("cpu"))
-                _warm_up(target, batch.copied_inputs())
-                return run(batch.inputs)
+                with forward_context(batch.context()):
+                    _warm_up(target, batch.copied_inputs())
+                    return run(batch.inputs)
         except BcgError:
             raise
         except Exception as error:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from bcg.attention import learning_rows
 from bcg.collectives import in_step
-from bcg.context import ForwardContext, forward_context
+from bcg.context import forward_context
 from bcg.device import find_device
 from bcg.errors import BcgError, ModelError, ReplayError
 from bcg.inputs import POSITIONS, PROBE_SIZES, Batch, find_token_dim, with_numbers
@@ -232,7 +232,7 @@ def _output(target: Target, batch: Batch) -> Any:
     try:
         with (
             learning_rows(),
-            forward_context(ForwardContext(batch.request_lengths)),
+            forward_context(batch.context()),
             in_step(target.alignment, f"running {requests} tokens"),
             find_device(target.device).as_recorded(),
         ):

@@ -5,19 +5,20 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from bcg.breaks import are_inline
-from bcg.buckets import pick_bucket
+from bcg.buckets import check_buckets, pick_bucket, token_counts
 from bcg.context import ForwardContext, forward_context
 from bcg.device import find_device
 from bcg.device.base import Pool
 from bcg.device.cudnn_builders import planned_ahead
-from bcg.errors import BcgError, CaptureError, ReplayError, UsageError
+from bcg.errors import BcgError, ReplayError, UsageError
 from bcg.graph import BreakableCUDAGraph, Turn
-from bcg.inputs import SEQUENCE_INDEX, Batch, with_numbers
+from bcg.inputs import SEQUENCE_INDEX, Batch, refuse_unlike, with_numbers
 from bcg.rules import refuse_unmet
 from bcg.structure import map_tensors, storage_key
 from bcg.sweep import BucketCapture, Sweep
@@ -28,8 +29,11 @@ class GraphRunner:
     """Serves a target from captured graphs, one a bucket.
 
     Life: after `capture` the runner owns the static inputs, the pool and a graph for each captured bucket; it
-    keeps no batch. What `replay` returns lies in the pool and is valid until the next replay or capture; clone
-    it to keep it.
+    keeps no batch. What `replay` returns lies in the pool and is valid until the next replay or capture, and no longer
+    than the runner lives and is not reset; clone it to keep it.
+
+    Weights may change in place (`load_state_dict`, a merged adapter), and replays use the new ones. Weights that were
+    put in place of others (``assign=True``, a new `Parameter`, ``.to(dtype)``) are not seen: capture again.
 
     Args:
         target: What is captured and replayed.
@@ -44,11 +48,19 @@ class GraphRunner:
 
     Attributes:
         num_fallbacks: Batches that no bucket held, and that ran eagerly instead.
+
+    Raises:
+        UsageError: `target` is none.
     """
 
     def __init__(
         self, target: Target, *, num_warmups: int = 1, tape: bool = True, everything_eager: bool = False
     ) -> None:
+        if not isinstance(target, Target):
+            raise UsageError(
+                f"a runner captures a target, got {type(target).__name__}",
+                hint="bcg.make_target(module, make_inputs) or bcg.load_target(model) makes one",
+            )
         self.target = target
         self.num_fallbacks = 0
         self._num_warmups = num_warmups
@@ -101,6 +113,8 @@ class GraphRunner:
     ) -> list[BucketCapture]:
         """Capture the target at each bucket, the largest first, all into one pool.
 
+        Warm-ups and captures are forwards: what those write, such as a cache in a buffer, they write (hazard S13).
+
         Args:
             buckets: Token counts.
             on_bucket: Called with each bucket's result as soon as it is there; with that of a failed one too,
@@ -110,11 +124,10 @@ class GraphRunner:
             One result a bucket, in the order of capture.
 
         Raises:
+            UsageError: The buckets are no numbers of tokens that the target takes; what was captured before is kept.
             CaptureError: A bucket could not be captured; nothing of it is left, earlier buckets are kept.
         """
-        ordered = sorted(set(buckets), reverse=True)
-        if not ordered:
-            raise CaptureError("there is no bucket to capture")
+        ordered = sorted(check_buckets(sorted(set(token_counts(buckets)))), reverse=True)
         limit = self.target.max_tokens
         if limit is not None and ordered[0] > limit:
             raise UsageError(
@@ -178,7 +191,7 @@ class GraphRunner:
         if tokens is None:
             self.num_fallbacks += 1
             return self.eager(batch)
-        with self._turn, forward_context(ForwardContext(batch.request_lengths)):
+        with self._turn, forward_context(batch.context()):
             captured.inputs.load(batch.inputs, tokens, batch.num_tokens, padding)
             through(captured.graphs[tokens])
         return self._cut(captured.outputs[tokens], batch.num_tokens)
@@ -187,10 +200,12 @@ class GraphRunner:
         """Run a batch eagerly, unpadded, on a copy of its inputs: a forward may change them in place.
 
         Raises:
-            ReplayError: Several requests are given to a target that takes one at a time.
+            ReplayError: The inputs are not those that the target takes, or several requests are given to one that
+                takes one at a time.
         """
         batch = self._accepted(batch)
-        with forward_context(ForwardContext(batch.request_lengths)):
+        refuse_unlike(self.target.input_specs, batch.inputs, batch.num_tokens)
+        with forward_context(batch.context()):
             return self.target(batch.copied_inputs())
 
     def eager_padded(
@@ -215,7 +230,7 @@ class GraphRunner:
         tokens = pick_bucket(batch.num_tokens, sorted(captured.graphs))
         if tokens is None:
             raise ReplayError(f"no captured bucket holds {batch.num_tokens} tokens")
-        with self._turn, forward_context(context or ForwardContext(batch.request_lengths)):
+        with self._turn, forward_context(context or batch.context()):
             captured.inputs.load(batch.inputs, tokens, batch.num_tokens, padding)
             return self._cut(self.target(captured.inputs.views(tokens)), batch.num_tokens)
 
@@ -239,7 +254,7 @@ class GraphRunner:
             )
         if self.target.numbers_requests and SEQUENCE_INDEX not in batch.inputs:
             inputs = with_numbers(batch.inputs, batch.request_lengths, self.target.device)
-            return Batch(inputs, batch.request_lengths)
+            return replace(batch, inputs=inputs)
         return batch
 
     def _cut(self, output: Any, num_tokens: int) -> Any:

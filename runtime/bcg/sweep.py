@@ -18,7 +18,7 @@ from bcg.capture import BreakableCUDAGraphCapture
 from bcg.closure import explains, module_tensors
 from bcg.collectives import in_step
 from bcg.compilations import noted_compilations, runs_compiled_code
-from bcg.context import ForwardContext, forward_context
+from bcg.context import forward_context
 from bcg.device import find_device
 from bcg.device.base import Device, Pool
 from bcg.errors import BcgError, CaptureError, Place
@@ -176,7 +176,7 @@ class Sweep:
         batch = make_batch(self.target, (tokens,), generator)
         self.inputs.load(batch.inputs, tokens, tokens)
         started = time.perf_counter()
-        with forward_context(ForwardContext((tokens,))), device.capture_stream(), device.as_recorded():
+        with forward_context(batch.context()), device.capture_stream(), device.as_recorded():
             with in_step(self.target.alignment if self._tape else None, "warming up"):
                 with stretch("warm-up", tokens), bound_breaks():
                     peak_bytes = self._warm_up(device, tokens)

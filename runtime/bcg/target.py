@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bcg.alignment import Alignment
 from bcg.errors import ModelError, UsageError
-from bcg.inputs import POSITIONS, Batch, InputSpec, MakeInputs, made_inputs, with_numbers
+from bcg.inputs import POSITIONS, Batch, InputSpec, MakeExtras, MakeInputs, made_inputs, with_numbers
 from bcg.report import ModelInfo, ReportWarning
 from bcg.rules import BreakRules
 from bcg.structure import SEQUENCES, attributes_of, rebuild_sequence, tensors_in
@@ -58,6 +58,7 @@ class Target:
         warms_up_whole: Whether warm-ups must run all layers: pinned values are taken from them.
         surroundings: Makes a context manager that every forward runs in, such as automatic breaks.
         alignment: The other ranks, where the target is sharded over several processes.
+        make_extras: Makes what breaks find in the forward context of a batch; None for nothing.
         words: What it can be made again from; None for a target that was made or changed in Python, or is sharded.
     """
 
@@ -78,6 +79,7 @@ class Target:
     surroundings: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
     alignment: Alignment | None = None
     words: TargetWords | None = None
+    make_extras: MakeExtras | None = None
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Any:
         """Run one forward on these inputs.
@@ -149,7 +151,8 @@ def make_batch(target: Target, request_lengths: tuple[int, ...], generator: torc
         inputs[POSITIONS] = positions[..., :1] + counted.to(positions.dtype)
     if target.numbers_requests and len(request_lengths) > 1:
         inputs = with_numbers(inputs, request_lengths, target.device)
-    return Batch(inputs=inputs, request_lengths=tuple(request_lengths))
+    extras = {} if target.make_extras is None else target.make_extras(tuple(request_lengths), target.device, generator)
+    return Batch(inputs, tuple(request_lengths), extras)
 
 
 def first_line(error: BaseException) -> str:

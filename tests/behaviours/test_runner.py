@@ -18,13 +18,16 @@ from bcg import (
     BreakableCUDAGraphCapture,
     CaptureError,
     GraphRunner,
+    ModelError,
     ReplayError,
     Target,
     UsageError,
+    check,
     current_capture,
     current_forward_context,
     eager_on_graph,
     make_batch,
+    make_target,
 )
 from bcg.report import decode_report, encode_report
 from bcg.structure import tensors_in
@@ -111,8 +114,82 @@ def test_34_a_batch_above_the_largest_bucket_runs_eagerly_and_is_counted(
 def test_35_without_a_bucket_there_is_a_clear_error(runner: GraphRunner, generator: torch.Generator) -> None:
     with pytest.raises(ReplayError, match="^no bucket was captured$"):
         runner.replay(make_batch(runner.target, (3,), generator))
-    with pytest.raises(CaptureError, match="^there is no bucket to capture$"):
+    with pytest.raises(UsageError, match="^no token counts were given$"):
         runner.capture([])
+
+
+@pytest.mark.parametrize("buckets", [[], [0], [-4], [8.0], ["8"], 8, [2**21]])
+def test_buckets_that_are_none_cost_nothing(runner: GraphRunner, generator: torch.Generator, buckets: Any) -> None:
+    runner.capture([4])
+    batch = make_batch(runner.target, (3,), generator)
+    with pytest.raises(UsageError):
+        runner.capture(buckets)
+    assert torch.equal(runner.replay(batch).clone(), runner.eager_padded(batch))
+
+
+def test_a_batch_above_the_largest_bucket_is_checked_like_any_other(
+    runner: GraphRunner, generator: torch.Generator
+) -> None:
+    runner.capture([4])
+    batch = make_batch(runner.target, (6,), generator)
+    wrong = {
+        "wrong inputs": Batch({"y": batch.inputs["x"]}, (6,)),
+        "wrong input 'x': expected float32": Batch({"x": batch.inputs["x"].double()}, (6,)),
+        r"wrong input 'x': expected float32 \[5, 4\]": Batch(batch.inputs, (5,)),
+        "wrong input 'x': expected a tensor, got list": Batch({"x": [1.0]}, (6,)),  # type: ignore[dict-item]
+    }
+    for message, one in wrong.items():
+        with pytest.raises(ReplayError, match=f"^{message}"):
+            runner.replay(one)
+    assert runner.replay(batch).shape == (6, WIDTH)
+
+
+class Paged(nn.Module):
+    """Writes its rows to a cache, where the forward context tells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("cache", torch.zeros(64, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attend(x * 2) + 1
+
+    @eager_on_graph
+    def attend(self, x: Tensor) -> Tensor:
+        context = current_forward_context()
+        assert context is not None
+        slots = context.extras["slots"]
+        self.cache[slots] = x[: len(slots)]
+        result = torch.zeros_like(x)
+        result[: len(slots)] = self.cache[slots] + slots.unsqueeze(1)
+        return result
+
+
+def make_slots(request_lengths: tuple[int, ...], device: torch.device, generator: torch.Generator) -> dict[str, Any]:
+    return {"slots": torch.randperm(64, device=device, generator=generator)[: sum(request_lengths)]}
+
+
+def test_extras_of_a_batch_reach_its_breaks(device: str, generator: torch.Generator) -> None:
+    module = Paged().to(device)
+    target = make_target(module, make_inputs, make_slots)
+    runner = GraphRunner(target)
+    runner.capture([4, 8])
+    for tokens in (4, 3, 8, 11):
+        batch = make_batch(target, (tokens,), generator)
+        module.cache.zero_()
+        replayed = runner.replay(batch).clone()
+        assert torch.equal(module.cache[batch.extras["slots"]], batch.inputs["x"] * 2)
+        assert torch.equal(replayed, runner.eager(batch))
+    options = {"make_inputs": make_inputs, "make_extras": make_slots}
+    assert check(Paged(), buckets=(4, 8), device=device, **options).verdict == "match"
+    with pytest.raises(ModelError, match="KeyError: 'slots'"):
+        make_target(Paged(), make_inputs)
+
+
+def test_a_runner_of_something_else_says_what_makes_a_target() -> None:
+    with pytest.raises(UsageError, match="^a runner captures a target, got Linear$") as caught:
+        GraphRunner(nn.Linear(4, 4))  # type: ignore[arg-type]
+    assert "make_target" in (caught.value.hint or "")
 
 
 def test_36_breaks_read_the_live_batch(runner: GraphRunner, module: Requests, generator: torch.Generator) -> None:

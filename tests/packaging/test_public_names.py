@@ -38,6 +38,7 @@ PUBLIC = [
     "forward_context",
     "load_target",
     "make_batch",
+    "make_target",
     "parse_buckets",
     "read_report",
     "write_report",

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-import operator
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -14,7 +13,7 @@ import torch
 from torch import nn
 
 from bcg.attention_interface import attention_kept
-from bcg.buckets import check_buckets, default_buckets
+from bcg.buckets import check_buckets, default_buckets, token_counts
 from bcg.checking import findings
 from bcg.checking.compare import Tolerance, finite
 from bcg.checking.explain import Explanation, explain
@@ -34,7 +33,7 @@ from bcg.compilations import late_compilation_warnings
 from bcg.device import find_device
 from bcg.environment import environment
 from bcg.errors import BcgError, UsageError
-from bcg.inputs import MakeInputs
+from bcg.inputs import MakeExtras, MakeInputs
 from bcg.report import (
     CheckReport,
     CheckTiming,
@@ -54,6 +53,7 @@ def check(
     *,
     buckets: Sequence[int] | None = None,
     make_inputs: MakeInputs | None = None,
+    make_extras: MakeExtras | None = None,
     device: str | torch.device = "cpu",
     num_rounds: int = 2,
     locates: bool = True,
@@ -69,6 +69,7 @@ def check(
         model: A target, a module, or what the command line takes as MODEL.
         buckets: Token counts; by default those of the device.
         make_inputs: Makes a module's inputs, by default token ids; a target, or a model that is named, has its own.
+        make_extras: Makes what a module's breaks find in the forward context, such as block tables.
         device: Where a module, which is back on its own afterwards, or the model that is named, runs; a target has its
             own.
         num_rounds: How often every batch is replayed.
@@ -96,16 +97,17 @@ def check(
             f"a model must be a module, a target or a name, got {type(model).__name__}",
             hint="give a torch.nn.Module that calls it",
         )
-    if make_inputs is not None and not isinstance(model, nn.Module):
-        name = model if isinstance(model, str) else model.name
-        raise UsageError(f"make_inputs is for a module: {name} has inputs of its own", hint="leave it out")
-    given = None if buckets is None else _token_counts(buckets)
+    for what, given_one in (("make_inputs", make_inputs), ("make_extras", make_extras)):
+        if given_one is not None and not isinstance(model, nn.Module):
+            name = model if isinstance(model, str) else model.name
+            raise UsageError(f"{what} is for a module: {name} has inputs of its own", hint="leave it out")
+    given = None if buckets is None else check_buckets(token_counts(buckets))
     if not isinstance(model, Target):
         device = _place(device)
     with _left_as_it_was(model):
         if isinstance(model, nn.Module):
             model.to(device)
-        target = _target(model, make_inputs, device)
+        target = _target(model, make_inputs, make_extras, device)
         wanted = given or default_buckets(target.device.type, target.max_tokens)
         encoded = None if prompts is None else tokenize(target, prompts)
         with find_device(target.device).as_recorded():
@@ -169,25 +171,17 @@ def _left_as_it_was(model: Target | nn.Module | str) -> Iterator[None]:
                 parameter.requires_grad_(True)
 
 
-def _target(model: Target | nn.Module | str, make_inputs: MakeInputs | None, device: str | torch.device) -> Target:
+def _target(
+    model: Target | nn.Module | str,
+    make_inputs: MakeInputs | None,
+    make_extras: MakeExtras | None,
+    device: str | torch.device,
+) -> Target:
     if isinstance(model, Target):
         return model
-    from bcg.models import load_target
-    from bcg.models.build import build_target
+    from bcg.models import load_target, make_target
 
-    if isinstance(model, str):
-        return load_target(model, device=device)
-    return build_target(
-        type(model).__name__,
-        model,
-        source="factory",
-        weights="user",
-        seed=None,
-        device=torch.device(device),
-        attention_break=True,
-        break_globs=(),
-        make_inputs=make_inputs,
-    )
+    return load_target(model, device=device) if isinstance(model, str) else make_target(model, make_inputs, make_extras)
 
 
 def _place(device: str | torch.device) -> torch.device:
@@ -195,13 +189,6 @@ def _place(device: str | torch.device) -> torch.device:
         return find_device(device).torch_device
     except RuntimeError as error:
         raise UsageError(f"there is no device {device!r}", hint="use 'cpu' or 'cuda'") from error
-
-
-def _token_counts(buckets: Iterable[int]) -> tuple[int, ...]:
-    try:
-        return check_buckets([operator.index(count) for count in buckets])
-    except TypeError as error:
-        raise UsageError(f"buckets must be whole numbers in a list, got {buckets!r}", hint="such as [8, 16]") from error
 
 
 class UnfinishedCheckError(BcgError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -222,7 +223,7 @@ def _batch(target: Target, prompts: Sequence[Sequence[int]]) -> Batch:
     batch = make_batch(target, tuple(map(len, prompts)), generator)
     ids = batch.inputs["input_ids"]
     flat = torch.tensor(list(itertools.chain.from_iterable(prompts)), dtype=ids.dtype, device=ids.device)
-    return Batch({**batch.inputs, "input_ids": flat.view(ids.shape)}, batch.request_lengths)
+    return replace(batch, inputs={**batch.inputs, "input_ids": flat.view(ids.shape)})
 
 
 def _next_tokens(target: Target, head: LanguageModelHead, output: Any, batch: Batch) -> Tensor:

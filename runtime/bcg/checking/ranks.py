@@ -13,7 +13,7 @@ from bcg.alignment import Alignment
 from bcg.checking.compare import finite
 from bcg.checking.verdicts import joined_verdict
 from bcg.checking.verification import CHECK_SEED
-from bcg.context import ForwardContext, forward_context
+from bcg.context import forward_context
 from bcg.errors import CheckFailure, ModelError
 from bcg.inputs import Batch
 from bcg.nearness import LOOSE_MEAN, mean_distance
@@ -150,6 +150,6 @@ def _digest(outputs: list[list[Tensor]]) -> str:
 def _error(whole: Target, batch: Batch, output: list[Tensor]) -> float:
     """Return the mean difference relative to the mean magnitude; infinite where something is not finite."""
     inputs = {name: value.to(whole.device) for name, value in batch.inputs.items()}
-    with forward_context(ForwardContext(batch.request_lengths)):
+    with forward_context(batch.context()):
         expected = [tensor.cpu() for tensor in tensors_in(whole(inputs))]
     return max(mean_distance(one, other) for one, other in zip(expected, output, strict=True))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bcg.context import ForwardContext, forward_context
+from bcg.context import forward_context
 from bcg.dispatch import DispatchMode, written_by
 from bcg.inputs import PROBE_SIZES
 from bcg.report import ReportWarning
@@ -36,7 +36,7 @@ def written_parameters(target: Target, others: Mapping[str, Tensor] = MappingPro
     batch = make_batch(target, PROBE_SIZES[:1], generator)
     keeping = _KeepingParameters(target)
     try:
-        with forward_context(ForwardContext(batch.request_lengths)), keeping:
+        with forward_context(batch.context()), keeping:
             target(batch.inputs)
         written: dict[str, Tensor] = {path: keeping.parameters[path] for path in keeping.contents}
     except Exception:  # noqa: BLE001  what fails here fails in the capture too, and there the tape says where

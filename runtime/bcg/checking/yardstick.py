@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -179,7 +179,7 @@ def _serves(eager: Tensor, exact: Tensor, dtype: torch.dtype) -> bool:
 
 def _widened_batch(batch: Batch, dtype: torch.dtype) -> Batch:
     inputs = {name: value.to(dtype) if _is_narrow(value, dtype) else value for name, value in batch.inputs.items()}
-    return Batch(inputs, batch.request_lengths)
+    return replace(batch, inputs=inputs)
 
 
 @contextlib.contextmanager

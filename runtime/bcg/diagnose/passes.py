@@ -14,7 +14,7 @@ from bcg.checking.findings import make_card
 from bcg.checking.places import attribute_line, modules_around, split_path
 from bcg.checking.seeding import find_seeding
 from bcg.collectives import in_step
-from bcg.context import ForwardContext, forward_context
+from bcg.context import forward_context
 from bcg.diagnose.cards import cards_of
 from bcg.diagnose.survey import BY_DRAWING, BY_INPUTS, BY_THE_HOST, Finding, Survey, frozen_numbers, survey
 from bcg.errors import BcgError
@@ -71,7 +71,7 @@ def _moving_number(target: Target, tokens: int) -> Finding | None:
     surveys = []
     for _ in _SEEDS:
         batch = _batch(target, (tokens,), _SEEDS[0])
-        with forward_context(ForwardContext((tokens,))):
+        with forward_context(batch.context()):
             surveys.append(survey(lambda: target(batch.inputs), target.device, notes_numbers=True))  # noqa: B023
         state.restore(base, generators=False)
     return frozen_numbers(*surveys, by=BY_DRAWING if have_drawn(base) else BY_THE_HOST)
@@ -83,7 +83,7 @@ def _seeding(target: Target, tokens: int) -> Finding | None:
     What Python's own generators give is frozen in the graph, and after a seed it is what eager draws again.
     """
     batch = _batch(target, (tokens,), _SEEDS[0])
-    with forward_context(ForwardContext((tokens,))):
+    with forward_context(batch.context()):
         found = find_seeding(lambda: target(batch.inputs), (torch.Generator,))
     if found is None:
         return None
@@ -103,7 +103,7 @@ def _runs(target: Target, tokens: int) -> bool:
     if ranks is not None:
         ranks.begin(f"the first forward of {tokens} tokens")
     try:
-        with forward_context(ForwardContext((tokens,))), in_step(ranks, "running eagerly"):
+        with forward_context(batch.context()), in_step(ranks, "running eagerly"):
             target(batch.inputs)
     except Dropped:
         return False
@@ -135,7 +135,7 @@ def _survey_once(target: Target, batch: Batch) -> tuple[Survey, list[str]]:
     passes_on: tuple[type[Exception], ...] = () if ranks is None else (BcgError,)
     if ranks is not None:
         ranks.begin(f"the survey of {batch.num_tokens} tokens")
-    with forward_context(ForwardContext(batch.request_lengths)):
+    with forward_context(batch.context()):
         with in_step(ranks, "running eagerly"):
             plain = target(batch.copied_inputs())
         state, inputs = ModelState(target.module), batch.copied_inputs()

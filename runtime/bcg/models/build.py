@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from bcg.attention_interface import attention_breaks, attention_modules, install_attention_break
 from bcg.errors import ModelError, UsageError
-from bcg.inputs import MakeInputs, describe_inputs, unseeded_inputs
+from bcg.inputs import MakeExtras, MakeInputs, describe_inputs, unseeded_inputs
 from bcg.models.default_inputs import default_inputs, forward_options, max_tokens, rope_scaled_by_length
 from bcg.models.likeness import begin_positions, is_as_without_break, with_captured_mixers
 from bcg.models.sharding import Sharding, sharding_warnings, whole_weights_warnings
@@ -48,6 +48,7 @@ def build_target(
     attention_break: bool,
     break_globs: tuple[str, ...],
     make_inputs: MakeInputs | None = None,
+    make_extras: MakeExtras | None = None,
     sharding: Sharding | None = None,
 ) -> Target:
     """Make a target of a module that is on its device already, and run it at two small sizes.
@@ -70,6 +71,7 @@ def build_target(
         attention_break=attention_break,
         break_globs=break_globs,
         make_inputs=make_inputs,
+        make_extras=make_extras,
         sharding=sharding,
     )
     target.alignment = None if sharding is None else sharding.ranks
@@ -143,6 +145,7 @@ def describe_target(
     attention_break: bool,
     break_globs: tuple[str, ...],
     make_inputs: MakeInputs | None = None,
+    make_extras: MakeExtras | None = None,
     sharding: Sharding | None = None,
 ) -> Target:
     """Make a target without running it: what its outputs mean is left open.
@@ -171,6 +174,7 @@ def describe_target(
         break_rules=BreakRules(mixers=mixers, globs=globs | named.paths),
         warnings=[] if sharding is None else _sharding_warnings(name, module, sharding, weights),
         surroundings=named.in_effect,
+        make_extras=make_extras,
     )
     if masks and attends:
         target.warnings.append(_masks_warning(target, f"its inputs have {', '.join(masks)}"))

@@ -9,7 +9,7 @@ import sys
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from bcg.errors import BcgError, ModelError, UsageError
 from bcg.functions import FILE_MODULES
-from bcg.inputs import MakeInputs
+from bcg.inputs import MakeExtras, MakeInputs
 from bcg.models.build import build_target, seeded
 from bcg.models.sharding import Sharding
 from bcg.target import Target, first_line
@@ -41,8 +41,8 @@ def load_factory(
     Args:
         name: The whole MODEL argument.
         source: Path of a ``.py`` file, or a dotted module name.
-        factory: Name of a function without required arguments. It returns a module, or
-            ``(module, make_inputs)``.
+        factory: Name of a function without required arguments. It returns a module, ``(module, make_inputs)``, or
+            ``(module, make_inputs, make_extras)``.
         device: Where the module is moved.
         dtype: What the module is converted to, if given.
         seed: Of the global random state while the factory runs.
@@ -55,7 +55,7 @@ def load_factory(
         ModelError: If importing or calling it raises (its error is the cause), or it returns something else,
             or a module without values.
     """
-    module, make_inputs = call_factory(name, source, factory, device, seed)
+    module, make_inputs, make_extras = call_factory(name, source, factory, device, seed)
     if num_empty := num_on_meta(module):
         raise ModelError(
             f"factory {name} returned {num_empty} parameters and buffers on the meta device: they have no values",
@@ -75,6 +75,7 @@ def load_factory(
         attention_break=attention_break,
         break_globs=break_globs,
         make_inputs=make_inputs,
+        make_extras=make_extras,
         sharding=sharding,
     )
 
@@ -84,22 +85,28 @@ def num_on_meta(module: nn.Module) -> int:
     return sum(tensor.device.type == "meta" for tensor in (*module.parameters(), *module.buffers()))
 
 
-def call_factory(
-    name: str, source: str, factory: str, device: torch.device, seed: int
-) -> tuple[nn.Module, MakeInputs | None]:
-    """Import and call a factory; return its module, and its `make_inputs` if it gave one.
+class Made(NamedTuple):
+    """What a factory returned: a module, and what makes its inputs and the extras of its batches, if it gave that."""
+
+    module: nn.Module
+    make_inputs: MakeInputs | None = None
+    make_extras: MakeExtras | None = None
+
+
+def call_factory(name: str, source: str, factory: str, device: torch.device, seed: int) -> Made:
+    """Import and call a factory; return what it made.
 
     Raises:
         UsageError: If there is no such file, module or factory.
         ModelError: If importing or calling it raises, or it returns something else, or a lazy module.
     """
-    module, make_inputs = _unpack(name, _call(name, _find(name, _import(source, name), factory), device, seed))
-    if num_lazy := sum(map(is_lazy, (*module.parameters(), *module.buffers()))):
+    made = _unpack(name, _call(name, _find(name, _import(source, name), factory), device, seed))
+    if num_lazy := sum(map(is_lazy, (*made.module.parameters(), *made.module.buffers()))):
         raise ModelError(
             f"factory {name} returned {num_lazy} parameters and buffers that are not initialized: they have no shape",
             hint="run a lazy module once before the factory returns it",
         )
-    return module, make_inputs
+    return made
 
 
 def _import(source: str, name: str) -> ModuleType:
@@ -164,12 +171,16 @@ def _raised(what: str, error: BaseException) -> ModelError:
     return ModelError(f"{what} raised {type(error).__name__}: {first_line(error)}", hint="--traceback shows where")
 
 
-def _unpack(name: str, made: Any) -> tuple[nn.Module, MakeInputs | None]:
+def _unpack(name: str, made: Any) -> Made:
     if isinstance(made, nn.Module):
-        return made, None
-    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module) and callable(made[1]):
-        return made[0], made[1]
+        return Made(made)
+    is_tuple = isinstance(made, tuple) and len(made) in (2, 3) and isinstance(made[0], nn.Module)
+    if is_tuple and all(map(callable, made[1:])):
+        return Made(*made)
     got = type(made).__name__
     if isinstance(made, tuple):
         got = f"a tuple of ({', '.join(type(item).__name__ for item in made)})"
-    raise ModelError(f"factory {name} returned {got}, expected a torch.nn.Module or a pair (module, make_inputs)")
+    raise ModelError(
+        f"factory {name} returned {got}, expected a torch.nn.Module, (module, make_inputs), or (module, make_inputs, "
+        "make_extras)"
+    )

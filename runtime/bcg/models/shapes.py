@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from bcg.errors import ModelError
 from bcg.models.build import describe_target, find_dtype, quiet
-from bcg.models.factory import call_factory, num_on_meta
+from bcg.models.factory import Made, call_factory, num_on_meta
 from bcg.models.huggingface import attention_options, hint_about_code, preset_config
 from bcg.models.sharding import Sharding, apply_plan, like_shard, plan_of
 from bcg.presets import find_preset
@@ -51,11 +51,11 @@ def load_shapes(
     """
     wanted = find_dtype(dtype)
     name, colon, factory = model.rpartition(":")
-    make_inputs = None
+    make_inputs = make_extras = None
     source: ModelSource
     if colon and factory.isidentifier():
         source = "factory"
-        module, make_inputs = _from_factory(model, name, factory, mode, wanted)
+        module, make_inputs, make_extras = _from_factory(model, name, factory, mode, wanted)
     else:
         config, source, default = _configuration(model)
         module = _from_config(model, config, mode, wanted or default, sharding)
@@ -70,6 +70,7 @@ def load_shapes(
             attention_break=attention_break,
             break_globs=tuple(break_globs),
             make_inputs=make_inputs,
+            make_extras=make_extras,
             sharding=sharding,
         )
 
@@ -107,16 +108,14 @@ def _from_config(
     return module
 
 
-def _from_factory(
-    name: str, source: str, factory: str, mode: FakeTensorMode, dtype: torch.dtype | None
-) -> tuple[nn.Module, Any]:
+def _from_factory(name: str, source: str, factory: str, mode: FakeTensorMode, dtype: torch.dtype | None) -> Made:
     try:
         with mode, _malleable(mode), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # by a copy of a module
-            module, make_inputs = call_factory(name, source, factory, torch.device("cpu"), 0)
-            if num_on_meta(module):
-                _make_fake(module, mode)
-            return module.to(dtype=dtype) if dtype else module, make_inputs
+            made = call_factory(name, source, factory, torch.device("cpu"), 0)
+            if num_on_meta(made.module):
+                _make_fake(made.module, mode)
+            return made._replace(module=made.module.to(dtype=dtype)) if dtype else made
     except ModelError as error:
         hint = error.hint and f"{error.hint}; a factory that needs values can only be captured, without --dry-run"
         raise ModelError(f"{error.message}, in a dry run, without data", hint=hint) from error

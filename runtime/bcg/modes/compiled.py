@@ -15,7 +15,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from bcg.attention_interface import attention_breaks
-from bcg.context import ForwardContext, forward_context
+from bcg.context import forward_context
 from bcg.device.meter import find_meter
 from bcg.inputs import Batch
 from bcg.modes.base import Counts, Preparation, bucket_batch, failed, seconds
@@ -87,7 +87,7 @@ class Compiled:
     def run(self, batch: Batch) -> Any:
         torch.compiler.cudagraph_mark_step_begin()
         target = self._target
-        with forward_context(ForwardContext(batch.request_lengths)), torch.inference_mode():
+        with forward_context(batch.context()), torch.inference_mode():
             return plain_output(self._compiled(**batch.inputs, **target.forward_options), target.name)
 
     def counts(self) -> Counts:

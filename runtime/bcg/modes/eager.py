@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bcg.context import ForwardContext, forward_context
+from bcg.context import forward_context
 from bcg.device import find_device
 from bcg.inputs import Batch
 from bcg.modes.base import Counts, Preparation, bucket_batch, failed, seconds
@@ -36,7 +36,7 @@ class Eager:
         return Preparation(tokens, warmup_s=warmup_s, transient_bytes=peak_bytes)
 
     def run(self, batch: Batch) -> Any:
-        with forward_context(ForwardContext(batch.request_lengths)):
+        with forward_context(batch.context()):
             return self._target(batch.inputs)
 
     def counts(self) -> Counts:

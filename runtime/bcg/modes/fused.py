@@ -17,7 +17,7 @@ from torch import nn
 
 from bcg.attention_interface import is_known_by_name
 from bcg.breaks import bound_breaks
-from bcg.context import ForwardContext, forward_context
+from bcg.context import forward_context
 from bcg.device import find_device
 from bcg.device.cudnn_builders import planned_ahead
 from bcg.modes.base import Counts, Preparation, bucket_batch, failed, seconds
@@ -71,7 +71,7 @@ class Fused(Captured):
         batch, device = bucket_batch(self.target, tokens), find_device(self.target.device)
 
         def run() -> None:
-            with forward_context(ForwardContext(batch.request_lengths)), device.capture_stream(), bound_breaks():
+            with forward_context(batch.context()), device.capture_stream(), bound_breaks():
                 self.target(batch.inputs)
 
         first = seconds(run, device.synchronize)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -88,7 +88,7 @@ def make_checks(target: Target, mode: ModeName, buckets: Sequence[int]) -> Check
 
 def _copy(batch: Batch) -> Batch:
     """Copy the inputs, which a forward may change in place."""
-    return Batch(batch.copied_inputs(), batch.request_lengths)
+    return replace(batch, inputs=batch.copied_inputs())
 
 
 def checked(one: Preparation, run: Callable[[Batch], Any], checks: Checks) -> Prepared:
