@@ -35,7 +35,7 @@ class OutputFacts:
     Attributes:
         token_dims: Token dimension of each output tensor; None for one without.
         separates_requests: Whether packed requests leave each other alone; None if the target takes no
-            packed requests at all, or draws random numbers, which are others for other sizes.
+            packed requests at all, gives NaN, or draws random numbers, which are others for other sizes.
         hiding: Types of the objects in the output that hold tensors where nobody looks.
     """
 
@@ -72,6 +72,8 @@ def describe_outputs(target: Target) -> OutputFacts:
     dims = find_output_dims(target.name, alone, packed[0])
     if len(packed) == 1:
         return OutputFacts(dims, None, hiding)
+    if any(bool(tensor.isnan().any()) for tensor in alone):
+        return OutputFacts(dims, None, hiding)  # nothing is near NaN
     separates = _are_separate(alone, packed, dims)
     if not separates and target.alignment is None:  # it may be state that each forward leaves to the next
         written = {path: target.module.get_parameter(path) for path, _ in _versions(target.module) - versions}
@@ -270,4 +272,6 @@ def hint_about_inputs(module: nn.Module) -> str | None:
     media = next((name for name in _MEDIA if name in inspect.signature(module.forward).parameters), None)
     if media is None:
         return None
+    if "input_ids" not in inspect.signature(module.forward).parameters:
+        return f"it takes {media}: let a factory (file.py:factory) return (model, make_inputs)"
     return f"it takes {media} too: let a factory (file.py:factory) return its text part alone, or (model, make_inputs)"

@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, T5Config
+from torch._subclasses import FakeTensorMode
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlavaConfig, T5Config
 
 from bcg import GraphRunner, check
 from bcg.context import ForwardContext, forward_context
 from bcg.errors import ModelError, UsageError
-from bcg.models import load_target
+from bcg.models import load_target, make_target
 from bcg.models.huggingface import preset_config
+from bcg.models.shapes import load_shapes
 from bcg.presets import PRESETS
 from bcg.target import make_batch
 
@@ -210,4 +212,72 @@ def test_a_hub_id_without_a_network_is_one_clear_line() -> None:
     with pytest.raises(ModelError, match="^can't load no-such-owner/no-such-model: ") as caught:
         load_target("no-such-owner/no-such-model")
     assert "\n" not in caught.value.message
-    assert caught.value.hint == "a hub id needs a network or a filled cache"
+    assert caught.value.hint == "a hub id needs a network or a filled cache, with *.safetensors"
+
+
+def test_weights_that_nobody_reads_are_warned_of(tmp_path: Path) -> None:
+    folder = saved_checkpoint(tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    more = {"layers.0.self_attn.q_proj.bias": torch.zeros(64), "lm_head.weight": torch.zeros(4, 4)}
+    save_file(weights | more, folder / "model.safetensors", metadata={"format": "pt"})
+    (warning,) = load_target(str(folder)).warnings
+    assert warning.code == "weights-unused"
+    assert warning.message.startswith(f"1 weights in the files of {folder} are of no use to the model")
+    assert warning.message.endswith("first layers.0.self_attn.q_proj.bias")
+
+
+def test_weights_of_other_sizes_are_named(tmp_path: Path) -> None:
+    folder = saved_checkpoint(tmp_path, vocab_size=77)
+    with pytest.raises(ModelError, match=r"^1 weights of .* first embed_tokens.weight: .* in the file, \[77, \d+\]"):
+        load_target(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("contents", "said"),
+    [(b"", "download it again"), (b"version https://git-lfs.github.com/spec/v1\n", "run git lfs pull")],
+)
+def test_a_file_that_cant_be_read_is_named(tmp_path: Path, contents: bytes, said: str) -> None:
+    folder = saved_checkpoint(tmp_path)
+    (folder / "model.safetensors").write_bytes(contents)
+    with pytest.raises(ModelError, match=f"^can't load .*: model.safetensors can't be read: {said}$"):
+        load_target(str(folder))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "model.safetensors.incomplete"])
+def test_a_part_of_a_checkpoint_gets_no_random_weights(tmp_path: Path, name: str) -> None:
+    folder = saved_checkpoint(tmp_path)
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_text("{}")
+    with pytest.raises(ModelError, match=f"is a part of a checkpoint: it has {name}, and no") as refused:
+        load_target(str(folder))
+    assert refused.value.hint == "download it again"
+
+
+def test_an_adapter_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UsageError, match="holds an adapter, not a model$"):
+        load_target(str(tmp_path))
+
+
+@pytest.mark.parametrize("plans", [True, False])
+def test_code_and_quantization_that_are_left_out_are_warned_of(tmp_path: Path, plans: bool) -> None:
+    folder = saved_checkpoint(
+        tmp_path, quantization_config={"quant_method": "nosuch"}, auto_map={"AutoModel": "own.Model"}
+    )
+    found = load_shapes(str(folder), FakeTensorMode()) if plans else load_target(str(folder))
+    assert [warning.code for warning in found.warnings] == ["own-code-not-run", "not-quantized"]
+    assert ("but was planned as float32" in found.warnings[1].message) == plans
+    assert "transformers' qwen3 is run instead" in found.warnings[0].message
+
+
+def test_images_have_no_positions_in_a_text() -> None:
+    config = CLIPVisionConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4
+    )
+
+    def images(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        return {"pixel_values": torch.randn(num_tokens, 3, 8, 8, device=device, generator=generator)}
+
+    target = make_target(CLIPVisionModel(config), images)
+    assert target.max_tokens is None, "it has five, of the four patches of an image"
+    assert [row.status for row in GraphRunner(target).capture((8,))] == ["captured"]

@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from bcg.attention_interface import attention_breaks, attention_modules, install_attention_break
 from bcg.errors import ModelError, UsageError
-from bcg.inputs import MakeExtras, MakeInputs, describe_inputs, unseeded_inputs
+from bcg.inputs import POSITIONS, InputSpec, MakeExtras, MakeInputs, describe_inputs, unseeded_inputs
 from bcg.models.default_inputs import default_inputs, forward_options, max_tokens, rope_scaled_by_length
 from bcg.models.likeness import begin_positions, is_as_without_break, with_captured_mixers
 from bcg.models.sharding import Sharding, sharding_warnings, whole_weights_warnings
@@ -170,7 +170,7 @@ def describe_target(
         device=device,
         info=model_info(name, module, source=source, weights=weights, seed=seed),
         forward_options=forward_options(module),
-        max_tokens=max_tokens(module),
+        max_tokens=max_tokens(module) if any(map(_counts_positions, specs)) else None,
         break_rules=BreakRules(mixers=mixers, globs=globs | named.paths),
         warnings=[] if sharding is None else _sharding_warnings(name, module, sharding, weights),
         surroundings=named.in_effect,
@@ -179,6 +179,11 @@ def describe_target(
     if masks and attends:
         target.warnings.append(_masks_warning(target, f"its inputs have {', '.join(masks)}"))
     return target
+
+
+def _counts_positions(spec: InputSpec) -> bool:
+    """Tell whether an input's rows have positions in a text: images have none."""
+    return spec.token_dim is not None and spec.name.endswith(("input_ids", "inputs_embeds", POSITIONS))
 
 
 def _sharding_warnings(name: str, module: nn.Module, sharding: Sharding, weights: Weights) -> list[ReportWarning]:

@@ -16,7 +16,13 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from bcg.device.meter import available_bytes
 from bcg.errors import BcgError, ModelError, UsageError
 from bcg.models.build import build_target, quiet
-from bcg.models.loaded import loading_warnings, unread_warnings
+from bcg.models.loaded import (
+    loading_warnings,
+    refuse_incomplete,
+    refuse_mismatched,
+    unread_warnings,
+    unreadable_file,
+)
 from bcg.models.sharding import Sharding, apply_plan, plan_of, pretrained_options
 from bcg.models.weights import make_weights
 from bcg.presets import Preset
@@ -148,6 +154,11 @@ def load_directory(
         UsageError: If there is no ``config.json``.
         ModelError: If it can't be loaded.
     """
+    if (path / "adapter_config.json").is_file() and not any(path.glob("model*.safetensors")):
+        raise UsageError(
+            f"directory {name} holds an adapter, not a model",
+            hint="merge it (merge_and_unload and save_pretrained of peft), or load it in a factory (file.py:factory)",
+        )
     if not (path / "config.json").is_file():
         raise UsageError(
             f"directory {name} holds no config.json",
@@ -157,6 +168,7 @@ def load_directory(
         return _load_pretrained(
             name, path, "directory", device, dtype, attention_break, break_globs, sharding, local_files_only=True
         )
+    refuse_incomplete(name, path)
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:
@@ -221,6 +233,7 @@ def _load_pretrained(
                 output_loading_info=True,
                 dtype=dtype or "auto",
                 use_safetensors=True,
+                ignore_mismatched_sizes=True,  # refused below, with their names
                 **attention_options(config),
                 **sharded,
                 **options,
@@ -230,11 +243,13 @@ def _load_pretrained(
     except torch.OutOfMemoryError as error:
         raise ModelError(f"the weights of {name} do not fit on {device}: {first_line(error)}") from error
     except Exception as error:
+        unreadable = unreadable_file(location) if isinstance(location, Path) else None
+        hub = "a hub id needs a network or a filled cache, with *.safetensors" if source == "hub" else None
         raise ModelError(
-            f"can't load {name}: {first_line(error)}",
-            hint=hint_about_code(error) or ("a hub id needs a network or a filled cache" if source == "hub" else None),
+            f"can't load {name}: {unreadable or first_line(error)}", hint=hint_about_code(error) or hub
         ) from error
-    warnings = loading_warnings(name, module, config, loading["missing_keys"])
+    refuse_mismatched(name, loading["mismatched_keys"])
+    warnings = loading_warnings(name, module, config, loading["missing_keys"], loading["unexpected_keys"])
     target = build_target(
         name,
         module,

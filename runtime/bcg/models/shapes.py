@@ -19,9 +19,10 @@ from bcg.errors import ModelError
 from bcg.models.build import describe_target, find_dtype, quiet
 from bcg.models.factory import Made, call_factory, num_on_meta
 from bcg.models.huggingface import attention_options, hint_about_code, preset_config
+from bcg.models.loaded import planned_warnings
 from bcg.models.sharding import Sharding, apply_plan, like_shard, plan_of
 from bcg.presets import find_preset
-from bcg.report import ModelSource
+from bcg.report import ModelSource, ReportWarning
 from bcg.target import Target, first_line
 
 
@@ -52,6 +53,7 @@ def load_shapes(
     wanted = find_dtype(dtype)
     name, colon, factory = model.rpartition(":")
     make_inputs = make_extras = None
+    warnings_of_config: list[ReportWarning] = []
     source: ModelSource
     if colon and factory.isidentifier():
         source = "factory"
@@ -59,8 +61,9 @@ def load_shapes(
     else:
         config, source, default = _configuration(model)
         module = _from_config(model, config, mode, wanted or default, sharding)
+        warnings_of_config = planned_warnings(model, module, config)
     with mode:
-        return describe_target(
+        target = describe_target(
             model,
             module,
             source=source,
@@ -73,6 +76,8 @@ def load_shapes(
             make_extras=make_extras,
             sharding=sharding,
         )
+    target.warnings[:0] = warnings_of_config
+    return target
 
 
 def _configuration(model: str) -> tuple[PretrainedConfig, ModelSource, torch.dtype]:
