@@ -291,7 +291,7 @@ class BreakableCUDAGraphCapture:
         if self._is_recording:
             module = next(iter(self._tape.failed_in), self._tape.module_path)
             return f"segment {num_segments}" + (f" (module {module!r})" if module else "")
-        return f"the part after segment {num_segments - 1}"
+        return f"the part after segment {num_segments - 1}" if num_segments else "the part before the first segment"
 
 
 @contextlib.contextmanager

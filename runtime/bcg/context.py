@@ -39,6 +39,7 @@ class ForwardContext:
     _made: dict[object, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "request_lengths", tuple(self.request_lengths))
         if not self.request_lengths or min(self.request_lengths) < 1:
             raise ReplayError(f"a forward context needs requests of at least one token, got {self.request_lengths}")
 

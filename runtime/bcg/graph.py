@@ -12,10 +12,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from bcg.breaks import BreakLabel
+from bcg.breaks import BreakLabel, is_following
 from bcg.device import find_device
 from bcg.device.base import Device, Pool, Recording, SegmentContents
-from bcg.errors import Place, ReplayError
+from bcg.errors import CaptureError, Place, ReplayError
 from bcg.outlets import Outlet
 from bcg.segment_tape import FirstRead, SegmentTape
 from bcg.whereabouts import source_line_of
@@ -185,6 +185,9 @@ class BreakableCUDAGraph:
         self._pool_use = PoolUse()
         self._inference = False
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("a captured graph lives where it was captured, and can't be copied or pickled: capture again")
+
     @property
     def steps(self) -> tuple[Segment | Break, ...]:
         """Segments and breaks in the order of replay."""
@@ -237,7 +240,12 @@ class BreakableCUDAGraph:
                 the same pool is being replayed.
         """
         if not self._steps:
-            raise ReplayError("replay of an empty graph", hint="capture it first")
+            raise ReplayError("replay of an empty graph", hint="capture it first: a capture of nothing is empty")
+        if is_following():
+            raise CaptureError(
+                "a graph is replayed inside a capture: a segment can't hold it",
+                hint="do it in a function that is marked eager_on_graph",
+            )
         stream = self.device.current_stream()
         runs = self._runs
         if around is not None:

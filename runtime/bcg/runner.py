@@ -69,6 +69,9 @@ class GraphRunner:
         self._sweep: Sweep | None = None
         self._turn = Turn()
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("what a runner captured lives in this process, and can't be copied or pickled: capture again")
+
     @property
     def graphs(self) -> dict[int, BreakableCUDAGraph]:
         """The captured graphs by bucket."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ from bcg.structure import is_sparse, map_tensors, unowned_alias
 from bcg.target import Target, first_line, make_batch
 from bcg.warmup import cut_to, distinct_prefixes
 from bcg.whereabouts import users_line
+
+_silencing = threading.Lock()
+_num_silent, _raises = 0, True
 
 INPUT_SEED = 0
 """Seed of the inputs that a bucket is captured with; replay must not depend on their values."""
@@ -284,8 +288,15 @@ class Sweep:
 @contextlib.contextmanager
 def _silent_logging() -> Iterator[None]:
     """Let `logging` print no traceback for a record that it can't format: the tape refuses to print a tensor itself."""
-    raises, logging.raiseExceptions = logging.raiseExceptions, False
+    global _num_silent, _raises
+    with _silencing:
+        if not _num_silent:
+            _raises, logging.raiseExceptions = logging.raiseExceptions, False
+        _num_silent += 1
     try:
         yield
     finally:
-        logging.raiseExceptions = raises
+        with _silencing:
+            _num_silent -= 1
+            if not _num_silent:
+                logging.raiseExceptions = _raises

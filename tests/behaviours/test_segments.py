@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 
 from bcg import (
     BreakableCUDAGraph,
     BreakableCUDAGraphCapture,
+    CaptureError,
     HostReadError,
     ReplayError,
     break_graph,
@@ -201,3 +205,31 @@ def test_a_default_device_in_the_body_changes_nothing() -> None:
     x.fill_(3)
     graph.replay()
     assert y.tolist() == [9.0] * 4
+
+
+def test_captured_graphs_are_neither_copied_nor_pickled(device: str) -> None:
+    graph = BreakableCUDAGraph(device)
+    with torch.inference_mode(), BreakableCUDAGraphCapture(graph):
+        torch.ones(4, device=device) + 1
+    for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match=r"^a captured graph lives where it was captured, and can't be copied"):
+            duplicate(graph)  # type: ignore[operator]
+
+
+def test_a_replay_inside_a_capture_is_refused_and_one_in_a_break_runs(device: str) -> None:
+    x = torch.ones(4, device=device)
+    inner, outer = BreakableCUDAGraph(device), BreakableCUDAGraph(device)
+    with torch.inference_mode(), BreakableCUDAGraphCapture(inner):
+        y = x + 1
+    with (
+        pytest.raises(CaptureError, match="^a graph is replayed inside a capture"),
+        torch.inference_mode(),
+        BreakableCUDAGraphCapture(outer),
+    ):
+        inner.replay()
+    with torch.inference_mode(), BreakableCUDAGraphCapture(outer):
+        eager_on_graph(inner.replay)()
+        z = y * 2
+    x.fill_(3)
+    outer.replay()
+    assert z.tolist() == [8.0] * 4

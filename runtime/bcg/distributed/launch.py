@@ -10,9 +10,14 @@ import tempfile
 import uuid
 from collections.abc import Sequence
 
+import msgspec
+
 from bcg.distributed.failure import Failure, read_failure
 from bcg.distributed.member import RUN_PREFIX, log_path
 from bcg.errors import BcgError
+
+_ENDED = "was ended by SIGTERM, and no other rank had failed"
+_KILLED = "was killed by SIGKILL"
 
 
 class RankFailed(BcgError):
@@ -74,6 +79,14 @@ def _rank_failed(run_id: str, num_ranks: int, failures: dict[int, object]) -> Ra
         for rank in range(num_ranks)
         if rank not in failures
     ]
+    waited = next((one for one in told if not one.is_own and one.message not in (_ENDED, _KILLED)), None)
+    if waited is not None:  # one that stood still could not be asked to end
+        told = [
+            msgspec.structs.replace(one, message=f"stood still and was ended; rank {waited.rank} {waited.message}")
+            if one.message == _KILLED
+            else one
+            for one in told
+        ]
     failure = next((failure for failure in [*told, *left] if failure.is_own), told[0])
     shown = failure.for_user(run_id)
     return RankFailed(shown.message, hint=shown.hint, exit_code=shown.exit_code)
@@ -86,7 +99,7 @@ def _told(rank: int, failure: object) -> Failure:
         return record
     exit_code: int = getattr(failure, "exitcode", 1)
     if exit_code == -signal.SIGTERM:  # ended by the agent, after another rank had failed
-        return Failure(rank, "was ended", is_own=False)
+        return Failure(rank, _ENDED, is_own=False)
     if exit_code < 0:
         return Failure(rank, f"was killed by {signal.Signals(-exit_code).name}")
     return Failure(rank, f"ended with exit code {exit_code}")

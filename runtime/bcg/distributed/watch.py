@@ -15,10 +15,12 @@ from types import FrameType
 
 import torch
 
+from bcg import collectives
 from bcg.distributed.failure import Failure
 from bcg.distributed.world import GRACE_S, World
 
-_TORCH = str(Path(torch.__file__).parent)
+_TORCH = (str(Path(torch.__file__).parent), collectives.__file__)
+"""Where a rank waits for others: inside torch, or where a collective is called."""
 
 
 class Watch(threading.Thread):

@@ -102,7 +102,10 @@ def compare_reports(old: Report, new: Report, *, gate: float) -> Comparison:
     before, after = _rows(old), _rows(new)
     models = [(report.model.architecture, report.model.num_parameters) for report in (old, new)]
     if models[0] != models[1]:
-        names = [f"{report.model.name} with {report.model.num_parameters:,} parameters" for report in (old, new)]
+        names = [
+            f"{report.model.name} ({report.model.architecture}, {report.model.num_parameters:,} parameters)"
+            for report in (old, new)
+        ]
         raise UsageError(f"the old report is of {names[0]}, the new one of {names[1]}", hint="give two of one model")
     if not any(row.quantities and what in after for what, row in before.items()):
         raise UsageError(
