@@ -162,6 +162,12 @@ def test_dataclasses_are_looked_into_at_any_depth() -> None:
     assert plain[1][0].keys() == {"h"}
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_is_refused_in_words() -> None:
+    with pytest.raises(ModelError, match="^mine is TorchScript, which tells neither its inputs nor its operations$"):
+        load_module(torch.jit.trace(nn.Linear(4, 4), torch.rand(2, 4)))
+
+
 def test_tensors_in_objects_that_nobody_looks_into_are_warned_of() -> None:
     class Model(nn.Linear):
         def forward(self, x: torch.Tensor) -> Any:

@@ -3,6 +3,9 @@
 It keeps the rules of a CUDA graph on a machine that has none: addresses are fixed, Python does not run at
 replay, and tensors made inside a segment live in a graph pool whose blocks are reused as soon as the last
 reference to them is gone. So what would dangle on a GPU is overwritten here too.
+
+One thing differs: an operator of a library's own (``torch.library``) is one operation here, and its implementation
+runs at each replay, also where it is Python. A GPU keeps what it launched.
 """
 
 from __future__ import annotations

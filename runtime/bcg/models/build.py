@@ -152,8 +152,13 @@ def describe_target(
 
     Raises:
         UsageError: If a glob matches no module.
-        ModelError: If the inputs can't be made.
+        ModelError: If the inputs can't be made, or the module is TorchScript.
     """
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ModelError(
+            f"{name} is TorchScript, which tells neither its inputs nor its operations",
+            hint="give the module that it was made of, or one that calls it",
+        )
     module.eval().requires_grad_(False)
     make = make_inputs or default_inputs(name, module)
     specs = describe_inputs(make, device)
