@@ -464,3 +464,38 @@ def test_breaks_that_draw_from_generators_of_the_model_match() -> None:
             return x + sum(float(generator.random()) for generator in self.generators)
 
     assert check(target_of(Noise(), "cpu"), buckets=BUCKETS).verdict == "match"
+
+
+def test_a_break_of_two_turns_is_no_mismatch() -> None:
+    """Its second run equals the first replay's, its third one eager's first."""
+
+    class TakesTurns(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.turns = itertools.cycle((1.0, 2.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scale(x * 2) + 1
+
+        @eager_on_graph
+        def scale(self, x: Tensor) -> Tensor:
+            return x * next(self.turns)
+
+    assert check(target_of(TakesTurns(), "cpu"), buckets=BUCKETS).verdict == "inconclusive"
+
+
+def test_an_input_that_is_kept_is_overwritten_by_the_next_batch(device: str) -> None:
+    class KeepsItsInput(nn.Module):
+        kept: Tensor | None = None
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.keep(x)
+            return x + 1
+
+        @eager_on_graph
+        def keep(self, x: Tensor) -> None:
+            self.kept = x
+
+    report = check(target_of(KeepsItsInput(), device), buckets=BUCKETS)
+    assert "S11" in {card.hazard for card in report.findings}
+    assert any("kept keeps an output" in reason for bucket in report.buckets for reason in bucket.reasons)

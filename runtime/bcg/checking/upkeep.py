@@ -48,7 +48,8 @@ def find_upkeep(runner: GraphRunner, verification: Verification, state: ModelSta
     state.restore(base)
     changed = {change.path for change in changes(base, after_first)}
     is_cache = [operation.name for operation in first.operations] != [operation.name for operation in second.operations]
-    read = first.externals.keys() | first.read_in_breaks
+    inputs = {storage_address(view) for view in runner.input_views(tokens).values()}
+    read = (first.externals.keys() | first.read_in_breaks) - inputs
     settled = changed - {change.path for change in changes(after_first, after_second)}
     return Upkeep(
         refilled=frozenset(settled if is_cache else ()),
