@@ -27,6 +27,9 @@ PROBE_SIZES = (8, 16)
 POSITIONS = "position_ids"
 """The input that tells a row's place in its request."""
 
+MASK = "attention_mask"
+"""The input that tells a model of transformers which rows are real."""
+
 SEQUENCE_INDEX = "seq_idx"
 """The input that tells recurrent kernels which request a row belongs to: transformers' name for it, and mamba-ssm's."""
 

@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers import CONFIG_MAPPING, AutoConfig
 
-from bcg import Batch, GraphRunner, attention, attention_interface
+from bcg import Batch, GraphRunner, attention, attention_interface, check
 from bcg.breaks import BreakLabel
 from bcg.context import ForwardContext, forward_context
 from bcg.diagnose import break_where_needed
@@ -446,3 +446,16 @@ def test_requests_that_share_keys_of_another_sequence_are_refused() -> None:
     assert not target.packs_requests
     with pytest.raises(ReplayError, match="takes one request at a time, got a batch of 2"):
         GraphRunner(target).eager(make_batch(target, (3, 4), torch.Generator()))
+
+
+def test_a_model_that_would_take_a_mask_is_advised_to_and_the_advice_helps() -> None:
+    module = load("mpnet").module
+    (card,) = check(module, buckets=(4, 8)).findings
+    assert card.hazard == "S10"
+    assert card.remedy.startswith("give it an attention_mask of ones, from make_inputs of a factory")
+
+    def masked(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        ids = torch.randint(3, 128, (1, num_tokens), device=device, generator=generator)
+        return {"input_ids": ids, "attention_mask": torch.ones(1, num_tokens, dtype=torch.int64, device=device)}
+
+    assert check(module, buckets=(4, 8), make_inputs=masked).verdict == "match"

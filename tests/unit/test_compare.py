@@ -204,9 +204,10 @@ def test_another_name_of_the_same_model_is_a_difference() -> None:
 def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(UsageError, match="^a profile report can't be compared with a capture report$"):
         compare_reports(gpu_report(), profile_report(), gate=0.05)
-    model, name = gpu_report().model, "qwen3-0.6b with 596,049,920 parameters"
+    model = gpu_report().model
+    name = r"qwen3-0.6b \(Qwen3Model, 596,049,920 parameters\)"
     for other in (rename(model, architecture="Other"), rename(model, num_parameters=9)):
-        with pytest.raises(UsageError, match=f"^the old report is of {name}, the new one of {other.name} with "):
+        with pytest.raises(UsageError, match=f"^the old report is of {name}, the new one of qwen3-0.6b \\("):
             compare_reports(gpu_report(), gpu_report(model=other), gate=0.05)
     with pytest.raises(UsageError, match="^the two reports have no row in common"):
         compare_reports(profile_report(), profile_report(buckets=[], modes=[]), gate=0.05)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -17,6 +18,7 @@ from bcg.checking.suspects import gather, suspect
 from bcg.checking.upkeep import Upkeep, find_upkeep
 from bcg.checking.verdicts import Verification, worst_trial
 from bcg.errors import BcgError
+from bcg.inputs import MASK
 from bcg.report import Card, Divergence, ReportWarning
 from bcg.runner import GraphRunner
 from bcg.state import ModelState, Snapshot
@@ -169,4 +171,9 @@ class _Explainer:
             self._on_step(f"locating, {trial.tokens} tokens")
             search = LeakSearch(self._runner, trial, self._state, self._state.save(), self._tolerance, by_size=by_size)
             leak = search.find()
-        return findings.leak_card(self._root, trial, leak, by_size, num_trials)
+        return findings.leak_card(self._root, trial, leak, by_size, num_trials, could_mask=self._could_mask())
+
+    def _could_mask(self) -> bool:
+        """Tell whether the forward would take a mask that its inputs don't have."""
+        given = {spec.name for spec in self._runner.target.input_specs}
+        return MASK in inspect.signature(self._root.forward).parameters and MASK not in given

@@ -17,6 +17,7 @@ from bcg.checking.upkeep import Upkeep
 from bcg.checking.verdicts import Verification
 from bcg.device.base import Pool
 from bcg.hazards import HAZARDS
+from bcg.inputs import MASK
 from bcg.report import Card, ReportWarning
 from bcg.rules import break_words
 from bcg.segment_tape import FirstRead, Operation
@@ -26,6 +27,9 @@ from bcg.whereabouts import source_line_of
 
 _MAX_ERRORS = 3
 _HELPED_BY_A_BREAK = ("S1", "S2", "S3", "S4", "S11", "S12", "S15", "S16", "L9")
+_GIVE_MASK = (
+    f"give it an {MASK} of ones, from make_inputs of a factory: padding is zeros there too, and so masks its rows"
+)
 _COUNT_REAL_ROWS = (
     "do the same for every number of rows, or break there and take the number of real ones from the forward context"
 )
@@ -198,7 +202,9 @@ def _warning_of(hazard: str, message: str) -> ReportWarning:
     return ReportWarning(code=hazard, message=message, cause=HAZARDS[hazard].cause, remedy=HAZARDS[hazard].remedy)
 
 
-def leak_card(root: nn.Module, trial: Trial, leak: Leak, by_size: bool, occurrences: int) -> Card:
+def leak_card(
+    root: nn.Module, trial: Trial, leak: Leak, by_size: bool, occurrences: int, *, could_mask: bool = False
+) -> Card:
     """Name padding that reaches real rows (S10), or a branch (S1) or number (S2) that depends on their number.
 
     Args:
@@ -207,8 +213,9 @@ def leak_card(root: nn.Module, trial: Trial, leak: Leak, by_size: bool, occurren
         leak: Where.
         by_size: Whether only the number of rows matters.
         occurrences: Batches that show it.
+        could_mask: Whether the forward would take a mask that its inputs don't have.
     """
-    hazard, remedy = "S10", ""
+    hazard, remedy = "S10", _GIVE_MASK if could_mask else ""
     title = (
         f"{_num(trial.num_padding, 'padding row')} change{'s' if trial.num_padding == 1 else ''} the "
         f"{_num(trial.num_tokens, 'real row')} in the bucket of {trial.tokens}"
