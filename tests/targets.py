@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bcg import Target
+from bcg import Target, make_target
 from bcg.inputs import MakeInputs
-from bcg.models.build import build_target
 
 
 def own_target(
@@ -21,16 +20,13 @@ def own_target(
 ) -> Target:
     """Make a target of `module` on `device`, by default without the default breaks."""
     place = torch.device(device, 0) if device == "cuda" else torch.device(device)
-    return build_target(
-        name,
+    return make_target(
         module.to(place),
-        source="factory",
-        weights="user",
-        seed=None,
+        make_inputs,
+        name=name,
         device=place,
         attention_break=attention_break,
         break_globs=break_globs,
-        make_inputs=make_inputs,
     )
 
 

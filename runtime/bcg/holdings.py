@@ -26,7 +26,7 @@ PLACED = ("forward", "_bcg_path")
 _PLAIN = (*PLAIN, torch.Size, numpy.generic)
 _MAX_DEPTH = 6
 GENERATORS = (torch.Generator, random.Random, numpy.random.Generator, numpy.random.RandomState)
-"""Types of random generators; see `bcg.state.generator_state`."""
+"""Types of random generators."""
 
 
 @dataclass(frozen=True)

@@ -26,39 +26,26 @@ def is_near_in_mean(expected: Tensor, got: Tensor, tolerances: dict[bool, float]
         return True
     if not (expected.is_floating_point() or expected.is_complex()):
         return torch.equal(expected, got)
-    return mean_distance(expected, got) <= tolerances[expected.element_size() >= 4]
+    return distance(expected, got) <= tolerances[expected.element_size() >= 4]
 
 
-def mean_distance(expected: Tensor, got: Tensor) -> float:
-    """Return the mean difference relative to the mean magnitude; infinite where a number is near none.
+def distance(expected: Tensor, got: Tensor, order: int = 1) -> float:
+    """Return the norm of the difference relative to that of what was expected; infinite where nothing can be told.
 
     Args:
         expected: Any numbers; fill values count relative to themselves.
         got: Of the same shape.
+        order: Of the norm: 1 compares mean magnitudes.
     """
     one, other = as_doubles(expected), as_doubles(got)
     limit = largest_ordinary(one)
-    distances = differences(one, other) * _shares(one, limit)
-    ordinary = one[one.abs() <= limit].abs()
+    ordinary, sizes = one[one.abs() <= limit], measures(one, limit)
     if not ordinary.numel():
         return float("inf")
-    distance, size = float(distances.sum() / ordinary.numel()), float(ordinary.mean())
-    return distance / size if distance and size else (float("inf") if distance else 0.0)
-
-
-def norm_distance(expected: Tensor, got: Tensor) -> float:
-    """Return the norm of the difference relative to that of what was expected; else the same as `mean_distance`."""
-    one, other = as_doubles(expected), as_doubles(got)
-    limit = largest_ordinary(one)
-    distance = float((differences(one, other) * _shares(one, limit)).norm())
-    size = float(torch.where(one.abs() <= limit, one, 0.0).norm())
-    return distance / size if distance and size else (float("inf") if distance else 0.0)
-
-
-def _shares(values: Tensor, ordinary: float) -> Tensor:
-    """Return by how much less a difference counts at each place than at an ordinary one."""
-    sizes = measures(values, ordinary)
-    return torch.where(sizes == 0, 1.0, ordinary / sizes) if ordinary else torch.ones_like(sizes)
+    shares = torch.where(sizes > limit, limit / sizes, 1.0) if limit else 1.0
+    apart = float(torch.linalg.vector_norm(differences(one, other) * shares, order))
+    size = float(torch.linalg.vector_norm(ordinary, order))
+    return apart / size if size else (float("inf") if apart else 0.0)
 
 
 def differences(one: Tensor, other: Tensor) -> Tensor:

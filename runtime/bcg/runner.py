@@ -130,7 +130,7 @@ class GraphRunner:
             UsageError: The buckets are no numbers of tokens that the target takes; what was captured before is kept.
             CaptureError: A bucket could not be captured; nothing of it is left, earlier buckets are kept.
         """
-        ordered = sorted(check_buckets(sorted(set(token_counts(buckets)))), reverse=True)
+        ordered = check_buckets(sorted(set(token_counts(buckets))))[::-1]
         limit = self.target.max_tokens
         if limit is not None and ordered[0] > limit:
             raise UsageError(

@@ -133,14 +133,21 @@ def _slots(kind: type) -> tuple[str, ...]:
     return tuple(name for name in names if not name.startswith("__"))
 
 
-def hiding_tensors(value: Any) -> Iterator[str]:
-    """Yield the types of the objects in a result that hold tensors where nobody looks, such as a cache's."""
+def hiding_tensors(value: Any, seen: set[int] | None = None) -> Iterator[str]:
+    """Yield the types of the objects in a result that hold tensors where nobody looks, such as a cache's.
+
+    Args:
+        value: The result.
+        seen: Identities of the objects that were looked into: they may hold each other.
+    """
+    seen = set() if seen is None else seen
     if isinstance(value, (*SEQUENCES, dict)):
         for item in value.values() if isinstance(value, dict) else value:
-            yield from hiding_tensors(item)
-    elif not isinstance(value, (Tensor, *PLAIN, *CODE)) and has_attributes(value):
+            yield from hiding_tensors(item, seen)
+    elif id(value) not in seen and not isinstance(value, (Tensor, *PLAIN, *CODE)) and has_attributes(value):
+        seen.add(id(value))
         held = list(attributes_of(value).values())
-        if tensors_in(held) or next(hiding_tensors(held), None) is not None:
+        if tensors_in(held) or next(hiding_tensors(held, seen), None) is not None:
             yield type(value).__name__
 
 

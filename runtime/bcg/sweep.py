@@ -209,7 +209,7 @@ class Sweep:
                 compiling as compiled_at,
                 capture,
             ):
-                output = self._forward(views)
+                output = self._forward(self.target.module, views)
             captured = time.perf_counter()
         refuse_other_outputs(self.target, output, tokens)
         driver_bytes = device.driver_bytes() - driver_bytes
@@ -270,7 +270,7 @@ class Sweep:
         try:
             with torch.inference_mode():
                 module, device_type = self.target.module, self.target.device.type
-                events = rehearse(lambda shorter: self._forward(views, shorter), module, device_type, self._prefixes)
+                events = rehearse(lambda shorter: self._forward(shorter, views), module, device_type, self._prefixes)
         except Exception:  # noqa: BLE001  what fails here fails in the capture too, and there the tape says where
             return ()
         return plan_arenas(events)
@@ -278,11 +278,10 @@ class Sweep:
     def _known_externals(self) -> list[torch.Tensor]:
         return [*module_tensors(self.target.module), *self.inputs.buffers]
 
-    def _forward(self, views: Mapping[str, torch.Tensor], module: nn.Module | None = None) -> Any:
-        arguments = (module or self.target.module, views)
+    def _forward(self, module: nn.Module, views: Mapping[str, torch.Tensor]) -> Any:
         if self._everything_eager:
-            return call_break(self.target.run, arguments, {}, BreakLabel(self.target.name, source="debug"))
-        return self.target.run(*arguments)
+            return call_break(self.target.run, (module, views), {}, BreakLabel(self.target.name, source="debug"))
+        return self.target.run(module, views)
 
 
 @contextlib.contextmanager

@@ -465,3 +465,18 @@ def test_complex_numbers_are_compared_with_both_parts(fault: str, rows: list[str
     report = check(Spectrum(fault), buckets=(4, 8), make_inputs=make_complex)
     assert [card.hazard for card in report.findings] == rows
     assert report.verdict == ("mismatch" if fault else "match")
+
+
+def test_a_module_without_parameters_runs_where_it_is_told_to(device: str) -> None:
+    class Doubles(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2
+
+    places: set[str] = set()
+
+    def make_noted(num_tokens: int, place: torch.device, generator: torch.Generator) -> dict[str, Tensor]:
+        places.add(place.type)
+        return {"x": torch.rand((num_tokens, 4), device=place, generator=generator)}
+
+    assert check(Doubles(), buckets=(4, 8), make_inputs=make_noted, device=device).verdict == "match"
+    assert places == {device}

@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from bcg import GraphRunner, load_target, make_batch
 from bcg.device import cudnn_attention
-from bcg.device.cudnn_attention import find_plan, frontend
+from bcg.device.cudnn_attention import Plan, find_plan, frontend
 from bcg.device.cudnn_builders import current_builders, planned_ahead
 from bcg.device.cudnn_graph import Attention, build
 
@@ -48,6 +48,15 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     return output.transpose(1, 2)
 
 
+def assert_torchs_bits(plan: Plan, query: Tensor, key: Tensor, value: Tensor, scale: float) -> None:
+    output = torch.empty_strided(*plan.output_layout, dtype=query.dtype, device="cuda").fill_(float("nan"))
+    launch = plan.bind(query, key, value, output)
+    for tensor in (query, key, value):
+        tensor.normal_()
+        launch()
+        assert torch.equal(output, attend(query, key, value, scale)), query.shape
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_plan_gives_torchs_bits(shape: str) -> None:
     heads, key_heads, dim, dtype = SHAPES[shape]
@@ -57,12 +66,7 @@ def test_a_plan_gives_torchs_bits(shape: str) -> None:
         key, value = (heads_of(key_heads, rows, dim, dtype) for _ in range(2))
         plan = find_plan(query, key, value, scale)
         assert plan is not None
-        output = torch.empty_strided(*plan.output_layout, dtype=dtype, device="cuda").fill_(float("nan"))
-        launch = plan.bind(query, key, value, output)
-        for tensor in (query, key, value):
-            tensor.normal_()
-            launch()
-            assert torch.equal(output, attend(query, key, value, scale)), rows
+        assert_torchs_bits(plan, query, key, value, scale)
 
 
 @pytest.mark.parametrize("is_split", [False, True], ids=["rows of all heads", "one head after the other"])
@@ -90,12 +94,7 @@ def test_a_plan_that_another_process_built_gives_torchs_bits(
             assert builders is not None
             for reader in builders._readers:
                 reader.join(timeout=30)
-            output = torch.empty_strided(*plan.output_layout, dtype=dtype, device="cuda").fill_(float("nan"))
-            launch = plan.bind(query, key, value, output)
-            for tensor in (query, key, value):
-                tensor.normal_()
-                launch()
-                assert torch.equal(output, attend(query, key, value, scale)), rows
+            assert_torchs_bits(plan, query, key, value, scale)
     assert builds == [2047]
     torch.cuda.empty_cache()
     assert free - torch.cuda.mem_get_info()[0] < 128 * 2**20, "the other processes are on the GPU"

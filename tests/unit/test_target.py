@@ -172,8 +172,9 @@ def test_tensors_in_objects_that_nobody_looks_into_are_warned_of() -> None:
     class Model(nn.Linear):
         def forward(self, x: torch.Tensor) -> Any:
             y = super().forward(x)
-            cache = SimpleNamespace(layers=[SimpleNamespace(keys=y + 1)])
-            return {"y": y, "cache": cache, "mode": SimpleNamespace(a=1)}
+            cache, mode = SimpleNamespace(layers=[SimpleNamespace(keys=y + 1)]), SimpleNamespace(a=1)
+            mode.itself = [mode]
+            return {"y": y, "cache": cache, "mode": mode}
 
     (warning,) = (one for one in load_module(Model(4, 4)).warnings if one.code == "hidden-outputs")
     assert warning.message == "the output has tensors inside a SimpleNamespace: they are neither compared nor cut"

@@ -181,7 +181,9 @@ def _target(
         return model
     from bcg.models import load_target, make_target
 
-    return load_target(model, device=device) if isinstance(model, str) else make_target(model, make_inputs, make_extras)
+    if isinstance(model, str):
+        return load_target(model, device=device)
+    return make_target(model, make_inputs, make_extras, device=device)
 
 
 def _place(device: str | torch.device) -> torch.device:

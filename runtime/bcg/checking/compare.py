@@ -43,7 +43,7 @@ class Comparison:
         bitwise: Every bit is the same.
         within: Every difference is within the tolerance.
         max_abs_error: Largest difference; infinite where one is NaN or missing and the other is not.
-        max_rel_error: The same, relative to the largest magnitude of its tensor.
+        max_rel_error: The same, relative to the largest magnitude of its tensor, fill values aside.
     """
 
     bitwise: bool = True

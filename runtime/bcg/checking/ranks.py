@@ -16,7 +16,7 @@ from bcg.checking.verification import CHECK_SEED
 from bcg.context import forward_context
 from bcg.errors import CheckFailure, ModelError
 from bcg.inputs import Batch
-from bcg.nearness import LOOSE_MEAN, mean_distance
+from bcg.nearness import LOOSE_MEAN, distance
 from bcg.report import AssembledCheck, CheckReport, RankVerdict, ReportWarning
 from bcg.runner import GraphRunner
 from bcg.structure import storage_bytes, tensors_in
@@ -152,4 +152,4 @@ def _error(whole: Target, batch: Batch, output: list[Tensor]) -> float:
     inputs = {name: value.to(whole.device) for name, value in batch.inputs.items()}
     with forward_context(batch.context()):
         expected = [tensor.cpu() for tensor in tensors_in(whole(inputs))]
-    return max(mean_distance(one, other) for one, other in zip(expected, output, strict=True))
+    return max(distance(one, other) for one, other in zip(expected, output, strict=True))

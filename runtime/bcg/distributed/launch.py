@@ -10,14 +10,9 @@ import tempfile
 import uuid
 from collections.abc import Sequence
 
-import msgspec
-
 from bcg.distributed.failure import Failure, read_failure
 from bcg.distributed.member import RUN_PREFIX, log_path
 from bcg.errors import BcgError
-
-_ENDED = "was ended by SIGTERM, and no other rank had failed"
-_KILLED = "was killed by SIGKILL"
 
 
 class RankFailed(BcgError):
@@ -73,33 +68,31 @@ def launch(num_ranks: int, module: str, args: Sequence[str]) -> None:
 
 
 def _rank_failed(run_id: str, num_ranks: int, failures: dict[int, object]) -> RankFailed:
-    told = [_told(rank, failure) for rank, failure in failures.items()]
+    records = {rank: read_failure({"message": getattr(one, "message", None)}) for rank, one in failures.items()}
+    waited = next((record for record in records.values() if record is not None and not record.is_own), None)
+    told = [records[rank] or _ended(rank, getattr(one, "exitcode", 1), waited) for rank, one in failures.items()]
     left = [
         Failure(rank, "ended with exit code 0 before the run was over", hint="its model's own code ended the process")
         for rank in range(num_ranks)
         if rank not in failures
     ]
-    waited = next((one for one in told if not one.is_own and one.message not in (_ENDED, _KILLED)), None)
-    if waited is not None:  # one that stood still could not be asked to end
-        told = [
-            msgspec.structs.replace(one, message=f"stood still and was ended; rank {waited.rank} {waited.message}")
-            if one.message == _KILLED
-            else one
-            for one in told
-        ]
     failure = next((failure for failure in [*told, *left] if failure.is_own), told[0])
     shown = failure.for_user(run_id)
     return RankFailed(shown.message, hint=shown.hint, exit_code=shown.exit_code)
 
 
-def _told(rank: int, failure: object) -> Failure:
-    """Return what a rank told before it ended, or, where it could tell nothing, how it ended."""
-    record = read_failure({"message": getattr(failure, "message", None)})
-    if record is not None:
-        return record
-    exit_code: int = getattr(failure, "exitcode", 1)
-    if exit_code == -signal.SIGTERM:  # ended by the agent, after another rank had failed
-        return Failure(rank, _ENDED, is_own=False)
+def _ended(rank: int, exit_code: int, waited: Failure | None) -> Failure:
+    """Describe how a rank ended that could tell nothing.
+
+    Args:
+        rank: Which.
+        exit_code: Of its process.
+        waited: What another rank told that waited for one, if any did: a rank that stands still can't be asked to end.
+    """
+    if exit_code == -signal.SIGTERM:  # by the agent, after another rank had failed, or from outside
+        return Failure(rank, "was ended by SIGTERM, and no other rank had failed", is_own=False)
+    if exit_code == -signal.SIGKILL and waited is not None:
+        return Failure(rank, f"stood still and was ended; rank {waited.rank} {waited.message}")
     if exit_code < 0:
         return Failure(rank, f"was killed by {signal.Signals(-exit_code).name}")
     return Failure(rank, f"ended with exit code {exit_code}")

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from bcg.alignment import Alignment
 from bcg.errors import UsageError
-from bcg.inputs import MakeExtras, MakeInputs
-from bcg.models.build import build_target, find_dtype
+from bcg.models.build import find_dtype
 from bcg.models.factory import load_factory
+from bcg.models.factory import make_target as make_target
 from bcg.models.huggingface import load_directory, load_hub, load_preset
 from bcg.models.sharding import Sharding
 from bcg.presets import find_preset
@@ -63,43 +62,6 @@ def load_target(
     if ranks is None:
         target.words = TargetWords(model, str(place), dtype, seed, attention_break, tuple(break_globs))
     return target
-
-
-def make_target(
-    module: nn.Module,
-    make_inputs: MakeInputs | None = None,
-    make_extras: MakeExtras | None = None,
-    *,
-    attention_break: bool = True,
-    break_globs: Sequence[str] = (),
-) -> Target:
-    """Make a target of a module, where its parameters are; it is put in eval mode, and none requires gradients.
-
-    Args:
-        module: What is captured.
-        make_inputs: Makes its inputs, ``make_inputs(num_tokens, device, generator)``; by default token ids.
-        make_extras: Makes what its breaks find in the forward context,
-            ``make_extras(request_lengths, device, generator)``; by default nothing.
-        attention_break: Whether attention and recurrent mixers are breaks.
-        break_globs: Further breaks, as for `load_target`.
-
-    Raises:
-        UsageError: A glob names nothing, or `make_inputs` can't be called like that.
-        ModelError: The module doesn't take its inputs.
-    """
-    device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
-    return build_target(
-        type(module).__name__,
-        module,
-        source="factory",
-        weights="user",
-        seed=None,
-        device=device,
-        attention_break=attention_break,
-        break_globs=tuple(break_globs),
-        make_inputs=make_inputs,
-        make_extras=make_extras,
-    )
 
 
 def load_again(words: TargetWords) -> Target:

@@ -82,10 +82,11 @@ def build_target(
             begin_positions(target)
         facts = describe_outputs(target)
         if attention_break and target.alignment is None and not is_as_without_break(target):
-            if not all(found.takes_model_masks for found in attention_breaks(module).values()):
+            has_own_masks = all(found.takes_model_masks for found in attention_breaks(module).values())
+            if not has_own_masks:
                 install_attention_break(module, model_masks=True)
                 facts = describe_outputs(target)
-            if not is_as_without_break(target):
+            if has_own_masks or not is_as_without_break(target):
                 raise ModelError(
                     f"{target.info.architecture} gives other results where its attention is a break",
                     hint="--no-attention-break captures its attention; break at what can't be with --break",

@@ -1,4 +1,4 @@
-"""Models of one's own: ``file.py:factory`` and ``package.module:factory``."""
+"""Models of one's own: in memory, ``file.py:factory`` and ``package.module:factory``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import itertools
 import sys
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
@@ -65,15 +66,56 @@ def load_factory(
         module = module.to(device=device, dtype=dtype)
     except torch.OutOfMemoryError as error:
         raise ModelError(f"the weights of {name} do not fit on {device}: {first_line(error)}") from error
+    return make_target(
+        module,
+        make_inputs,
+        make_extras,
+        name=name,
+        device=device,
+        attention_break=attention_break,
+        break_globs=break_globs,
+        sharding=sharding,
+    )
+
+
+def make_target(
+    module: nn.Module,
+    make_inputs: MakeInputs | None = None,
+    make_extras: MakeExtras | None = None,
+    *,
+    name: str | None = None,
+    device: torch.device | str | None = None,
+    attention_break: bool = True,
+    break_globs: Sequence[str] = (),
+    sharding: Sharding | None = None,
+) -> Target:
+    """Make a target of a module in memory; it is put in eval mode, and none of its parameters requires gradients.
+
+    Args:
+        module: What is captured.
+        make_inputs: Makes its inputs, ``make_inputs(num_tokens, device, generator)``; by default token ids.
+        make_extras: Makes what its breaks find in the forward context,
+            ``make_extras(request_lengths, device, generator)``; by default nothing.
+        name: What it is called; by default its class.
+        device: Where it is, and its inputs are made; by default where its parameters are.
+        attention_break: Whether attention and recurrent mixers are breaks.
+        break_globs: Further breaks, as for `bcg.load_target`.
+        sharding: The ranks that have made it together.
+
+    Raises:
+        UsageError: A glob names nothing, or `make_inputs` can't be called like that.
+        ModelError: The module doesn't take its inputs.
+    """
+    held = (tensor.device for tensor in (*module.parameters(), *module.buffers()))
     return build_target(
-        name,
+        name or type(module).__name__,
         module,
         source="factory",
         weights="user",
         seed=None,
-        device=device,
+        device=next(held, torch.device("cpu")) if device is None else torch.device(device),
         attention_break=attention_break,
-        break_globs=break_globs,
+        break_globs=tuple(break_globs),
         make_inputs=make_inputs,
         make_extras=make_extras,
         sharding=sharding,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bcg.checking.yardstick import ExactErrors, exact_errors
-from bcg.nearness import as_doubles, differences, norm_distance
+from bcg.nearness import as_doubles, differences, distance
 from bcg.structure import same_bits, tensors_in
 
 _LIMITS = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
@@ -94,7 +94,7 @@ def _tensors(expected: Tensor, got: Tensor, exact: Tensor | None) -> Agreement:
     if not _same_where_infinite(one, other):
         return _APART
     errors = _errors(expected, got, exact)
-    relative = norm_distance(expected, got)
+    relative = distance(one, other, order=2)
     alike = bool(errors) or relative <= _LIMITS.get(expected.dtype.to_real(), 0.0)
     return Agreement(False, alike, float(differences(one, other).max()), relative, errors)
 
