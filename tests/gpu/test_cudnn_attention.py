@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import subprocess
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +29,16 @@ SHAPES = {
     "half": (32, 8, 128, torch.float16),
     "one key head": (8, 1, 96, torch.bfloat16),
 }
+
+ENDS_WITH_ITS_CONTEXTS_STATE = """
+import runpy, sys
+runpy.run_path(sys.argv[1], run_name="__main__")
+from cuda.bindings import driver
+driver.cuInit(0)
+error, _, is_active = driver.cuDevicePrimaryCtxGetState(0)
+with open(sys.argv[2], "a") as states:
+    states.write(f"{error.name} {is_active}\\n")
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +95,6 @@ def test_a_plan_that_another_process_built_gives_torchs_bits(
         return build(cudnn, attention, **place)
 
     monkeypatch.setattr(cudnn_attention, "build", build_here)
-    free, _ = torch.cuda.mem_get_info()
     with planned_ahead(row_counts):
         for rows in row_counts[:-1]:
             tensors = [heads_of(num, rows, dim, dtype) for num in (heads, key_heads, key_heads)]
@@ -96,8 +107,24 @@ def test_a_plan_that_another_process_built_gives_torchs_bits(
                 reader.join(timeout=30)
             assert_torchs_bits(plan, query, key, value, scale)
     assert builds == [2047]
-    torch.cuda.empty_cache()
-    assert free - torch.cuda.mem_get_info()[0] < 128 * 2**20, "the other processes are on the GPU"
+
+
+def test_the_other_processes_take_no_memory_of_the_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    popen, states = subprocess.Popen, tmp_path / "states"
+
+    def watched(command: list[str], **options: Any) -> Any:
+        return popen([*command[:-1], "-c", ENDS_WITH_ITS_CONTEXTS_STATE, command[-1], str(states)], **options)
+
+    query = heads_of(4, 600, 64, torch.bfloat16)
+    with planned_ahead(range(20, 36)):
+        monkeypatch.setattr(subprocess, "Popen", watched)
+        assert find_plan(query, query, query, 0.3) is not None
+        builders = current_builders()
+        assert builders is not None
+        for reader in builders._readers:
+            reader.join(timeout=60)
+        assert sum(map(bool, builders._plans.values())) == 16
+    assert states.read_text().splitlines() == ["CUDA_SUCCESS 0"] * 4, "state of the GPU's context in each process"
 
 
 def test_there_is_no_plan_where_torch_would_do_something_else() -> None:
