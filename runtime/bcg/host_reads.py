@@ -101,6 +101,7 @@ class Traits(NamedTuple):
         reads_host: Why it needs the host; `None` if it doesn't always.
         may_read_host: Whether that depends on its arguments.
         writes: Whether it writes to the memory of an argument.
+        pins: Whether its result is pinned host memory, whatever else it may be given.
         is_sparse: Whether its result is a sparse tensor.
         is_collective: Whether processes take part in it together.
         only_wraps: Whether it only wraps a tensor for a collective.
@@ -111,6 +112,7 @@ class Traits(NamedTuple):
     reads_host: str | None
     may_read_host: bool
     writes: bool
+    pins: bool
     is_sparse: bool
     is_collective: bool
     only_wraps: bool
@@ -132,8 +134,6 @@ _SYNCHRONIZING = {
     "aten::_pack_padded_sequence": "the host needs the lengths",
     "aten::_pad_packed_sequence": "the host needs the lengths",
     "aten::_choose_qparams_per_tensor": "the host needs its value",
-    "aten::pin_memory": PINS,
-    "aten::_pin_memory": PINS,
 }
 _UNTAGGED = {
     "aten.where.default": "its result's shape depends on the values",
@@ -175,6 +175,7 @@ def traits_of(function: Any) -> Traits:
         reads_host=reason,
         may_read_host=name in _INDEXING or name in _COPYING or name == _ONE_HOT,
         writes=function._schema.is_mutable and torch.Tag.inplace_view not in function.tags,
+        pins=name in ("aten::pin_memory", "aten::_pin_memory"),
         is_sparse=_MAKES_SPARSE.fullmatch(name) is not None,
         is_collective=is_collective(str(function)),
         only_wraps=only_wraps(str(function)),

@@ -150,8 +150,6 @@ class Tape:
         if traits.is_sparse or any(map(is_sparse, given)):
             self.refuse(traits.name, "it makes or takes a sparse tensor, which a segment can't hold")
         self.refuse_host_read(function, args, kwargs)
-        if kwargs.get("pin_memory"):
-            self.refuse(traits.name, PINS)
         operation = self._operation(traits.name)
         segment.operations.append(operation)
         given_keys = self._note_reads(segment, given, operation)
@@ -195,8 +193,11 @@ class Tape:
         segment.written_externals.update(key for key in keys if key in segment.externals)
 
     def refuse_host_read(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Refuse an operation that reads the device from the host, or needs data of the host."""
+        """Refuse an operation that reads the device from the host, needs data of the host, or pins memory of it."""
         traits = traits_of(function)
+        if traits.pins or kwargs.get("pin_memory"):
+            self.refuse(traits.name, PINS)
+            return
         if traits.reads_host is None and not traits.may_read_host:
             return
         if self.device_type != "cpu" and copies_from_host(function, args, kwargs, self.device_type):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bcg import Batch, GraphRunner, ReplayError, Target, current_forward_context, eager_on_graph, load_target
 from bcg.checking import Tolerance, UnfinishedCheckError, check, verify
+from bcg.device.host import HostDevice
 from tests.targets import own_target
 
 BUCKETS = (4, 8, 16)
@@ -264,7 +265,12 @@ def is_replaying() -> bool:
 
 
 class LosingTheDevice(nn.Module):
-    """Its break fails as a kernel would that read what it may not, once a batch is smaller than its bucket."""
+    """Its break fails as a kernel would that read what it may not, once a batch is smaller than its bucket.
+
+    A host can't be lost, so the test has to say that it is.
+    """
+
+    is_lost = False
 
     def forward(self, x: Tensor) -> Tensor:
         return self.touch(x * 2) + 1
@@ -273,11 +279,14 @@ class LosingTheDevice(nn.Module):
     def touch(self, x: Tensor) -> Tensor:
         context = current_forward_context()
         if context is not None and context.num_tokens == 3 and is_replaying():
+            LosingTheDevice.is_lost = True
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         return x.clone()
 
 
-def test_a_lost_device_ends_the_check_with_the_report_so_far() -> None:
+def test_a_lost_device_ends_the_check_with_the_report_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LosingTheDevice, "is_lost", False)
+    monkeypatch.setattr(HostDevice, "is_lost", lambda _: LosingTheDevice.is_lost)
     with pytest.raises(UnfinishedCheckError, match="^the device is lost to this process: CUDA error: an il") as caught:
         check(target_of(LosingTheDevice(), "cpu"), buckets=BUCKETS)
     report = caught.value.report

@@ -183,6 +183,11 @@ def allocates_pinned_memory(inner: Inner, x: Tensor) -> Tensor:
     return x * 2
 
 
+def copies_to_pinned_memory(inner: Inner, x: Tensor) -> Tensor:
+    torch.empty(8).pin_memory()
+    return x * 2
+
+
 def asks_whether_it_is_captured(inner: Inner, x: Tensor) -> Tensor:
     return scaled_unless_captured(x)
 

@@ -77,8 +77,9 @@ def test_a_generator_that_the_graph_does_not_know(device: str) -> None:
 
 
 @pytest.mark.gpu
-def test_pinned_memory() -> None:
-    diagnosis, _ = captured(Model(None, models.allocates_pinned_memory, None), "cuda")
+@pytest.mark.parametrize("fault", [models.allocates_pinned_memory, models.copies_to_pinned_memory])
+def test_pinned_memory(fault: Any) -> None:
+    diagnosis, _ = captured(Model(None, fault, None), "cuda")
     (found,) = diagnosis.automatic_breaks
     assert (found.module, found.card.hazard) == ("layers.1.inner", "L2")
 

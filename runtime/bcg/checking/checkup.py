@@ -27,7 +27,7 @@ from bcg.checking.prompts import (
 )
 from bcg.checking.spread import Spread
 from bcg.checking.verdicts import LostDeviceError, Verification
-from bcg.checking.verification import CHECK_SEED, is_sticky, verify
+from bcg.checking.verification import CHECK_SEED, verify
 from bcg.checking.writes import written_by_segments, written_input_warnings, written_parameters
 from bcg.compilations import late_compilation_warnings
 from bcg.device import find_device
@@ -104,7 +104,7 @@ def check(
     given = None if buckets is None else check_buckets(token_counts(buckets))
     if not isinstance(model, Target):
         device = _place(device)
-    with _left_as_it_was(model):
+    with _left_as_it_was(model, device):
         if isinstance(model, nn.Module):
             model.to(device)
         target = _target(model, make_inputs, make_extras, device)
@@ -139,7 +139,7 @@ def _tolerance(rtol: float | None, atol: float) -> Tolerance:
 
 
 @contextlib.contextmanager
-def _left_as_it_was(model: Target | nn.Module | str) -> Iterator[None]:
+def _left_as_it_was(model: Target | nn.Module | str, device: str | torch.device) -> Iterator[None]:
     """Leave a module as it was: state, training flags, what needs gradients, forwards, attention, and its device."""
     if not isinstance(model, nn.Module):
         yield
@@ -154,8 +154,8 @@ def _left_as_it_was(model: Target | nn.Module | str) -> Iterator[None]:
     try:
         with attention_kept(model), forwards_kept(model):
             yield
-    except Exception as error:
-        if not is_sticky(error):  # else the device is lost
+    except Exception:
+        if not find_device(device).is_lost():
             state.restore(base)
         raise
     else:

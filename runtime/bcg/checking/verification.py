@@ -111,7 +111,7 @@ class _Verifier:
         try:
             self._compare_all(trials, num_rounds)
         except Exception as error:
-            if not is_sticky(error):
+            if not self._device.is_lost():
                 self._state.restore(self._base)
                 raise
             for verdict in self._verdicts.values():
@@ -174,7 +174,7 @@ class _Verifier:
         try:
             return _kept(self._runner.eager_padded(batch, padding))
         except Exception as error:
-            if isinstance(error, BcgError) or is_sticky(error):
+            if isinstance(error, BcgError) or self._device.is_lost():
                 raise
             beside = " beside zeros as padding" if padding is None and trial.num_padding else ""
             raise ModelError(
@@ -195,7 +195,7 @@ class _Verifier:
         try:
             alone = _kept(self._runner.eager(batch))
         except Exception as error:
-            if is_sticky(error):
+            if self._device.is_lost():
                 raise
             self._found.fails_alone[trial.num_tokens] = f"{type(error).__name__}: {first_line(error)}"
             return
@@ -233,8 +233,8 @@ class _Verifier:
             self._eager(trial, batch, None)
             found = [change.path for change in changes(alone, self._state.save()) if not self._is_near(change)]
             apart = compare(after_alone, runner.eager(later), self._tolerance)
-        except Exception as error:
-            if is_sticky(error):
+        except Exception:
+            if self._device.is_lost():
                 raise
             return
         if found and not (apart.within or self._found.spread.covers(apart)):
@@ -282,7 +282,7 @@ class _Verifier:
                 output = runner.replay(reference.batch, reference.padding)
             self._device.synchronize()
         except Exception as error:
-            if is_sticky(error):
+            if self._device.is_lost():
                 raise
             verdict.failed.append(trial)
             if not verdict.errors:
@@ -341,9 +341,3 @@ class _Verifier:
 
 def _kept(output: Any) -> Any:
     return map_tensors(torch.clone, output)
-
-
-def is_sticky(error: Exception) -> bool:
-    """Tell whether the device is lost to this process, as after an illegal access."""
-    text = str(error)
-    return any(sign in text for sign in ("illegal memory access", "device-side assert", "unspecified launch failure"))

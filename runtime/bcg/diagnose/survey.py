@@ -25,6 +25,7 @@ from bcg.device.base import Device
 from bcg.device.bystander import Bystander
 from bcg.functions import FunctionReference, functions_around, is_forward
 from bcg.holdings import changed_paths
+from bcg.host_reads import PINS
 from bcg.segment_tape import SegmentTape
 from bcg.state import ModelState
 from bcg.structure import is_sparse, storage_key, tensors_in, whole_tensors_in
@@ -217,15 +218,12 @@ class _SurveyTape(Tape):
         self._survey = survey
 
     def refuse(self, name: str, reason: str) -> None:
-        hazard = "L2" if "pin_memory" in name else "L1"
-        self._survey.note(hazard, name, reason)
+        self._survey.note("L2" if reason == PINS else "L1", name, reason)
 
     def run(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.is_recording:
             if kwargs.get("generator") is not None:
                 self._survey.note("L8", str(function), "it draws from a generator that the graph does not know")
-            if kwargs.get("pin_memory") or function._schema.name == "aten::_pin_memory":
-                self._survey.note("L2", str(function), "it allocates pinned host memory")
             if self._survey.numbers is not None:
                 self._note_numbers(function, args, kwargs)
         return super().run(function, args, kwargs)
