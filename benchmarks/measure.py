@@ -26,7 +26,6 @@ from bcg.buckets import engine_ladder
 
 GRACE_S = 30
 MEMORY_TEST = "tests/behaviours/test_streams_and_pool.py"
-MODES = "eager,full,breakable,compiled,piecewise,fused"
 SIDE_BY_SIDE = {
     "hazards": ["tests/hazards", "-k", "not healthy"],
     "healthy-twins": ["tests/hazards", "-k", "healthy"],
@@ -92,7 +91,8 @@ def steps(out: Path) -> Iterator[Step]:
     yield Step("benchmarks", "ranges", [sys.executable, "benchmarks/ranges.py"], 60)
     path = str(out / "startup-qwen3-8b-fused.json")
     yield Step("benchmarks", "startup", [sys.executable, "benchmarks/startup.py", "--json", path], 70)
-    yield Step("benchmarks", "plan", [sys.executable, "-m", "benchmarks.plan", "--measure"], 90)
+    path = str(out / "plan.json")
+    yield Step("benchmarks", "plan", [sys.executable, "-m", "benchmarks.plan", "--measure", "--json", path], 90)
     path = str(out / "sweep.json")
     sweep = [sys.executable, "-m", "benchmarks.sweep", "--device", "cuda", "--jobs", "8", "--json", path]
     yield Step("sweep", "sweep", sweep, 300)
@@ -103,9 +103,7 @@ def steps(out: Path) -> Iterator[Step]:
         yield Step("ladders", f"buckets-{model}", [*bcg, "profile", model, *words, "--json", path], 300)
     for model, words in PROFILED.items():
         path = str(out / f"profile-{model}.json")
-        yield Step(
-            "profiles", f"profile-{model}", [*bcg, "profile", model, "--modes", MODES, *words, "--json", path], 620
-        )
+        yield Step("profiles", f"profile-{model}", [*bcg, "profile", model, *words, "--json", path], 620)
 
 
 def run(together: Sequence[Step], out: Path, environment: dict[str, str]) -> bool:
