@@ -21,11 +21,12 @@ from bcg.structure import (
     PLAIN,
     SEQUENCES,
     attributes_of,
+    dressed_as,
     has_attributes,
-    is_wrapped,
     map_tensors,
     same_contents,
     same_value,
+    storage_key,
     unowned_alias,
     whole_tensors_in,
 )
@@ -36,10 +37,12 @@ class Arguments:
 
     Args:
         made: Whether the pool owns a tensor on behalf of the capture, so that nobody else needs to hold it.
+        forbid: Has a segment refused, with these words, that reads a tensor.
     """
 
-    def __init__(self, made: Callable[[Tensor], bool]) -> None:
+    def __init__(self, made: Callable[[Tensor], bool], forbid: Callable[[Tensor, str], None]) -> None:
         self._made = made
+        self._forbid = forbid
         self._tensors: list[tuple[BreakLabel, Tensor, object]] = []
         self._objects: dict[int, tuple[BreakLabel, Any, dict[str, Any]]] = {}
 
@@ -49,7 +52,7 @@ class Arguments:
 
         def bind(tensor: Tensor) -> Tensor:
             if id(tensor) not in aliases:
-                aliases[id(tensor)] = _unowned_like(tensor) if self._made(tensor) else tensor
+                aliases[id(tensor)] = dressed_as(tensor, unowned_alias(tensor)) if self._made(tensor) else tensor
             return aliases[id(tensor)]
 
         bound: tuple[tuple[Any, ...], dict[str, Any]] = map_tensors(bind, (tuple(args), dict(kwargs)))
@@ -67,7 +70,13 @@ class Arguments:
         containers = [value for value in values if isinstance(value, (*SEQUENCES, dict))]
         contents = map_tensors(lambda tensor: tensor, containers)
         tensors = [(label, tensor, _layout(tensor)) for tensor in whole_tensors_in(values)]
+        known = {storage_key(tensor) for tensor, _ in _held_tensors(values)}
         yield
+        for tensor, name in _held_tensors(values):
+            if storage_key(tensor) not in known:
+                self._forbid(
+                    tensor, f"{name!r}, which break {label.name} exchanges: a replay would read that of the capture"
+                )
         if not same_contents(contents, containers):
             raise CaptureError(
                 f"break {label.name} changed a list or dict that it was given; replay knows only what it returns",
@@ -80,7 +89,7 @@ class Arguments:
         for value in _objects_in(values):
             if not _is_method_of(function, value):
                 self._objects[id(value)] = label, value, {}
-        self._objects = {key: (by, value, attributes_of(value)) for key, (by, value, _) in self._objects.items()}
+        self._objects = {key: (by, value, _contents(value)) for key, (by, value, _) in self._objects.items()}
 
     def refuse_changes(self) -> None:
         """Look at everything again when the forward has ended.
@@ -94,25 +103,33 @@ class Arguments:
             _refuse_other_attributes(*held)
 
 
-def _unowned_like(tensor: Tensor) -> Tensor:
-    """Return an alias that is of the same class, and has the attributes that somebody gave the tensor."""
-    alias = unowned_alias(tensor)
-    if type(tensor) is not Tensor and not is_wrapped([type(tensor)]):
-        alias = alias.as_subclass(type(tensor))
-    if attributes := getattr(tensor, "__dict__", None):
-        vars(alias).update(attributes)
-    return alias
+def _objects_in(value: Any, seen: set[int] | None = None) -> Iterator[Any]:
+    """Yield the plain objects of nested tuples, lists, dicts and objects.
 
-
-def _objects_in(value: Any) -> Iterator[Any]:
-    """Yield the plain objects of nested tuples, lists and dicts; what modules hold is state, and looked at as such."""
-    if isinstance(value, SEQUENCES):
-        for item in value:
-            yield from _objects_in(item)
-    elif isinstance(value, dict):
-        yield from _objects_in(list(value.values()))
-    elif has_attributes(value) and not isinstance(value, (Tensor, nn.Module, *CODE)):
+    What modules hold is state, and looked at as such.
+    """
+    seen = set() if seen is None else seen
+    if isinstance(value, (*SEQUENCES, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _objects_in(item, seen)
+    elif id(value) not in seen and has_attributes(value) and not isinstance(value, (Tensor, nn.Module, *CODE)):
+        seen.add(id(value))
         yield value
+        yield from _objects_in(list(attributes_of(value).values()), seen)
+
+
+def _held_tensors(values: Any) -> Iterator[tuple[Tensor, str]]:
+    """Yield the tensors that objects and modules among the values hold, each with the name of its attribute."""
+    modules = [value for value in values if isinstance(value, nn.Module)]
+    for holder in (*_objects_in(values), *modules):
+        for name, held in attributes_of(holder).items():
+            yield from ((tensor, name) for tensor in whole_tensors_in(held))
+
+
+def _contents(value: Any) -> dict[str, Any]:
+    """Return the attributes of an object as they are now, with copies of the tuples, lists and dicts in them."""
+    contents: dict[str, Any] = map_tensors(lambda tensor: tensor, attributes_of(value))
+    return contents
 
 
 def _refuse_iterators(label: BreakLabel, values: Any) -> None:

@@ -50,6 +50,7 @@ from bcg.structure import (
     CODE,
     PLAIN,
     attributes_of,
+    dressed_as,
     has_attributes,
     is_sparse,
     rebuild_dict,
@@ -104,6 +105,7 @@ class Holder:
         self._is_on_device = is_on_device
         self._repeated: set[int] = set()
         self._divided: set[int] = set()
+        self._open: set[int] = set()
         self._held: dict[int, tuple[Any, SharedOutlet]] = {}
         self._memories: dict[int, tuple[Tensor, StorageOutlet]] = {}
         self.boundaries: list[Tensor] = []
@@ -139,9 +141,22 @@ class Holder:
         if id(value) in self._held:
             handed, first = self._held[id(value)]
             return handed, AgainOutlet(first, where)
+        if id(value) in self._open:
+            raise CaptureError(
+                f"break {where} returned a {type(value).__qualname__} that holds itself",
+                hint="return the tensors themselves, or a dataclass of them",
+                hazard="S9",
+            )
+        self._open.add(id(value))
+        try:
+            return self._hold_new(value, where)
+        finally:
+            self._open.remove(id(value))
+
+    def _hold_new(self, value: Any, where: str) -> tuple[Any, Outlet]:
         held: tuple[Any, Outlet]
         if isinstance(value, Tensor):
-            held = self._hold_tensor(value, where)
+            held = self._hold_dressed(value, where)
         elif isinstance(value, _CONSTANTS):
             return value, ConstantOutlet(value, where)
         elif isinstance(value, (tuple, list, dict)):
@@ -161,12 +176,26 @@ class Holder:
             held = self._held[id(value)] = held[0], SharedOutlet(held[1], where)
         return held
 
+    def _hold_dressed(self, tensor: Tensor, where: str) -> tuple[Tensor, Outlet]:
+        """A tensor's class and attributes go with it, and are expected again."""
+        handed, outlet = self._hold_tensor(tensor, where)
+        if handed is tensor:
+            return handed, outlet
+        if type(tensor) is not Tensor or vars(tensor):
+            handed = dressed_as(tensor, handed)
+            outlet = ContainerOutlet(outlet, self._hold_attributes(tensor, handed, where))
+        if tensor.grad_fn is not None and torch.is_grad_enabled():
+            handed = _EndOfGradients.apply(handed, tensor, where)  # type: ignore[no-untyped-call]
+        return handed, outlet
+
     def _hold_tensor(self, tensor: Tensor, where: str) -> tuple[Tensor, Outlet]:
-        if is_sparse(tensor):
+        without_an_address = _without_an_address(tensor)
+        if without_an_address:
+            what, remedy = without_an_address
             raise CaptureError(
-                f"break {where} returned a sparse tensor ({tensor.layout}), which has no fixed address that the next "
-                "segment could read; expected a dense one",
-                hint="return its to_dense(), or let the break reach to where it is used up: --break the module around",
+                f"break {where} returned a {what}, which has no fixed address that the next segment could read; "
+                "expected a dense one",
+                hint=f"return its {remedy}, or let the break reach to where it is used up: --break the module around",
                 hazard="S9",
             )
         if self._is_known(tensor):
@@ -232,6 +261,23 @@ class Holder:
         return ObjectOutlet(type(value), outlets, where)
 
 
+class _EndOfGradients(torch.autograd.Function):
+    """A boundary that a gradient does not pass: without it the gradient would lack that part without an error."""
+
+    @staticmethod
+    def forward(ctx: Any, boundary: Tensor, result: Tensor, where: str) -> Tensor:
+        ctx.where = where
+        ctx.mark_dirty(boundary)
+        return boundary
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise CaptureError(
+            f"a gradient is asked for through break {ctx.where}, whose result reaches the next segment by a copy",
+            hint="put what computes the gradient into one break, or the break outside of it",
+        )
+
+
 def _remembering(is_known: Callable[[Tensor], bool]) -> Callable[[Tensor], bool]:
     """Ask once for each tensor of a result: on a GPU it takes a look at the allocator's counters."""
     answers: dict[int, bool] = {}
@@ -264,6 +310,15 @@ def _parts(value: Any, seen: set[int]) -> Iterator[Any]:
         items += value.values()
     for item in items:
         yield from _parts(item, seen)
+
+
+def _without_an_address(tensor: Tensor) -> tuple[str, str] | None:
+    """Say of a tensor whose values don't lie in one block of memory what it is, and what makes one that does."""
+    if is_sparse(tensor):
+        return f"sparse tensor ({tensor.layout})", "to_dense()"
+    if tensor.is_nested:
+        return "nested tensor", "values, padded to one shape"
+    return ("quantized tensor", "dequantize()") if tensor.is_quantized else None
 
 
 def _overlaps_itself(tensor: Tensor) -> bool:

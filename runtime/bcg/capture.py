@@ -22,10 +22,10 @@ from bcg.boundary import Holder
 from bcg.breaks import Bindable, BreakLabel, InPlace
 from bcg.collectives import CollectiveWatch, is_collective, settled
 from bcg.device.base import Pool, Recorder
-from bcg.errors import CaptureError
+from bcg.errors import CaptureError, Place
 from bcg.graph import Ambience, Break, BreakableCUDAGraph, PoolUse, Segment, StreamOrder
 from bcg.outlets import ConstantOutlet
-from bcg.structure import is_sparse, map_tensors, storage_key, tensors_in, unowned_alias
+from bcg.structure import is_sparse, map_tensors, storage_key, tensors_in, unowned_alias, whole_tensors_in
 from bcg.tape import Tape
 from bcg.whereabouts import torchs_function
 
@@ -101,12 +101,13 @@ class BreakableCUDAGraphCapture:
         )
         self._tape: Tape = Tape(device, self._recorder)
         self._is_taped = self._known_externals is None or device.needs_tape
-        self._arguments = Arguments(self._made)
+        self._arguments = Arguments(self._made, self._tape.forbid)
         self._pool_use = _use_of(self._pool_handle)
         self._steps, self._first_error, self._is_whole = [], None, False
         self._inference = torch.is_inference_mode_enabled()
         with contextlib.ExitStack() as stack:
             stack.enter_context(_no_garbage_collection())
+            stack.enter_context(_no_cache_of_autocast())
             stack.enter_context(self._recorder.on_stream())
             stack.enter_context(self._pool_use.turn)
             self._pool_use.replays.wait(device, device.current_stream())
@@ -154,6 +155,7 @@ class BreakableCUDAGraphCapture:
         self._raise_swallowed_error()
         if label.module is None:
             label = dataclasses.replace(label, module=self._tape.module_path)
+        _refuse_transformed(label, (args, kwargs))
         ambience = Ambience.now(self._tape.device_type)
         args, kwargs = map_tensors(settled, (tuple(args), kwargs))
         self._end_segment()
@@ -304,6 +306,28 @@ def _no_garbage_collection() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+@contextlib.contextmanager
+def _no_cache_of_autocast() -> Iterator[None]:
+    """A weight that autocast had cast before, or in a break, would be read as it was then at every replay."""
+    was_enabled = torch.is_autocast_cache_enabled()
+    torch.clear_autocast_cache()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(was_enabled)
+
+
+def _refuse_transformed(label: BreakLabel, arguments: Any) -> None:
+    """Refuse a break inside `torch.func.vmap`, `grad` or `jvp`, whose tensors have no memory of their own."""
+    if any(map(torch._C._functorch.is_functorch_wrapped_tensor, whole_tensors_in(arguments))):
+        raise CaptureError(
+            f"break {label.name} runs inside a transform of torch.func, such as vmap or grad",
+            hint="let the break hold the whole transform",
+            place=Place(module=label.module),
+        )
 
 
 def _use_of(pool: Pool) -> PoolUse:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any, Self
 
@@ -18,6 +19,31 @@ HIGHER_ORDER = "higher_order."
 """What the names of operators that take functions begin with."""
 
 
+class _Uncompiled:
+    """Keeps torch's compiler from compiling while anybody asks for it: its stance is that of all threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_asking = 0
+        self._stance: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._num_asking += 1
+            if self._num_asking == 1:
+                self._stance = torch.compiler.set_stance("force_eager")
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._num_asking -= 1
+            if self._num_asking == 0:
+                self._stance.__exit__(None, None, None)
+
+
+uncompiled = _Uncompiled()
+"""Code that was given to torch's compiler runs uncompiled inside of ``with uncompiled``, on every thread."""
+
+
 class DispatchMode(TorchDispatchMode):
     """Is called for every operation that reaches the dispatcher inside its ``with`` block.
 
@@ -29,27 +55,25 @@ class DispatchMode(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._stances: list[Any] = []
 
     def __enter__(self) -> Self:
-        self._stances.append(torch.compiler.set_stance("force_eager"))
+        uncompiled.__enter__()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
-        self._stances.pop().__exit__(None, None, None)
+        uncompiled.__exit__()
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
         """Run the block as if this mode, the innermost one, had not been entered."""
-        stance = self._stances[-1]
         with _python_dispatch._pop_mode_temporarily():
-            stance.__exit__(None, None, None)
+            uncompiled.__exit__()
             try:
                 yield
             finally:
-                stance.__enter__()
+                uncompiled.__enter__()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if is_wrapped(types):

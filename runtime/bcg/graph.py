@@ -68,7 +68,7 @@ class Ambience:
 
     def around(self, function: Callable[[], Any]) -> Any:
         """Call `function` with it set again."""
-        with torch.autocast(self.device_type, self.autocast):
+        with torch.autocast(self.device_type, self.autocast, cache_enabled=False):
             return function()
 
 

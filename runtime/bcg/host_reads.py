@@ -66,9 +66,10 @@ def before_the_dispatcher(
         reason = "the host needs the indices" if _holds_values(parts, device_type) else None
     if reason is None and function is Tensor.to and any(_is_host(word) for word in (*args[1:], *kwargs.values())):
         reason = "to('cpu') copies it to the host"
-    if reason is None and function is Tensor.new_tensor:
+    if reason is None and function in (Tensor.new_tensor, Tensor.new):
         data = args[1] if len(args) > 1 else kwargs.get("data")
-        reason = "it reads values of tensors" if _holds_values(data, device_type) else _COPIES_DATA
+        if function is Tensor.new_tensor or (isinstance(data, (list, tuple)) and not isinstance(data, torch.Size)):
+            reason = "it reads values of tensors" if _holds_values(data, device_type) else _COPIES_DATA
     if reason is None and function is Tensor.__dlpack__ and device_type == "cpu":
         reason = "another library reads the memory that it shares"
     if reason is None and function in (Tensor.__getitem__, Tensor.__setitem__) and _indexes_by_data(args[1]):
@@ -134,6 +135,7 @@ _SYNCHRONIZING = {
     "aten::_pack_padded_sequence": "the host needs the lengths",
     "aten::_pad_packed_sequence": "the host needs the lengths",
     "aten::_choose_qparams_per_tensor": "the host needs its value",
+    "aten::quantize_per_tensor_dynamic": "the host needs the largest and the smallest value",
 }
 _UNTAGGED = {
     "aten.where.default": "its result's shape depends on the values",

@@ -115,6 +115,7 @@ class SameTensorOutlet:
         self._dtype = tensor.dtype
         self._is_complex = tensor.is_complex()
         self._is_conj = tensor.is_conj()
+        self._is_neg = tensor.is_neg()
         self._where = where
 
     def pour(self, value: Any) -> None:
@@ -124,6 +125,7 @@ class SameTensorOutlet:
             or value.shape != self._shape
             or value.stride() != self._stride
             or value.dtype != self._dtype
+            or value.is_neg() != self._is_neg
             or (self._is_complex and value.is_conj() != self._is_conj)
         ):
             raise _refuse(self._where, "a view of a tensor it was given", f"{_describe(value)}, another view or tensor")
@@ -205,12 +207,13 @@ class DictOutlet:
     def __init__(self, kind: type, outlets: dict[Any, Outlet], where: str) -> None:
         self._kind: Any = kind
         self._outlets = outlets
+        self._keys = list(outlets)  # a segment may have gone through them in this order
         self._where = where
 
     def pour(self, value: Any) -> None:
-        if type(value) is not self._kind or value.keys() != self._outlets.keys():
+        if type(value) is not self._kind or list(value) != self._keys:
             keys = f" with keys {list(value)}" if isinstance(value, dict) else ""
-            expected = f"{self._kind.__qualname__} with keys {list(self._outlets)}"
+            expected = f"{self._kind.__qualname__} with keys {self._keys}"
             raise _refuse(self._where, expected, _describe(value) + keys)
         for key, outlet in self._outlets.items():
             outlet.pour(value[key])

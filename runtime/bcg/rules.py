@@ -7,6 +7,7 @@ by path or class name, functions and operations. Modules are wrapped on the inst
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import inspect
 import itertools
@@ -139,16 +140,16 @@ def break_modules(root: nn.Module, globs: Sequence[str]) -> dict[str, tuple[str,
 def break_module(root: nn.Module, path: str, source: BreakSource) -> None:
     """Make the module at `path` a break; a module that is one already stays as it is."""
     module = root.get_submodule(path)
-    if not hasattr(vars(module).get(_called(module)), "_bcg_break"):
-        _wrap(module, _own_forward(module), BreakLabel(type(module).__name__, path, source))
+    if not isinstance(vars(module).get(_called(module)), _BrokenForward):
+        _BrokenForward.put(module, BreakLabel(type(module).__name__, path, source))
 
 
 def unbreak_modules(root: nn.Module, paths: Iterable[str]) -> None:
     """Make the modules at these paths no breaks any more: what they called before is called again."""
     for module in map(root.get_submodule, paths):
         attributes, called = vars(module), _called(module)
-        if hasattr(attributes.get(called), "_bcg_break"):
-            before = attributes.pop(called)._bcg_break
+        if isinstance(attributes.get(called), _BrokenForward):
+            before = attributes.pop(called).before
             if before is not None:
                 attributes[called] = before
 
@@ -200,9 +201,7 @@ def break_mixers(root: nn.Module) -> tuple[str, ...]:
     """Make recurrent mixers breaks, each request on its own; return their paths."""
     mixers = find_mixers(root)
     for path, module in mixers.items():
-        label = BreakLabel(type(module).__name__, path, "mixer")
-        own = _own_forward(module)
-        _wrap(module, functools.update_wrapper(functools.partial(_run_per_request, own, path), own), label)
+        _BrokenForward.put(module, BreakLabel(type(module).__name__, path, "mixer"), per_request=True)
     return tuple(mixers)
 
 
@@ -215,14 +214,48 @@ def _is_recurrent(kind: type[nn.Module]) -> bool:
     return any(_STATE_UPDATES & set(inspect.unwrap(one).__code__.co_names) for one in functions)
 
 
-def _wrap(module: nn.Module, run: Callable[..., Any], label: BreakLabel) -> None:
-    def broken(*args: Any, **kwargs: Any) -> Any:
-        return call_break(run, args, kwargs, label)
+class _BrokenForward:
+    """Stands in for a module's forward, as a break; a deep copy of the module gets one that runs the copy.
 
-    broken.__name__ = broken.__qualname__ = label.name
-    broken.__signature__ = inspect.signature(module.forward)  # type: ignore[attr-defined]
-    broken._bcg_break = vars(module).get(_called(module))  # type: ignore[attr-defined]
-    setattr(module, _called(module), torch.compiler.disable(broken))
+    Args:
+        module: Whose forward. It is not kept alive: with a strong reference back, dropping a model would free its
+            weights only when the cycle collector comes by.
+        before: What stood in for the forward before; `None` for the class's own.
+        label: Of the break.
+        per_request: Whether it runs on each request's rows.
+    """
+
+    def __init__(
+        self, module: nn.Module, before: Callable[..., Any] | None, label: BreakLabel, *, per_request: bool
+    ) -> None:
+        self.before = before
+        self.__name__ = self.__qualname__ = label.name
+        self.__signature__ = inspect.signature(module.forward)
+        self._module = weakref.ref(module)
+        self._label = label
+        self._per_request = per_request
+        own = before or _class_forward(module)
+        run = functools.update_wrapper(functools.partial(_run_per_request, own, label.module or ""), own)
+
+        def broken(*args: Any, **kwargs: Any) -> Any:
+            return call_break(run if per_request else own, args, kwargs, label)
+
+        self._call: Callable[..., Any] = torch.compiler.disable(broken)
+
+    @classmethod
+    def put(cls, module: nn.Module, label: BreakLabel, *, per_request: bool = False) -> None:
+        """Put one in the place of a module's forward."""
+        called = _called(module)
+        setattr(module, called, cls(module, vars(module).get(called), label, per_request=per_request))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _BrokenForward:
+        copied = memo.get(id(self._module()))
+        if copied is None:
+            return self
+        return type(self)(copied, copy.deepcopy(self.before, memo), self._label, per_request=self._per_request)
 
 
 _CALLED = ("forward", "_compiled_call_impl")
@@ -233,17 +266,9 @@ def _called(module: nn.Module) -> str:
     return "forward" if module._compiled_call_impl is None else "_compiled_call_impl"
 
 
-def _own_forward(module: nn.Module) -> Callable[..., Any]:
-    """Return the module's forward without a reference to the module.
-
-    The wrapper is an attribute of the module: with a strong reference back, dropping a model would free its
-    weights only when the cycle collector comes by.
-    """
-    own: Callable[..., Any] | None = vars(module).get(_called(module))
-    if own is not None:
-        return own
-    method = module.forward
-    assert isinstance(method, MethodType)
+def _class_forward(module: nn.Module) -> Callable[..., Any]:
+    """Return the forward of the module's class, bound to the module without a reference to it."""
+    method = MethodType(type(module).forward, module)
     reference = weakref.WeakMethod(method)
 
     @functools.wraps(method.__func__)

@@ -219,6 +219,15 @@ def unowned_alias(tensor: Tensor) -> Tensor:
     return view_as_in(unowned, tensor)
 
 
+def dressed_as(tensor: Tensor, alias: Tensor) -> Tensor:
+    """Return `alias` in the class of `tensor`, and with the attributes that somebody gave it."""
+    if type(tensor) is not Tensor and not is_wrapped([type(tensor)]):
+        alias = alias.as_subclass(type(tensor))
+    if attributes := getattr(tensor, "__dict__", None):
+        vars(alias).update(attributes)
+    return alias
+
+
 def view_as_in(storage: Any, tensor: Tensor) -> Tensor:
     """Return a plain tensor over `storage` that looks at it as `tensor` looks at its own, conjugated and negated too.
 

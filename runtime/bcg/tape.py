@@ -56,6 +56,7 @@ class Tape:
         self._recorder = recorder
         self._segment: SegmentTape | None = None
         self._made: dict[int, StorageWeakRef] = {}
+        self._forbidden: dict[int, tuple[StorageWeakRef, str]] = {}
         self._modules = ModulePath(self._note_entered, self._note_left)
         self._failed_in: tuple[str, ...] | None = None
         self._interned: dict[Operation, Operation] = {}
@@ -97,6 +98,11 @@ class Tape:
         """Note that the memory of `tensor`, such as a boundary's, is owned by the graph pool."""
         storage = tensor.untyped_storage()
         self._made[storage._cdata] = StorageWeakRef(storage)
+
+    def forbid(self, tensor: Tensor, what: str) -> None:
+        """Refuse the segment that reads `tensor` from now on: it is `what`."""
+        storage = tensor.untyped_storage()
+        self._forbidden[storage._cdata] = StorageWeakRef(storage), what
 
     @property
     def failed_in(self) -> tuple[str, ...]:
@@ -184,6 +190,13 @@ class Tape:
             key = storage_key(tensor)
             keys.add(key)
             if key not in self._made and key not in segment.externals:
+                if key in self._forbidden:
+                    raise CaptureError(
+                        f"{operation.place} reads {self._forbidden[key][1]}",
+                        hint="return it from the break, and use what is returned",
+                        place=operation.place,
+                        hazard="S9",
+                    )
                 segment.externals[key] = tensor
                 segment.first_reads[key] = FirstRead(operation, storage_address(tensor), key)
         return keys

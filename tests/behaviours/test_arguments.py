@@ -221,3 +221,34 @@ def test_a_tensor_keeps_its_class_and_attributes_for_the_break(device: str) -> N
     x.fill_(3)
     graph.replay()
     assert (y.tolist(), z.tolist()) == ([8.0] * 4, [60.0] * 4)
+
+
+def test_a_segment_does_not_read_what_a_break_put_into_an_object(device: str) -> None:
+    """A replayed break puts another tensor there."""
+
+    @eager_on_graph
+    def fill(box: SimpleNamespace, h: Tensor) -> None:
+        box.value = h * 2
+
+    with (
+        pytest.raises(CaptureError, match="reads 'value', which break .*fill exchanges: a replay would read that of"),
+        torch.inference_mode(),
+        BreakableCUDAGraphCapture(BreakableCUDAGraph(device)),
+    ):
+        box = SimpleNamespace(value=None)
+        fill(box, torch.ones(4, device=device))
+        box.value + 1
+
+
+@pytest.mark.parametrize("place", ["an object in an object", "a list in an object"])
+def test_what_is_deep_in_an_object_is_looked_at_too(device: str, place: str) -> None:
+    read = eager_on_graph(lambda box: (box.inner.value if place == "an object in an object" else box.value[0]) * 2)
+    with (
+        pytest.raises(CaptureError, match="that break <lambda> was given is another one afterwards"),
+        torch.inference_mode(),
+        BreakableCUDAGraphCapture(BreakableCUDAGraph(device)),
+    ):
+        x = torch.ones(4, device=device)
+        box = SimpleNamespace(inner=SimpleNamespace(value=x + 1), value=[x + 1])
+        read(box)
+        box.inner.value = box.value[0] = x + 2

@@ -507,3 +507,90 @@ def test_a_sparse_result_is_an_error_that_names_the_break(device: str) -> None:
 def test_a_sparse_tensor_in_a_segment_is_an_error_at_its_line(device: str) -> None:
     with pytest.raises(HostReadError, match=r"to_sparse.*test_results.py:\d+: it makes or takes a sparse tensor"):
         capture(device, lambda t: t, lambda r: r.to_sparse().to_dense())
+
+
+def test_a_dict_in_another_order_is_an_error(device: str) -> None:
+    def ordered(h: Tensor) -> dict[str, Tensor]:
+        pairs = [("a", h * 1), ("b", h * 2)]
+        return dict(pairs if float(h.sum()) > 4 else pairs[::-1])
+
+    graph, x, _, _ = capture(device, ordered, lambda found: torch.cat(list(found.values())))
+    x.fill_(3)
+    with pytest.raises(ReplayError, match=r"keys \['a', 'b'\] at replay; .* keys \['b', 'a'\]"):
+        graph.replay()
+
+
+class Marked(Tensor):
+    """A subclass without a dispatch of its own."""
+
+
+def test_a_result_keeps_its_class_and_attributes(device: str) -> None:
+    def marked(h: Tensor) -> Tensor:
+        result = (h * 2).as_subclass(Marked)
+        result.scale = 3.0 if float(h.sum()) < 9 else 4.0  # type: ignore[attr-defined]
+        return result
+
+    graph, x, handed, y = capture(device, marked, lambda found: Tensor.as_subclass(found, Tensor) * found.scale)
+    assert (type(handed), y.tolist()) == (Marked, [6.0] * 4)
+    x.fill_(2)
+    graph.replay()
+    assert y.tolist() == [12.0] * 4
+    x.fill_(3)
+    with pytest.raises(ReplayError, match=r"^break marked\.scale returned 4\.0 at replay; at capture it was 3\.0"):
+        graph.replay()
+
+
+def test_a_result_that_holds_itself_is_an_error(device: str) -> None:
+    def loops(h: Tensor) -> list[Any]:
+        result: list[Any] = [h * 2]
+        result.append(result)
+        return result
+
+    with pytest.raises(CaptureError, match=r"^break loops\[1\] returned a list that holds itself"):
+        capture(device, loops, lambda found: found[0])
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype stage", "ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda h: torch.nested.nested_tensor([h, h[:2]]), "nested"),
+        (lambda h: torch.quantize_per_tensor(h.cpu(), 0.1, 0, torch.qint8), "quantized"),
+    ],
+)
+def test_a_result_without_one_block_of_memory_is_an_error(
+    device: str, make: Callable[[Tensor], Tensor], what: str
+) -> None:
+    with pytest.raises(CaptureError, match=f"^break <lambda> returned a {what} tensor, which has no fixed address"):
+        capture(device, lambda h: make(h), lambda found: found)
+
+
+def test_a_break_inside_a_transform_of_functions_is_an_error(device: str) -> None:
+    doubled = eager_on_graph(lambda h: h * 2)
+    with (
+        pytest.raises(CaptureError, match=r"^break <lambda> runs inside a transform of torch\.func"),
+        torch.no_grad(),
+        BreakableCUDAGraphCapture(BreakableCUDAGraph(device)),
+    ):
+        torch.func.vmap(doubled)(torch.ones(2, 4, device=device))
+
+
+def test_a_gradient_through_a_break_is_an_error(device: str) -> None:
+    """It would lack the break's part."""
+    bent = eager_on_graph(torch.tanh)
+    x = torch.ones(4, device=device)
+    with (
+        pytest.raises(CaptureError, match=r"^a gradient is asked for through break .*tanh, "),
+        BreakableCUDAGraphCapture(BreakableCUDAGraph(device)),
+    ):
+        point = x.detach().requires_grad_()
+        energy = bent(point * 2).pow(2).sum() + point.sum()
+        torch.autograd.grad(energy, point)
+
+
+def test_where_gradients_are_kept_results_may_be_changed_in_place(device: str) -> None:
+    weight = torch.ones(4, device=device, requires_grad=True)
+    graph, x, _, y = capture(device, lambda h: h * weight, lambda found: found.mul_(3))
+    x.fill_(2)
+    graph.replay()
+    assert y.tolist() == [6.0] * 4

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
+from torch._dynamo import eval_frame
 
 from bcg import (
     BreakableCUDAGraph,
@@ -233,3 +237,62 @@ def test_a_replay_inside_a_capture_is_refused_and_one_in_a_break_runs(device: st
     x.fill_(3)
     outer.replay()
     assert z.tolist() == [8.0] * 4
+
+
+@pytest.mark.parametrize("where", ["before the capture", "in a break"])
+def test_a_weight_that_autocast_had_cast_is_cast_again(device: str, where: str) -> None:
+    """Weights may be changed in place; the cache of autocast keeps what they were."""
+    linear = torch.nn.Linear(4, 4, device=device)
+    x = torch.ones(2, 4, device=device)
+    called = eager_on_graph(lambda h: linear(h))
+    graph = BreakableCUDAGraph(device)
+    with torch.autocast(device, torch.bfloat16):
+        linear(x)
+        with BreakableCUDAGraphCapture(graph):
+            y = linear(called(x).float() if where == "in a break" else x)
+    with torch.no_grad():
+        linear.weight.mul_(2)
+    graph.replay()
+    with torch.autocast(device, torch.bfloat16):
+        assert torch.equal(y, linear(linear(x).float() if where == "in a break" else x))
+
+
+def test_captures_on_two_threads_leave_the_compiler_as_it_was() -> None:
+    entered, left = [threading.Event(), threading.Event()], threading.Event()
+
+    def capture(begins: threading.Event, waits_for: threading.Event) -> None:
+        with torch.no_grad(), BreakableCUDAGraphCapture(BreakableCUDAGraph("cpu")):
+            begins.set()
+            waits_for.wait(30)
+
+    first = threading.Thread(target=capture, args=(entered[0], entered[1]))
+    second = threading.Thread(target=capture, args=(entered[1], left))
+    first.start()
+    entered[0].wait(30)
+    second.start()
+    first.join()
+    left.set()
+    second.join()
+    assert eval_frame._stance.stance == "default"
+
+
+@pytest.mark.parametrize("make", [lambda x: x.new([x[0], 1.0]), lambda x: x.new([2.0, 1.0])])
+def test_a_tensor_made_of_data_by_the_old_constructor_needs_the_host(make: Callable[[Tensor], Tensor]) -> None:
+    with (
+        pytest.raises(HostReadError),
+        torch.inference_mode(),
+        BreakableCUDAGraphCapture(BreakableCUDAGraph("cpu")),
+    ):
+        make(torch.ones(4))
+
+
+def test_the_host_device_replays_under_the_default_dtype_of_the_capture() -> None:
+    graph, x = BreakableCUDAGraph("cpu"), torch.ones(4)
+    with torch.inference_mode(), BreakableCUDAGraphCapture(graph):
+        y = torch.full((4,), 0.5) + x
+    torch.set_default_dtype(torch.float64)
+    try:
+        graph.replay()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert y.tolist() == [1.5] * 4

@@ -508,3 +508,41 @@ def test_an_input_that_is_kept_is_overwritten_by_the_next_batch(device: str) -> 
     report = check(target_of(KeepsItsInput(), device), buckets=BUCKETS)
     assert "S11" in {card.hazard for card in report.findings}
     assert any("kept keeps an output" in reason for bucket in report.buckets for reason in bucket.reasons)
+
+
+class DividesByZeros(nn.Module):
+    """Zeros, which replays pad with, change real rows; what `make_inputs` makes, and so poison, holds none."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / (1 + (x == 0).sum())
+
+
+def test_padding_by_zeros_is_asked_about_beside_poison(device: str) -> None:
+    verification = verified(DividesByZeros(), device)
+    assert verification.verdict == "mismatch"
+    assert all(bucket.leaks for bucket in verification.buckets)
+
+
+class BakedBesideLargeNumbers(Baked):
+    """Of the columns of its result only the smallest is wrong, and there is no gap between their sizes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        units = 10.0 ** torch.arange(9, device=x.device)
+        return torch.cat([(x[..., :1].abs() + 1) * units, super().forward(x)[..., :1]], -1)
+
+
+def test_a_small_number_that_is_baked_in_does_not_hide_beside_large_ones(device: str) -> None:
+    assert verified(BakedBesideLargeNumbers(), device).verdict == "mismatch"
+
+
+def test_inputs_of_eight_bits_are_poisoned_too() -> None:
+    def make(num_tokens: int, device: torch.device, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"x": torch.randn(num_tokens, 4, generator=generator).to(torch.float8_e4m3fn)}
+
+    module = Widens()
+    assert check(module, make_inputs=make, buckets=(8,), device="cpu").verdict == "match"
+
+
+class Widens(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float() * 2

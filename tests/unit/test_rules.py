@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 from typing import Any
@@ -186,3 +187,18 @@ def test_a_mixer_refuses_a_context_larger_than_its_rows() -> None:
     break_mixers(root)
     with forward_context(ForwardContext((9,))), pytest.raises(ReplayError, match="^the forward context"):
         root(torch.ones(1, 8, 1))
+
+
+@pytest.mark.parametrize("keeps_the_original", [True, False])
+def test_a_deep_copy_runs_its_own_modules(keeps_the_original: bool) -> None:
+    root = nn.Sequential(Scale(), Scale())
+    break_modules(root, ["1"])
+    copied = copy.deepcopy(root)
+    with torch.no_grad():
+        copied[1].weight.fill_(5.0)
+    if not keeps_the_original:
+        del root
+        gc.collect()
+    assert copied(torch.ones(1)).tolist() == [10.0]
+    unbreak_modules(copied, ["1"])
+    assert "forward" not in vars(copied[1])

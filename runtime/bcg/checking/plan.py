@@ -95,7 +95,7 @@ def poisoned_padding(trial: Trial, target: Target) -> dict[str, torch.Tensor] | 
     inputs = made_inputs(target.make_inputs, trial.num_padding, target.device, generator)
     masks = {spec.name for spec in target.input_specs if spec.is_mask}
     return {
-        name: torch.zeros_like(value) if name in masks else value * 100 if _has_fractions(value) else value
+        name: torch.zeros_like(value) if name in masks else _enlarged(value) if _has_fractions(value) else value
         for name, value in inputs.items()
     }
 
@@ -103,6 +103,11 @@ def poisoned_padding(trial: Trial, target: Target) -> dict[str, torch.Tensor] | 
 def without_whole_numbers(padding: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Put zeros in place of whole numbers, as in every replay: by ids or slots of 0 a model may know padding too."""
     return {name: value if _has_fractions(value) else torch.zeros_like(value) for name, value in padding.items()}
+
+
+def _enlarged(value: torch.Tensor) -> torch.Tensor:
+    """Multiply by a hundred; a dtype of 8 bits has no product of its own."""
+    return value * 100 if value.element_size() > 1 else (value.float() * 100).to(value.dtype)
 
 
 def _has_fractions(value: torch.Tensor) -> bool:

@@ -25,7 +25,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from bcg.device.asking import pretend_capturing
 from bcg.device.base import CHURN_SIZES, POISON_BYTE, Pool, SegmentContents
-from bcg.dispatch import DispatchMode
+from bcg.dispatch import DispatchMode, uncompiled
 from bcg.errors import CaptureError, UsageError
 from bcg.structure import is_wrapped, map_tensors, storage_bytes, storage_key, tensors_in, unowned_alias, view_as_in
 
@@ -110,10 +110,16 @@ class HostRecording:
 
     def __init__(self, calls: list[HostCall]) -> None:
         self._calls = calls
+        self._default_dtype = torch.get_default_dtype()
 
     def launch(self, stream: Any) -> None:
-        for call in self._calls:
-            call.run()
+        default_dtype = torch.get_default_dtype()
+        torch.set_default_dtype(self._default_dtype)  # a kernel was chosen at capture, an operation chooses again
+        try:
+            for call in self._calls:
+                call.run()
+        finally:
+            torch.set_default_dtype(default_dtype)
 
     def contents(self) -> SegmentContents:
         names: dict[str, int] = {}
@@ -232,8 +238,7 @@ class HostDevice:
         return True
 
     def as_recorded(self) -> AbstractContextManager[Any]:
-        stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-        return stance
+        return uncompiled
 
     @property
     def records_collectives(self) -> bool:
