@@ -14,7 +14,7 @@ from torch._dynamo.eval_frame import OptimizedModule
 from bcg.breaks import is_in_break
 from bcg.hazards import HAZARDS
 from bcg.report import ReportWarning
-from bcg.whereabouts import from_search_path, users_frame
+from bcg.whereabouts import from_search_path, line_of, users_frame
 
 
 def runs_compiled_code(root: nn.Module) -> bool:
@@ -38,7 +38,7 @@ def noted_compilations() -> Iterator[list[str]]:
     def note(*_: Any) -> None:
         frame = users_frame(sys._getframe(1))
         if frame is not None and not is_in_break():
-            lines.append(f"{from_search_path(frame.f_code.co_filename)}:{frame.f_lineno}")
+            lines.append(from_search_path(line_of(frame)))
 
     callback_handler.register_start_callback(note)
     try:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from bcg.dispatch import DispatchMode
-from bcg.whereabouts import users_frame
+from bcg.whereabouts import line_of, users_frame
 
 _PATIENCE = 1000
 """Conditions that one line of code may ask for before they are no longer true: it may be a loop."""
@@ -40,8 +40,7 @@ class Guesses(DispatchMode):
         return is_new
 
     def _condition(self) -> bool:
-        frame = users_frame(sys._getframe(1))
-        self._last = f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else "somewhere"
+        self._last = line_of(users_frame(sys._getframe(1))) or "somewhere"
         self._asked[self._last] += 1
         return self._last not in self._denied and self._asked[self._last] <= _PATIENCE
 

@@ -38,6 +38,11 @@ def users_frame(frame: FrameType | None) -> FrameType | None:
     return frame
 
 
+def line_of(frame: FrameType | None) -> str:
+    """Return ``file:line`` of where a frame is; empty where there is none."""
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else ""
+
+
 def users_line(error: BaseException) -> str:
     """Return ``file:line`` of the innermost line of an error's traceback that is neither torch's nor bcg's."""
     lines = [

@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor, nn
 
 import bcg.attention
-from bcg.whereabouts import ModulePath, from_search_path, is_users, source_line_of
+from bcg.whereabouts import ModulePath, from_search_path, is_users, line_of, source_line_of
 from tests.targets import Around
 
 
@@ -51,3 +51,9 @@ def test_the_compiler_leaves_alone_what_follows_modules() -> None:
     with modules.followed():
         assert Around(inner)(torch.zeros(2)).tolist() == [1.0, 1.0]
     assert (entered, left) == (["Around", "inner"], ["inner", "Around"])
+
+
+def test_a_frame_has_a_line() -> None:
+    frame = sys._getframe()
+    assert line_of(frame) == f"{__file__}:{frame.f_lineno}"
+    assert line_of(None) == ""

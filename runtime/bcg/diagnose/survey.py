@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
@@ -31,7 +30,7 @@ from bcg.state import ModelState
 from bcg.structure import is_sparse, storage_key, tensors_in, whole_tensors_in
 from bcg.tape import Tape
 from bcg.target import first_line
-from bcg.whereabouts import is_users, users_frame
+from bcg.whereabouts import line_of, users_frame, users_line
 
 _Errors = tuple[type[Exception], ...]
 
@@ -180,25 +179,20 @@ class Survey:
 
     def _note_question(self) -> None:
         frame = _asking_frame(sys._getframe(1))
-        source = f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else ""
         reason = "the code asks whether it is being captured"
         functions = tuple(functions_around(frame)) if frame is not None else ()
         operation = "torch.cuda.is_current_stream_capturing"
-        finding = Finding("S3", operation, reason, self._tape.module_paths, source, functions)
+        finding = Finding("S3", operation, reason, self._tape.module_paths, line_of(frame), functions)
         if finding not in self.questions:
             self.questions.append(finding)
 
     def note_failure(self, error: Exception) -> None:
         """Note that the forward raised, as code may that asks whether it is being captured."""
-        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if is_users(frame.f_code.co_filename)]
-        lines = [number for frame, number in traceback.walk_tb(error.__traceback__) if frame in frames[-1:]]
-        source = f"{frames[-1].f_code.co_filename}:{lines[-1]}" if frames else ""
         reason = f"{type(error).__name__} while captured: {first_line(error)}"
-        self.findings.append(Finding("L1", "", reason, self._tape.failed_in, source))
+        self.findings.append(Finding("L1", "", reason, self._tape.failed_in, users_line(error)))
 
     def finding_here(self, hazard: str, operation: str, reason: str) -> Finding:
-        frame = users_frame(sys._getframe(1))
-        source = f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else ""
+        source = line_of(users_frame(sys._getframe(1)))
         return Finding(
             hazard, operation, reason, self._tape.module_paths, source, tuple(functions_around(sys._getframe(1)))
         )
@@ -232,8 +226,7 @@ class _SurveyTape(Tape):
         assert self._survey.numbers is not None
         values = tuple(numbers_in((args, tuple(kwargs.values()))))
         name = str(function)
-        frame = users_frame(sys._getframe(1))
-        source = f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else ""
+        source = line_of(users_frame(sys._getframe(1)))
         modules = self.module_paths
         self._survey.numbers.append(
             _Numbers(name, values, lambda hazard, reason: Finding(hazard, name, reason, modules, source))

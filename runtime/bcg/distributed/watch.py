@@ -18,6 +18,7 @@ import torch
 from bcg import collectives
 from bcg.distributed.failure import Failure
 from bcg.distributed.world import GRACE_S, World
+from bcg.whereabouts import line_of
 
 _TORCH = (str(Path(torch.__file__).parent), collectives.__file__)
 """Where a rank waits for others: inside torch, or where a collective is called."""
@@ -101,4 +102,4 @@ def _is_in_torch(frame: FrameType | None) -> bool:
 def _users_line(frame: FrameType | None) -> str | None:
     while frame is not None and _is_in_torch(frame):
         frame = frame.f_back
-    return None if frame is None else f"in {frame.f_code.co_name} ({frame.f_code.co_filename}:{frame.f_lineno})"
+    return None if frame is None else f"in {frame.f_code.co_name} ({line_of(frame)})"
