@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from bcg.hazards import is_loud
 from bcg.report import AutomaticBreak, BucketFitRow, Card
 
 _NO_BREAK = "none: only the root module is around it"
@@ -30,7 +31,7 @@ def card_rows(card: Card) -> list[tuple[str, str]]:
         ("driver", card.driver_text),
         ("cause", card.cause),
         ("remedy", card.remedy),
-        ("break", card.break_option or (_NO_BREAK if card.hazard.startswith("L") else "")),
+        ("break", card.break_option or (_NO_BREAK if is_loud(card.hazard) else "")),
     )
     return [(name, value) for name, value in rows if value]
 
