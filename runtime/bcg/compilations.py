@@ -12,7 +12,7 @@ from torch._dynamo.callback import callback_handler
 from torch._dynamo.eval_frame import OptimizedModule
 
 from bcg.breaks import is_in_break
-from bcg.hazards import HAZARDS
+from bcg.cards import hazard_warning
 from bcg.report import ReportWarning
 from bcg.whereabouts import from_search_path, line_of, users_frame
 
@@ -54,14 +54,8 @@ def late_compilation_warnings(compiled_at: Iterable[tuple[int, tuple[str, ...]]]
     Args:
         compiled_at: Token counts, and the lines of code that made it work.
     """
-    hazard = HAZARDS["L10"]
     return [
-        ReportWarning(
-            code="L10",
-            message=f"torch's compiler worked inside the capture of {tokens} tokens, at {', '.join(lines)}",
-            cause=hazard.cause,
-            remedy=hazard.remedy,
-        )
+        hazard_warning("L10", f"torch's compiler worked inside the capture of {tokens} tokens, at {', '.join(lines)}")
         for tokens, lines in compiled_at
         if lines
     ]

@@ -85,12 +85,6 @@ def is_named(words: str) -> bool:
     return ":" in words
 
 
-def break_words(words: str) -> str:
-    """Return the option that makes this a break, as a shell takes it; empty where there is nothing to name."""
-    quoted = words.replace("'", "'\"'\"'")
-    return f"--break '{quoted}'" if words else ""
-
-
 def refuse_unmet(rules: BreakRules, labels: Iterable[BreakLabel], name: str) -> None:
     """Refuse a function or operation that was to be a break and never was: what needed it was captured (hazard S15).
 

@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from bcg.checking.findings import make_card
+from bcg.cards import make_card
 from bcg.diagnose.cards import card_of_error, cards_of
 from bcg.diagnose.survey import Finding
 from bcg.errors import CaptureError, Place

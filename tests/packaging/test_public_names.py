@@ -74,6 +74,6 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_importing_bcg_loads_no_torch() -> None:
-    code = "import sys, bcg, bcg.report, bcg.buckets, bcg.hazards, bcg.errors; print('torch' in sys.modules)"
+    code = "import sys, bcg, bcg.report, bcg.buckets, bcg.hazards, bcg.cards, bcg.errors; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

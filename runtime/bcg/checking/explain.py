@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from bcg.cards import make_card
 from bcg.checking import findings
 from bcg.checking.advance import find_advanced
 from bcg.checking.compare import Tolerance
@@ -108,7 +109,7 @@ class _Explainer:
         for bucket in verification.buckets:
             if bucket.errors:
                 module, line = bucket.place.module or "", bucket.place.source or ""
-                return [findings.make_card(bucket.hazard or "", bucket.errors[0], module=module, source_line=line)]
+                return [make_card(bucket.hazard or "", bucket.errors[0], module=module, source_line=line)]
         failed = worst_trial([trial for bucket in verification.buckets for trial in bucket.failed])
         if failed is not None:
             return self._explain_mismatch(failed, state_is_told)
@@ -124,7 +125,7 @@ class _Explainer:
 
     def _explain_mismatch(self, trial: Trial, state_is_told: bool) -> list[Card]:
         if not self._locates:
-            return [findings.make_card("", f"replay differs from eager in the bucket of {trial.tokens}")]
+            return [make_card("", f"replay differs from eager in the bucket of {trial.tokens}")]
         self._on_step(f"locating, {trial.tokens} tokens")
         base = self._state.save()
         buckets: Sequence[int] = list(self._runner.graphs)
@@ -134,7 +135,7 @@ class _Explainer:
         except BcgError as error:
             self._state.restore(base)
             title = f"replay differs from eager, and it could not be located: {error.message}"
-            return [findings.make_card("", title)]
+            return [make_card("", title)]
         if location.divergence is not None:
             self._found.divergences[trial.tokens] = location.divergence
         card = None if state_is_told and evidence.follows_state else suspect(evidence)
@@ -144,12 +145,12 @@ class _Explainer:
 
     def _unexplained(self, trial: Trial, location: Location) -> Card:
         if location.divergence is None:
-            return findings.make_card(
+            return make_card(
                 "", f"replay differs from eager in the bucket of {trial.tokens}, but no more once captured again"
             )
         module = location.culprit
         title = "the first module that gives something else in replay; nothing frozen was found in it"
-        return findings.make_card("", title, module=module, source_line=module_line(self._root, module))
+        return make_card("", title, module=module, source_line=module_line(self._root, module))
 
     def _explain_doubt(self, verification: Verification) -> list[Card]:
         """Say what makes eager differ from itself, or give NaN."""

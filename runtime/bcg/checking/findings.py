@@ -10,54 +10,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
+from bcg.cards import hazard_warning, make_card
 from bcg.checking.leaks import Leak
 from bcg.checking.places import attribute_line, module_line, split_path
 from bcg.checking.plan import Trial
 from bcg.checking.upkeep import Upkeep
 from bcg.checking.verdicts import Verification
 from bcg.device.base import Pool
-from bcg.hazards import HAZARDS
 from bcg.inputs import MASK
 from bcg.report import Card, ReportWarning
-from bcg.rules import break_words
 from bcg.segment_tape import FirstRead, Operation
 from bcg.state import Change, ModelState, Snapshot
 from bcg.structure import storage_key
 from bcg.whereabouts import source_line_of
 
 _MAX_ERRORS = 3
-_HELPED_BY_A_BREAK = ("S1", "S2", "S3", "S4", "S11", "S12", "S15", "S16", "L9")
 _GIVE_MASK = (
     f"give it an {MASK} of ones, from make_inputs of a factory: padding is zeros there too, and so masks its rows"
 )
 _COUNT_REAL_ROWS = (
     "do the same for every number of rows, or break there and take the number of real ones from the forward context"
 )
-
-
-def make_card(
-    hazard: str,
-    title: str,
-    *,
-    module: str = "",
-    source_line: str = "",
-    operation: str = "",
-    remedy: str = "",
-    occurrences: int = 1,
-) -> Card:
-    """Make a card of a row of the catalogue, by default with its remedy; an empty `hazard` is an unknown cause."""
-    row = HAZARDS.get(hazard)
-    return Card(
-        hazard=hazard,
-        title=title,
-        cause=row.cause if row else "",
-        operation=operation,
-        module=module,
-        source_line=source_line,
-        remedy=remedy or (row.remedy if row else ""),
-        break_option=break_words(module) if hazard in _HELPED_BY_A_BREAK else "",
-        occurrences=occurrences,
-    )
 
 
 def operation_card(root: nn.Module, hazard: str, title: str, operation: Operation | None, *, remedy: str = "") -> Card:
@@ -187,19 +160,14 @@ def advanced_card(root: nn.Module, path: str) -> Card:
 
 def advanced_warning(path: str) -> ReportWarning:
     """Warn of a tensor that captures changed in place, which only the tensor itself shows (S13)."""
-    return _warning_of("S13", f"{path} has moved on before the first replay; no result depends on it")
+    return hazard_warning("S13", f"{path} has moved on before the first replay; no result depends on it")
 
 
 def outside_warning(name: str) -> ReportWarning:
     """Warn of a tensor outside of the module tree that forwards write: nobody knows what it was before (S13)."""
-    return _warning_of(
+    return hazard_warning(
         "S13", f"{name}, which no module holds, is written by the forward; loading and captures have moved it on"
     )
-
-
-def _warning_of(hazard: str, message: str) -> ReportWarning:
-    """Warn of a row of the catalogue, with its cause and remedy."""
-    return ReportWarning(code=hazard, message=message, cause=HAZARDS[hazard].cause, remedy=HAZARDS[hazard].remedy)
 
 
 def leak_card(
@@ -277,7 +245,7 @@ def hook_warnings(root: nn.Module, in_breaks: Iterable[str] = ()) -> list[Report
     path, hooks = hooked[0]
     count = sum(len(hooks) for _, hooks in hooked)
     return [
-        _warning_of(
+        hazard_warning(
             "S18",
             f"{count} forward hook{'s' if count > 1 else ''} will not run in a replay, the first on "
             f"{path} at {source_line_of(hooks[0])}",
@@ -306,7 +274,7 @@ def draw_warnings(verification: Verification) -> list[ReportWarning]:
         return []
     names = " and ".join(verification.undrawn)
     return [
-        _warning_of("S16", f"eager draws from {names}, a replay does not: harmless only where nothing depends on it")
+        hazard_warning("S16", f"eager draws from {names}, a replay does not: harmless only where nothing depends on it")
     ]
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bcg.checking.findings import make_card, operation_card
+from bcg.cards import make_card
+from bcg.checking.findings import operation_card
 from bcg.checking.places import attribute_line, split_path
 from bcg.checking.plan import Trial, batch_of, poisoned_padding
 from bcg.checking.seeding import find_seeding

@@ -7,13 +7,12 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
+from bcg.cards import break_words, make_card
 from bcg.diagnose.remedies import Remedy
 from bcg.diagnose.survey import Finding
-from bcg.errors import CaptureError, UsageError
+from bcg.errors import CaptureError, Place, UsageError
 from bcg.functions import FunctionReference, code_of, find_function
-from bcg.hazards import HAZARDS
 from bcg.report import AutomaticBreak, Card
-from bcg.rules import break_words
 from bcg.target import Target
 from bcg.whereabouts import from_search_path, is_users
 
@@ -37,18 +36,15 @@ _MESSAGES = (
 
 def card_of(finding: Finding, occurrences: int = 1) -> Card:
     """Describe a finding of a survey."""
-    hazard = HAZARDS[finding.hazard]
-    return Card(
-        hazard=finding.hazard,
-        title=finding.reason,
-        cause=hazard.cause,
-        operation=finding.operation,
+    return make_card(
+        finding.hazard,
+        finding.reason,
         module=finding.module,
         source_line=finding.source,
+        operation=finding.operation,
         driver_text=finding.driver_text,
-        remedy=hazard.remedy,
-        break_option=break_words(finding.module),
         occurrences=occurrences,
+        offers_break=True,
     )
 
 
@@ -125,21 +121,18 @@ def _decorator(remedy: Remedy, finding: Finding, root: nn.Module) -> str:
 def card_of_error(error: CaptureError) -> Card | None:
     """Describe a failed capture by its hazard, or by what the driver's message means; None where neither is known."""
     text = "\n".join(str(part) for part in (error, *_causes(error)))
-    code = error.hazard or _hazard_in(f"{text}\n{error.driver_text}")
-    if code is None:
+    hazard = error.hazard or _hazard_in(f"{text}\n{error.driver_text}")
+    if hazard is None:
         return None
-    hazard, place = HAZARDS[code], error.place
-    module = (place.module if place else None) or _module_named_in(text)
-    return Card(
-        hazard=code,
-        title=error.message,
-        cause=hazard.cause,
-        operation=(place.operation if place else None) or "",
-        module=module,
-        source_line=(place.source if place else None) or "",
+    place = error.place or Place()
+    return make_card(
+        hazard,
+        error.message,
+        module=place.module or _module_named_in(text),
+        source_line=place.source or "",
+        operation=place.operation or "",
         driver_text=error.driver_text or next((line.strip() for line in text.splitlines() if "CUDA error" in line), ""),
-        remedy=hazard.remedy,
-        break_option=break_words(module),
+        offers_break=True,
     )
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from bcg.alignment import Dropped
+from bcg.cards import make_card
 from bcg.checking.compare import are_near
-from bcg.checking.findings import make_card
 from bcg.checking.places import attribute_line, modules_around, split_path
 from bcg.checking.seeding import find_seeding
 from bcg.collectives import in_step
