@@ -47,6 +47,11 @@ def hazard_warning(hazard: str, message: str) -> ReportWarning:
     return ReportWarning(code=hazard, message=message, cause=row.cause, remedy=row.remedy)
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a count and what is counted."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def break_words(words: str) -> str:
     """Return the option that makes this a break, as a shell takes it; empty where there is nothing to name."""
     quoted = words.replace("'", "'\"'\"'")

@@ -14,7 +14,6 @@ from torch import nn
 
 from bcg.attention_interface import attention_kept
 from bcg.buckets import check_buckets, default_buckets, token_counts
-from bcg.checking import findings
 from bcg.checking.compare import Tolerance, finite
 from bcg.checking.explain import Explanation, explain
 from bcg.checking.outcome import bucket_row, failure_of, overall_verdict
@@ -28,6 +27,7 @@ from bcg.checking.prompts import (
 from bcg.checking.spread import Spread
 from bcg.checking.verdicts import LostDeviceError, Verification
 from bcg.checking.verification import CHECK_SEED, verify
+from bcg.checking.warnings import draw_warnings, hook_warnings, outside_warning, padding_warnings
 from bcg.checking.writes import written_by_segments, written_input_warnings, written_parameters
 from bcg.compilations import late_compilation_warnings
 from bcg.device import find_device
@@ -288,8 +288,8 @@ class _Check:
                 *self._target.warnings,
                 *self._warnings,
                 *explanation.warnings,
-                *findings.padding_warnings(verification),
-                *findings.draw_warnings(verification),
+                *padding_warnings(verification),
+                *draw_warnings(verification),
                 *written_input_warnings(self._runner),
                 *self._what_to_know(results),
             ],
@@ -318,9 +318,9 @@ class _Check:
     def _what_to_know(self, results: Sequence[BucketCapture]) -> list[ReportWarning]:
         rules = self._target.break_rules
         in_breaks = [*rules.mixers, *(path for paths in rules.globs.values() for path in paths)]
-        warnings = findings.hook_warnings(self._target.module, in_breaks)
+        warnings = hook_warnings(self._target.module, in_breaks)
         held = dict(self._target.module.named_parameters())
-        warnings += [findings.outside_warning(name) for name in written_by_segments(self._runner) if name not in held]
+        warnings += [outside_warning(name) for name in written_by_segments(self._runner) if name not in held]
         warnings += late_compilation_warnings((result.tokens, result.compiled_at) for result in results)
         for result in results:
             if result.status != "captured":

@@ -7,17 +7,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from bcg.cards import make_card
-from bcg.checking import findings
 from bcg.checking.advance import find_advanced
+from bcg.checking.cards import (
+    constants_card,
+    launch_cards,
+    leak_card,
+    moved_card,
+    one_a_line,
+    operation_card,
+    padded_state_card,
+)
 from bcg.checking.compare import Tolerance
 from bcg.checking.leaks import Leak, LeakSearch
 from bcg.checking.locate import Location, locate
 from bcg.checking.parting import find_nan, find_parting
 from bcg.checking.places import module_line
 from bcg.checking.plan import Trial
+from bcg.checking.state_cards import advanced_card, pool_cards, state_cards
 from bcg.checking.suspects import gather, suspect
 from bcg.checking.upkeep import Upkeep, find_upkeep
 from bcg.checking.verdicts import Verification, worst_trial
+from bcg.checking.warnings import advanced_warning
 from bcg.errors import BcgError
 from bcg.inputs import MASK
 from bcg.report import Card, Divergence, ReportWarning
@@ -84,28 +94,28 @@ class _Explainer:
         assert pool is not None
         is_sharded = self._runner.target.alignment is not None  # its ranks must run the same forwards
         upkeep = Upkeep() if is_sharded else find_upkeep(self._runner, verification, self._state, after)
-        state_cards = findings.state_cards(root, verification, after, pool, upkeep)
+        of_state = state_cards(root, verification, after, pool, upkeep)
         advanced = find_advanced(self._runner, self._state, before, after)
-        cards += findings.one_a_line(
+        cards += one_a_line(
             [
-                *dict.fromkeys([*state_cards, *findings.pool_cards(root, verification, upkeep)]),
-                *(findings.advanced_card(root, path) for path in advanced.harmful),
+                *dict.fromkeys([*of_state, *pool_cards(root, verification, upkeep)]),
+                *(advanced_card(root, path) for path in advanced.harmful),
             ]
         )
-        self._found.warnings.extend(findings.advanced_warning(path) for path in advanced.harmless)
+        self._found.warnings.extend(advanced_warning(path) for path in advanced.harmless)
         told = {(card.hazard, card.module) for card in cards if card.hazard in ("S8", "S12")}
         results = self._explain_results(verification, state_is_told=any(card.hazard == "S12" for card in cards))
         cards += [card for card in results if (card.hazard, card.module) not in told]
         padded = {path: trial for bucket in verification.buckets for path, trial in bucket.padded_state.items()}
         if not cards:  # state that replays leave otherwise shows so too
-            cards += [findings.padded_state_card(root, path, trial) for path, trial in padded.items()]
-        cards += findings.launch_cards(root, verification)
+            cards += [padded_state_card(root, path, trial) for path, trial in padded.items()]
+        cards += launch_cards(root, verification)
         return self._found
 
     def _explain_results(self, verification: Verification, *, state_is_told: bool) -> list[Card]:
         moved = next((found for bucket in verification.buckets for found in bucket.moved.values()), None)
         if moved is not None:
-            return [findings.moved_card(self._root, self._state, *moved)]
+            return [moved_card(self._root, self._state, *moved)]
         for bucket in verification.buckets:
             if bucket.errors:
                 module, line = bucket.place.module or "", bucket.place.source or ""
@@ -120,7 +130,7 @@ class _Explainer:
             if (leak := worst_trial(trials)) is not None:
                 return [self._explain_leak(leak, by_size, len(trials))]
         if any(bucket.constants for bucket in verification.buckets):
-            return [findings.constants_card(self._root)]
+            return [constants_card(self._root)]
         return self._explain_doubt(verification)
 
     def _explain_mismatch(self, trial: Trial, state_is_told: bool) -> list[Card]:
@@ -164,7 +174,7 @@ class _Explainer:
         found = find(self._runner, trial, self._state, self._state.save())
         if found is None:
             return []
-        return [findings.operation_card(self._root, found.hazard, found.title, found.operation, remedy=found.remedy)]
+        return [operation_card(self._root, found.hazard, found.title, found.operation, remedy=found.remedy)]
 
     def _explain_leak(self, trial: Trial, by_size: bool, num_trials: int) -> Card:
         leak = Leak()
@@ -172,7 +182,7 @@ class _Explainer:
             self._on_step(f"locating, {trial.tokens} tokens")
             search = LeakSearch(self._runner, trial, self._state, self._state.save(), self._tolerance, by_size=by_size)
             leak = search.find()
-        return findings.leak_card(self._root, trial, leak, by_size, num_trials, could_mask=self._could_mask())
+        return leak_card(self._root, trial, leak, by_size, num_trials, could_mask=self._could_mask())
 
     def _could_mask(self) -> bool:
         """Tell whether the forward would take a mask that its inputs don't have."""

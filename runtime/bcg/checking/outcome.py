@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from bcg.checking import findings
 from bcg.checking.compare import finite
 from bcg.checking.ranks import rank_failure
+from bcg.checking.reasons import reasons
 from bcg.checking.verdicts import Verification, joined_verdict
 from bcg.errors import CheckFailure
 from bcg.report import Card, CheckBucket, CheckReport, Divergence, Verdict
@@ -37,7 +37,7 @@ def bucket_row(verification: Verification, result: BucketCapture, divergences: M
         max_rel_error=finite(comparison.max_rel_error),
         num_replays=found.num_replays,
         num_launches=found.num_launches,
-        reasons=list(findings.reasons(verification, result.tokens)),
+        reasons=list(reasons(verification, result.tokens)),
         first_divergence=divergences.get(result.tokens),
     )
 

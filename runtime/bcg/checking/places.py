@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.nn.modules import module as nn_module
@@ -23,14 +23,25 @@ def modules_around(root: nn.Module, path: str) -> tuple[str, ...]:
     return tuple(outer for outer in around if type(root.get_submodule(outer)).forward is not _NO_FORWARD)
 
 
-def split_path(root: nn.Module, path: str) -> tuple[str, str]:
-    """Split an attribute path into the module's path and the attribute's name."""
+class Attribute(NamedTuple):
+    """An attribute of a module, which is named by its path."""
+
+    module: str
+    name: str
+
+    @property
+    def path(self) -> str:
+        return f"{self.module}.{self.name}" if self.module else self.name
+
+
+def split_path(root: nn.Module, path: str) -> Attribute:
+    """Return the attribute of a module that a path names, or names a part of."""
     inner = path.removeprefix("len(")
     best, rest = "", inner
     for name, _ in root.named_modules():
         if name and inner.startswith(f"{name}.") and len(name) > len(best):
             best, rest = name, inner[len(name) + 1 :]
-    return best, re.split(r"[.\[)]", rest)[0]
+    return Attribute(best, re.split(r"[.\[)]", rest)[0])
 
 
 def attribute_line(root: nn.Module, module: str, attribute: str) -> str:
@@ -48,16 +59,18 @@ def attribute_line(root: nn.Module, module: str, attribute: str) -> str:
     for depth in range(len(names) - 1, -1, -1):
         outer = type(root.get_submodule(".".join(names[:depth])))
         looked_into.append((outer, rf"\.{re.escape(names[-1])}{inside}"))
-    looked_into += [(hook, inside) for hook in hooks_of(root)]
+    looked_into += [(hook, inside) for _, hook in hooks_of(root)]
     found = (_changing_line(code, path) for code, path in looked_into)
     return next(filter(None, found), "") or _class_line(type(owner)) or module_line(root, module)
 
 
-def hooks_of(root: nn.Module) -> Iterator[Callable[..., Any]]:
-    """Yield the forward hooks of a module tree, those of all modules at once among them."""
-    yield from (*nn_module._global_forward_pre_hooks.values(), *nn_module._global_forward_hooks.values())
-    for module in root.modules():
-        yield from (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+def hooks_of(root: nn.Module) -> Iterator[tuple[str | None, Callable[..., Any]]]:
+    """Yield the forward hooks of a module tree with their module's path; first, with None, those of all modules."""
+    for hook in (*nn_module._global_forward_pre_hooks.values(), *nn_module._global_forward_hooks.values()):
+        yield None, hook
+    for path, module in root.named_modules():
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+            yield path, hook
 
 
 def _changing_line(code: type | Callable[..., Any], path: str) -> str:

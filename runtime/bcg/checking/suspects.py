@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bcg.cards import make_card
-from bcg.checking.findings import operation_card
-from bcg.checking.places import attribute_line, split_path
+from bcg.checking.cards import attribute_card, operation_card
+from bcg.checking.places import split_path
 from bcg.checking.plan import Trial, batch_of, poisoned_padding
 from bcg.checking.seeding import find_seeding
 from bcg.checking.trace import ForwardTrace, trace_forward
@@ -268,9 +267,8 @@ def _unknown_read(evidence: Evidence, operation: Operation, address: int) -> Car
         title = f"eager reads {tensor}, which the forward before it left, the graph the one of its capture"
         if not name:
             return _card(evidence, "S12", title, operation)
-        module, attribute = split_path(evidence.root, name)  # who sets it is to blame, not who reads it
-        line = attribute_line(evidence.root, module, attribute)
-        return make_card("S12", title, module=module, source_line=line, operation=operation.name)
+        attribute = split_path(evidence.root, name)  # who sets it is to blame, not who reads it
+        return attribute_card(evidence.root, "S12", title, attribute, operation=operation.name)
     if key in evidence.now.met:
         title = f"eager reads {tensor}, the graph the one that was there when it was captured"
         return _card(evidence, "S4", title, operation)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bcg.checking import Verification, verify
-from bcg.checking.findings import reasons
 from bcg.checking.places import modules_around
+from bcg.checking.reasons import reasons
 from bcg.diagnose.cards import card_of_error
 from bcg.diagnose.survey import Finding
 from bcg.distributed.failure import PeerLost
