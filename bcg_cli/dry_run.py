@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bcg.errors import BcgError, CheckFailure
 from bcg.report import OptionValue, PlanReport
+from bcg.words import TargetWords
 from bcg_cli import console
 from bcg_cli.bucket_choice import BucketWords, MemoryEstimate, choose
 from bcg_cli.delivery import deliver
@@ -22,15 +23,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ShapeWords:
-    """What the command line says about the model whose shapes are planned."""
+    """What the command line says about the model whose shapes are planned.
 
-    model: str
-    dtype: str | None
-    attention_break: bool
-    break_globs: Sequence[str]
+    Attributes:
+        tp: Over how many ranks it is sharded.
+    """
+
+    target: TargetWords
     auto_break: bool = True
     tp: int | None = None
-    ep: bool = False
 
 
 @contextlib.contextmanager
@@ -44,15 +45,8 @@ def _shaped(words: ShapeWords) -> Iterator[tuple[Target, FakeTensorMode]]:
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with contextlib.nullcontext() if words.tp is None else pretended_ranks(words.tp):
-        target = load_shapes(
-            words.model,
-            mode,
-            dtype=words.dtype,
-            attention_break=words.attention_break,
-            break_globs=words.break_globs,
-            sharding=None if words.tp is None else Sharding(words.tp, words.ep),
-        )
-        yield target, mode
+        sharding = None if words.tp is None else Sharding(words.tp, words.target.expert_parallel)
+        yield load_shapes(words.target, mode, sharding), mode
 
 
 @contextlib.contextmanager
@@ -88,7 +82,7 @@ def dry_run(
         BcgError: The model can't be planned.
     """
     with console.users_code(), console.steps() as steps:
-        steps.begin(f"shaping {words.model}")
+        steps.begin(f"shaping {words.target.model}")
         choice = choose(buckets, lambda: estimated_memory(words))
         with _shaped(words) as (target, mode):
             from bcg.planning import plan

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
+from bcg.words import TargetWords
 
+if TYPE_CHECKING:
     from bcg.distributed.world import World
     from bcg.target import Target
 
@@ -18,16 +17,11 @@ class ModelLoader:
     """Loads the model that a command names; every call makes it anew.
 
     Attributes:
-        place: Where it goes if there are no ranks; each rank has a device of its own.
+        words: What the command says about it; each rank has a device of its own.
         world: The ranks that it is sharded over.
     """
 
-    model: str
-    place: torch.device
-    dtype: str | None
-    seed: int
-    globs: Sequence[str]
-    expert_parallel: bool
+    words: TargetWords
     world: World | None
 
     def __call__(self, attention_break: bool) -> Target:
@@ -39,15 +33,7 @@ class ModelLoader:
         return self._load(attention_break, None)
 
     def _load(self, attention_break: bool, ranks: World | None) -> Target:
-        from bcg.models import load_target
+        from bcg.models import load_from_words
 
-        return load_target(
-            self.model,
-            device=self.place if self.world is None else self.world.device,
-            dtype=self.dtype,
-            seed=self.seed,
-            attention_break=attention_break,
-            break_globs=self.globs,
-            ranks=ranks,
-            expert_parallel=self.expert_parallel,
-        )
+        device = self.words.device if self.world is None else str(self.world.device)
+        return load_from_words(replace(self.words, device=device, attention_break=attention_break), ranks)

@@ -27,6 +27,7 @@ from bcg.models.shapes import load_shapes
 from bcg.planning import plan
 from bcg.report import PlanReport
 from bcg.runner import GraphRunner
+from bcg.words import TargetWords
 
 MIB = 2**20
 MEASURED = ("qwen3-0.6b", "qwen3-8b", "qwen3-30b-a3b")
@@ -34,7 +35,7 @@ MEASURED = ("qwen3-0.6b", "qwen3-8b", "qwen3-30b-a3b")
 
 def planned(model: str) -> PlanReport:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    return plan(load_shapes(model, mode), mode, DEFAULT_BUCKETS_GPU, {})
+    return plan(load_shapes(TargetWords(model), mode), mode, DEFAULT_BUCKETS_GPU, {})
 
 
 def show_cost(model: str) -> None:

@@ -36,12 +36,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from bcg.checking import verify
 from bcg.diagnose import UncapturableError, break_where_needed
 from bcg.errors import BcgError
-from bcg.models.build import build_target, quiet
+from bcg.models.build import Made, build_target, quiet
 from bcg.models.huggingface import random_model
 from bcg.nearness import is_near_in_mean
 from bcg.runner import GraphRunner
 from bcg.structure import tensors_in
 from bcg.target import Target, make_batch, plain_output
+from bcg.words import TargetWords
 from benchmarks.tiny import tiny_config
 
 BUCKETS = (4, 24)
@@ -133,22 +134,14 @@ def _sweep(name: str, device: torch.device, *, attention_break: bool) -> Row:
                 shape = AutoModel.from_config(config)
         if sum(parameter.numel() for parameter in shape.parameters()) > MAX_PARAMETERS:
             return Row(name, "not tiny", detail=f"more than {MAX_PARAMETERS:,} parameters")
-        module = random_model(name, config, device, torch.float32, 0)
-        target = build_target(
-            name,
-            module,
-            source="factory",
-            weights="random",
-            seed=0,
-            device=device,
-            attention_break=attention_break,
-            break_globs=(),
-        )
+        words = TargetWords(name, str(device), attention_break=attention_break)
+        module = random_model(words, config, torch.float32)
+        target = build_target(Made(module, "factory", "random", seed=0), words)
     except TimeoutError:
         raise
     except Exception as error:  # noqa: BLE001 - a row of the table
         return Row(name, "not built", detail=_first(error))
-    differs = _differs_from_plain(target, random_model(name, tiny_config(name), device, torch.float32, 0).eval())
+    differs = _differs_from_plain(target, random_model(words, tiny_config(name), torch.float32).eval())
     if differs is not None:
         return Row(name, "wrong", detail=differs)
     try:

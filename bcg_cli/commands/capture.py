@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from bcg.distributed.member import DEFAULT_TIMEOUT_S
 from bcg.errors import BcgError, CheckFailure, UsageError
 from bcg.gpus import find_gpu
 from bcg.report import CaptureReport, Card, OptionValue
+from bcg.words import TargetWords
 from bcg_cli import console
 from bcg_cli.bucket_choice import choose, read_bucket_words
 from bcg_cli.delivery import check_outputs, deliver, file_of, show, write
@@ -84,17 +86,22 @@ def capture(
         raise UsageError("--fewest-breaks needs --auto-break: it tries which breaks are needed")
     if gpu is not None and not dry_run:
         raise UsageError("--gpu is about a plan", hint="add --dry-run")
-    words = read_bucket_words(tokens, workload, num_buckets, memory_budget)
+    bucket_words = read_bucket_words(tokens, workload, num_buckets, memory_budget)
     check_outputs({"--json": json, "--html": html}, {"MODEL": file_of(model), "--workload": workload})
-    globs = list(break_globs or ())
-    ranks = Ranks(tp, ep, rank_timeout)
-    shapes = ShapeWords(
-        model, None if dtype is None else dtype.value, attention_break, globs, auto_break, ranks.size, ep
+    words = TargetWords(
+        model,
+        dtype=None if dtype is None else dtype.value,
+        seed=seed,
+        attention_break=attention_break,
+        break_globs=tuple(break_globs or ()),
+        expert_parallel=ep,
     )
+    ranks = Ranks(tp, ep, rank_timeout)
+    shapes = ShapeWords(words, auto_break, ranks.size)
     options: dict[str, OptionValue] = {
-        "tokens": list(words.tokens or ()),
+        "tokens": list(bucket_words.tokens or ()),
         "device": device.value,
-        "break": [*globs],
+        "break": [*words.break_globs],
         "attention_break": attention_break,
         "auto_break": auto_break,
         "fewest_breaks": fewest_breaks,
@@ -102,27 +109,27 @@ def capture(
         "buckets": num_buckets,
         "memory_budget": memory_budget,
         "gpu": gpu,
-        "dtype": None if dtype is None else dtype.value,
+        "dtype": words.dtype,
         "seed": seed,
         "expect_breaks": expect_breaks,
         "tp": tp,
         "ep": ep,
     }
     if dry_run:
-        plan_capture(shapes, words, None if gpu is None else find_gpu(gpu), options, expect_breaks, json, html)
+        plan_capture(shapes, bucket_words, None if gpu is None else find_gpu(gpu), options, expect_breaks, json, html)
         return
     if ranks.start(context.obj):
         return
     place = resolve_device(device)
     with console.users_code():
-        choice = choose(words, lambda: estimated_memory(shapes))
+        choice = choose(bucket_words, lambda: estimated_memory(shapes))
     with console.users_code(), console.steps() as steps, ranks.joined(place) as world:
         steps.begin(f"making {model}")
         from bcg.diagnose import Diagnosis, failures_explained, load_with_breaks
         from bcg.runner import GraphRunner
         from bcg.summary import CaptureLog, rank_rows
 
-        load = ModelLoader(model, place, None if dtype is None else dtype.value, seed, globs, ep, world)
+        load = ModelLoader(replace(words, device=str(place)), world)
 
         def buckets_for(target: Target) -> Sequence[int]:
             return choice.for_model(place.type, target.max_tokens)

@@ -15,6 +15,7 @@ from bcg.buckets import parse_buckets
 from bcg.distributed.member import DEFAULT_TIMEOUT_S, this_member
 from bcg.errors import CheckFailure, UsageError
 from bcg.report import MODES, ModeName, ProfileReport
+from bcg.words import TargetWords
 from bcg_cli import console
 from bcg_cli.delivery import check_outputs, deliver, file_of
 from bcg_cli.device import resolve_device
@@ -89,20 +90,23 @@ def profile(
         from bcg.profile.plan import Plan
         from bcg.profile.run import ProfileInterrupted, run_profile
 
-        plan = Plan(
-            model=model,
+        words = TargetWords(
+            model,
             device=str(place),
-            buckets=buckets or (),
-            modes=chosen,
-            num_rounds=rounds,
             dtype=None if dtype is None else dtype.value,
             seed=seed,
             attention_break=attention_break,
             break_globs=tuple(break_globs or ()),
+            expert_parallel=ep,
+        )
+        plan = Plan(
+            words=words,
+            buckets=buckets or (),
+            modes=chosen,
+            num_rounds=rounds,
             nvtx=nvtx,
             trace=None if trace is None else str(trace.resolve()),
             num_ranks=None if member is None else member.size,
-            expert_parallel=ep,
             rank_timeout_s=rank_timeout,
         )
         interrupted: ProfileInterrupted | None = None

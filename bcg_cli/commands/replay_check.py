@@ -16,6 +16,7 @@ from bcg.distributed.member import DEFAULT_TIMEOUT_S
 from bcg.errors import UsageError
 from bcg.prompts import read_prompts
 from bcg.report import OptionValue
+from bcg.words import TargetWords
 from bcg_cli import console
 from bcg_cli.delivery import check_outputs, deliver, file_of
 from bcg_cli.device import resolve_device
@@ -102,11 +103,19 @@ def replay_check(
     if ranks.start(context.obj):
         return
     place = resolve_device(device)
-    globs = list(break_globs or ())
+    words = TargetWords(
+        model,
+        device=str(place),
+        dtype=None if dtype is None else dtype.value,
+        seed=seed,
+        attention_break=attention_break,
+        break_globs=tuple(break_globs or ()),
+        expert_parallel=ep,
+    )
     options: dict[str, OptionValue] = {
         "tokens": list(buckets or ()),
         "device": device.value,
-        "break": [*globs],
+        "break": [*words.break_globs],
         "attention_break": attention_break,
         "auto_break": auto_break,
         "rounds": rounds,
@@ -114,7 +123,7 @@ def replay_check(
         "prompts": None if prompts is None else str(prompts),
         "rtol": rtol,
         "atol": atol,
-        "dtype": None if dtype is None else dtype.value,
+        "dtype": words.dtype,
         "seed": seed,
         "tp": tp,
         "ep": ep,
@@ -125,7 +134,7 @@ def replay_check(
         from bcg.diagnose import Diagnosis, failures_explained, load_with_breaks
         from bcg.target import Target
 
-        load = ModelLoader(model, place, None if dtype is None else dtype.value, seed, globs, ep, world)
+        load = ModelLoader(words, world)
 
         def buckets_for(target: Target) -> tuple[int, ...]:
             return buckets or default_buckets(place.type, target.max_tokens)

@@ -18,22 +18,7 @@ from bcg.inputs import POSITIONS, Batch, InputSpec, MakeExtras, MakeInputs, made
 from bcg.report import ModelInfo, ReportWarning
 from bcg.rules import BreakRules
 from bcg.structure import SEQUENCES, attributes_of, rebuild_sequence, tensors_in
-
-
-@dataclass(frozen=True)
-class TargetWords:
-    """What `bcg.models.load_target` was told, so that another process can make the same target.
-
-    Attributes:
-        device: As in `torch.device`, with its index.
-    """
-
-    model: str
-    device: str
-    dtype: str | None
-    seed: int
-    attention_break: bool
-    break_globs: tuple[str, ...]
+from bcg.words import TargetWords
 
 
 @dataclass

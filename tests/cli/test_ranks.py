@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bcg.report import PlanReport, read_report
+from bcg.words import TargetWords
 from bcg_cli.dry_run import ShapeWords, estimated_memory
 
 
@@ -54,7 +55,7 @@ def test_a_dry_run_plans_the_memory_of_each_rank(bcg: Any, tmp_path: Path) -> No
 def test_a_memory_budget_is_that_of_each_rank() -> None:
     pools = []
     for tp in (None, 2):
-        with estimated_memory(ShapeWords("qwen3-tiny", None, True, (), tp=tp)) as memory:
+        with estimated_memory(ShapeWords(TargetWords("qwen3-tiny"), tp=tp)) as memory:
             pools.append(memory.pool_bytes(4096))
     assert pools[1] < 0.8 * pools[0]
 

@@ -10,6 +10,7 @@ from bcg.models import load_target
 from bcg.models.shapes import load_shapes
 from bcg.planning import plan
 from bcg.runner import GraphRunner
+from bcg.words import TargetWords
 
 MIB = 2**20
 WORKSPACE_MIB = 32
@@ -21,7 +22,7 @@ WORKSPACE_MIB = 32
 )
 def test_the_pool_is_as_large_as_planned(model: str, buckets: tuple[int, ...]) -> None:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    planned = plan(load_shapes(model, mode), mode, buckets, {})
+    planned = plan(load_shapes(TargetWords(model), mode), mode, buckets, {})
     target = load_target(model, device="cuda")
     assert planned.totals.weight_bytes == pytest.approx(target.info.weight_bytes, rel=0.01)
     rows = []

@@ -15,6 +15,7 @@ from bcg.profile.plan import Plan
 from bcg.profile.run import run_profile
 from bcg.profile.tools import ncu_command
 from bcg.report import MODES, ModeRow, ProfileReport
+from bcg.words import TargetWords
 
 NUM_LAYERS = 4
 
@@ -24,8 +25,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> ProfileReport:
     trace = tmp_path_factory.mktemp("trace") / "trace.json"
     report = run_profile(
         Plan(
-            model="qwen3-tiny",
-            device="cuda",
+            words=TargetWords("qwen3-tiny", "cuda"),
             buckets=(16, 64),
             modes=MODES,
             num_rounds=4,

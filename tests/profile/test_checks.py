@@ -22,6 +22,7 @@ from bcg.profile.plan import ModeRun, Plan
 from bcg.profile.summary import profile_report
 from bcg.profile.worker import Worker
 from bcg.report import ModeName
+from bcg.words import TargetWords
 from tests.targets import own_target
 
 BUCKETS = (4, 16)
@@ -234,17 +235,8 @@ def test_the_process_of_a_mode_that_computes_something_else_calls_it_wrong() -> 
 
 
 def _prepared_by_a_worker(mode: ModeName, factory: str = "layered") -> AllPrepared:
-    load = Load(
-        mode=mode,
-        model=f"{MODELS}:{factory}",
-        device="cpu",
-        dtype=None,
-        seed=0,
-        attention_break=False,
-        break_globs=[],
-        nvtx=False,
-    )
-    return Worker(load).prepare(Prepare(buckets=[4]))
+    words = TargetWords(f"{MODELS}:{factory}", attention_break=False)
+    return Worker(Load(mode=mode, words=words, nvtx=False)).prepare(Prepare(buckets=[4]))
 
 
 def test_figures_and_notes_reach_the_report(target: Target, checks: Checks) -> None:
@@ -261,7 +253,7 @@ def test_figures_and_notes_reach_the_report(target: Target, checks: Checks) -> N
         prepared=AllPrepared(buckets=prepared, startup_s=1.0, warnings=[note]),
         rounds={tokens: [Measured(step_ms=[1.0], host_us=[1.0])] for tokens in BUCKETS},
     )
-    plan = Plan(model="qwen3-tiny", device="cpu", buckets=BUCKETS, modes=("fused",))
+    plan = Plan(words=TargetWords("qwen3-tiny"), buckets=BUCKETS, modes=("fused",))
     report = profile_report(plan, [run])
     assert note in report.warnings
     assert report.has_exact_errors

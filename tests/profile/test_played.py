@@ -36,6 +36,7 @@ from bcg.profile.messages import (
 from bcg.profile.plan import Plan
 from bcg.profile.run import ProfileInterrupted, run_profile
 from bcg.report import ModeName, ModeStatus, ProfileReport
+from bcg.words import TargetWords
 from tests.cli.reports import host_report
 
 Happening = Callable[[ModeName, Command], None]
@@ -108,7 +109,7 @@ def failing(mode: ModeName, kind: type[Any], error: BaseException) -> Happening:
 
 
 def plan(*modes: ModeName, num_rounds: int = 2) -> Plan:
-    return Plan(model="played", device="cpu", buckets=(4, 8), modes=modes, num_rounds=num_rounds)
+    return Plan(words=TargetWords("played"), buckets=(4, 8), modes=modes, num_rounds=num_rounds)
 
 
 def statuses(report: ProfileReport) -> dict[ModeName, list[ModeStatus]]:

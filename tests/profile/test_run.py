@@ -16,6 +16,7 @@ from bcg.profile.plan import ModeRun, Plan
 from bcg.profile.run import ProfileInterrupted, run_profile
 from bcg.profile.summary import profile_report
 from bcg.report import MODES, ModeName, ModeRow, ProfileReport, decode_report, encode_report
+from bcg.words import TargetWords
 from bcg_cli.views.kinds import html_page
 
 MODELS = Path(__file__).parent / "models.py"
@@ -25,7 +26,7 @@ BREAKS = 2
 
 def plan(factory: str, **changes) -> Plan:
     options = {"buckets": (4, 8), "modes": ("eager", "full", "breakable"), "num_rounds": 4, "steps_per_round": 3}
-    return Plan(model=f"{MODELS}:{factory}", device="cpu", **options | changes)
+    return Plan(words=TargetWords(f"{MODELS}:{factory}"), **options | changes)
 
 
 def rows(report: ProfileReport, mode: str) -> list[ModeRow]:
@@ -156,7 +157,7 @@ def test_a_process_that_dies_is_an_error_that_says_how() -> None:
 
 def test_a_model_that_is_not_there_is_wrong_usage() -> None:
     with pytest.raises(UsageError, match="missing.py"):
-        run_profile(Plan(model="missing.py:model", device="cpu", buckets=(4,), modes=("eager",)))
+        run_profile(Plan(words=TargetWords("missing.py:model"), buckets=(4,), modes=("eager",)))
 
 
 def test_modes_that_can_not_be_here_alone_are_refused() -> None:

@@ -15,10 +15,11 @@ from bcg.breaks import BreakLabel
 from bcg.context import ForwardContext, forward_context
 from bcg.diagnose import break_where_needed
 from bcg.errors import ModelError, ReplayError
-from bcg.models.build import build_target
+from bcg.models.build import Made, build_target
 from bcg.models.huggingface import quiet, random_model
 from bcg.structure import tensors_in
 from bcg.target import Target, make_batch, plain_output
+from bcg.words import TargetWords
 from benchmarks.tiny import tiny_config
 from tests.targets import own_target
 
@@ -60,15 +61,14 @@ LENGTHS = (9, 1, 12)
 def load(name: str, **options: Any) -> Target:
     with quiet():
         config = AutoConfig.for_model(name, **{**COMMON, **ARCHITECTURES.get(name, {}), **options.pop("config", {})})
-    module = random_model(name, config, CPU, torch.float32, 0)
+    module = random_model(TargetWords(name), config, torch.float32)
     # Attention over random weights is nearly uniform; sharper scores make windows, caps and sinks matter.
     for path, parameter in module.named_parameters():
         if path.endswith(("q_proj.weight", "k_proj.weight", "query.weight", "key.weight", "Wqkv.weight")):
             parameter.data.mul_(15)
         if path.endswith("sinks"):
             parameter.data.fill_(2)
-    settings = {"attention_break": True, "break_globs": (), **options}
-    return build_target(name, module, source="preset", weights="random", seed=0, device=CPU, **settings)
+    return build_target(Made(module, "preset", "random", seed=0), TargetWords(name, **options))
 
 
 def batch_for(target: Target, lengths: tuple[int, ...], padding: int = 0, fill: int = 0) -> dict[str, torch.Tensor]:
@@ -110,7 +110,9 @@ def test_keys_of_their_own_and_options_per_row_are_not_cut_wrongly(name: str) ->
     if name not in CONFIG_MAPPING:
         pytest.skip(f"this transformers has no {name}")
     stock, broken = (
-        own_target(random_model(name, tiny_config(name), CPU, torch.float32, 0), "cpu", attention_break=attention_break)
+        own_target(
+            random_model(TargetWords(name), tiny_config(name), torch.float32), "cpu", attention_break=attention_break
+        )
         for attention_break in (False, True)
     )
     assert broken.break_rules.attention

@@ -137,6 +137,7 @@ def test_a_dry_run_hints_as_a_capture_does_and_logs_no_traceback(
 
     from bcg.models.shapes import load_shapes
     from bcg.planning import plan
+    from bcg.words import TargetWords
 
     T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=16).save_pretrained(tmp_path / "t5")
     MixtralConfig(**SMALL, vocab_size=16, num_key_value_heads=2, dtype="float64").save_pretrained(tmp_path / "mixtral")
@@ -145,7 +146,7 @@ def test_a_dry_run_hints_as_a_capture_does_and_logs_no_traceback(
     for name, hint in hints.items():
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         with pytest.raises(BcgError) as refused:
-            plan(load_shapes(str(tmp_path / name), mode), mode, (8,), {})
+            plan(load_shapes(TargetWords(str(tmp_path / name)), mode), mode, (8,), {})
         assert refused.value.hint is not None and refused.value.hint.startswith(hint)
         assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 

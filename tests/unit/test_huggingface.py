@@ -17,6 +17,7 @@ from bcg.models.huggingface import preset_config
 from bcg.models.shapes import load_shapes
 from bcg.presets import PRESETS
 from bcg.target import make_batch
+from bcg.words import TargetWords
 
 
 @pytest.fixture
@@ -264,7 +265,7 @@ def test_code_and_quantization_that_are_left_out_are_warned_of(tmp_path: Path, p
     folder = saved_checkpoint(
         tmp_path, quantization_config={"quant_method": "nosuch"}, auto_map={"AutoModel": "own.Model"}
     )
-    found = load_shapes(str(folder), FakeTensorMode()) if plans else load_target(str(folder))
+    found = load_shapes(TargetWords(str(folder)), FakeTensorMode()) if plans else load_target(str(folder))
     assert [warning.code for warning in found.warnings] == ["own-code-not-run", "not-quantized"]
     assert ("but was planned as float32" in found.warnings[1].message) == plans
     assert "transformers' qwen3 is run instead" in found.warnings[0].message

@@ -19,13 +19,14 @@ from bcg.models.shapes import load_shapes
 from bcg.planning import UNKNOWN_MIXERS, plan
 from bcg.report import PlanReport
 from bcg.runner import GraphRunner
+from bcg.words import TargetWords
 
 MIB = 2**20
 
 
-def plan_of(model: str, *buckets: int, **options: object) -> PlanReport:
+def plan_of(model: str, *buckets: int, **options: Any) -> PlanReport:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    return plan(load_shapes(model, mode, **options), mode, buckets, {})  # type: ignore[arg-type]
+    return plan(load_shapes(TargetWords(model, **options), mode), mode, buckets, {})
 
 
 @pytest.mark.parametrize("model", ["qwen3-tiny", "qwen3-moe-tiny", "deepseek-v3-tiny"])
@@ -87,7 +88,7 @@ def test_a_value_that_shapes_cannot_give_is_named(tmp_path: Path) -> None:
     assert row.doubt
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with pytest.raises(UncapturableError, match=r"^.* can't be captured: Tensor.item at .*model.py:4: ") as caught:
-        plan(load_shapes(f"{path}:Model", mode), mode, [8], {}, auto_break=False)
+        plan(load_shapes(TargetWords(f"{path}:Model"), mode), mode, [8], {}, auto_break=False)
     (card,) = caught.value.cards
     assert (card.module, card.operation, card.break_option) == ("reads", "Tensor.item", "--break 'reads'")
 

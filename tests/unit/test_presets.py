@@ -8,6 +8,7 @@ from bcg.errors import ModelError, UsageError
 from bcg.models import huggingface, load_target
 from bcg.models.huggingface import preset_config, random_model
 from bcg.presets import PRESETS, find_preset
+from bcg.words import TargetWords
 
 TINY = [name for name in PRESETS if name.endswith("-tiny")]
 PUBLISHED_BILLIONS = {
@@ -58,9 +59,7 @@ def test_tiny_presets_load_with_their_breaks(name: str) -> None:
 def test_the_seed_decides_the_weights_and_the_global_state_is_untouched() -> None:
     config = preset_config(PRESETS["qwen3-tiny"])
     state = torch.get_rng_state()
-    weights = [
-        random_model("tiny", config, torch.device("cpu"), torch.float32, seed).state_dict() for seed in (1, 1, 2)
-    ]
+    weights = [random_model(TargetWords("tiny", seed=seed), config, torch.float32).state_dict() for seed in (1, 1, 2)]
     assert torch.equal(torch.get_rng_state(), state)
     first, again, other = (state["layers.0.mlp.up_proj.weight"] for state in weights)
     assert torch.equal(first, again)

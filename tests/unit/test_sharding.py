@@ -10,8 +10,7 @@ from bcg.errors import ModelError
 from bcg.models.huggingface import preset_config, random_model
 from bcg.models.sharding import Plan, Sharding, plan_of, sharding_warnings, whole_weights_warnings
 from bcg.presets import PRESETS
-
-CPU = torch.device("cpu")
+from bcg.words import TargetWords
 
 
 def plan(name: str, size: int, *, expert_parallel: bool = False) -> Plan:
@@ -60,10 +59,10 @@ def test_a_model_without_experts_has_nothing_to_share_by_expert() -> None:
 
 def test_a_modules_weights_depend_on_its_path_and_the_seed_alone() -> None:
     config = preset_config(PRESETS["qwen3-tiny"])
-    whole = random_model("whole", config, CPU, torch.float32, 3).state_dict()
+    whole = random_model(TargetWords("whole", seed=3), config, torch.float32).state_dict()
     config.num_hidden_layers = 2
-    shorter = random_model("shorter", config, CPU, torch.float32, 3).state_dict()
-    other = random_model("other", config, CPU, torch.float32, 4).state_dict()
+    shorter = random_model(TargetWords("shorter", seed=3), config, torch.float32).state_dict()
+    other = random_model(TargetWords("other", seed=4), config, torch.float32).state_dict()
     assert all(torch.equal(whole[name], value) for name, value in shorter.items())
     assert not torch.equal(shorter["layers.0.mlp.up_proj.weight"], other["layers.0.mlp.up_proj.weight"])
     assert not torch.equal(shorter["layers.0.mlp.up_proj.weight"], shorter["layers.0.mlp.gate_proj.weight"])

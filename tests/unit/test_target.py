@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from bcg.errors import ModelError
-from bcg.models.build import build_target
+from bcg.models.build import Made, build_target
 from bcg.structure import tensors_in
 from bcg.target import Target, make_batch, plain_output
+from bcg.words import TargetWords
 from tests.targets import own_target
 
 CPU = torch.device("cpu")
@@ -27,10 +28,7 @@ def load(forward: Any, make_inputs: Any = rows, **options: Any) -> Target:
 
 
 def load_module(module: nn.Module, make_inputs: Any = rows, **options: Any) -> Target:
-    settings = {"attention_break": True, "break_globs": (), **options}
-    return build_target(
-        "mine", module, source="factory", weights="user", seed=None, device=CPU, make_inputs=make_inputs, **settings
-    )
+    return build_target(Made(module, "factory", "user", make_inputs=make_inputs), TargetWords("mine", **options))
 
 
 def model_of(forward: Any) -> nn.Module:

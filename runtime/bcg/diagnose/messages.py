@@ -9,7 +9,7 @@ import msgspec
 from bcg.child import Failed
 from bcg.diagnose.survey import Finding
 from bcg.report import BreakSize
-from bcg.target import TargetWords
+from bcg.words import TargetWords
 
 
 class PlaceWords(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ from bcg.diagnose.attempt import Outcome, attempt
 from bcg.diagnose.messages import Command, Load, Loaded, Reply, Tried, Try
 from bcg.diagnose.remedies import Remedies
 from bcg.diagnose.wording import from_words
-from bcg.models import load_again
+from bcg.models import load_from_words
 from bcg.target import Target, first_line
 
 
@@ -51,7 +51,7 @@ class _Answers:
     def __call__(self, command: Command) -> Reply:
         if isinstance(command, Load):
             keep_log()
-            self._trial = _Trial(load_again(command.words))
+            self._trial = _Trial(load_from_words(command.words))
             return Loaded()
         assert self._trial is not None
         return self._trial.attempt(command)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,8 +16,8 @@ from bcg.models.factory import load_factory
 from bcg.models.factory import make_target as make_target
 from bcg.models.huggingface import load_directory, load_hub, load_preset
 from bcg.models.sharding import Sharding
-from bcg.presets import find_preset
-from bcg.target import Target, TargetWords
+from bcg.target import Target
+from bcg.words import TargetWords
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -51,55 +52,42 @@ def load_target(
         UsageError: If `model`, `dtype` or a glob names nothing.
         ModelError: If the model can't be built, doesn't fit, or doesn't take its inputs.
     """
-    wanted = find_dtype(dtype)
-    place = torch.device(device)
+    globs = tuple(break_globs)
+    words = TargetWords(model, str(torch.device(device)), dtype, seed, attention_break, globs, expert_parallel)
+    return load_from_words(words, ranks)
+
+
+def load_from_words(words: TargetWords, ranks: Alignment | None = None) -> Target:
+    """Make the target that words describe, whole or sharded over `ranks`; see `load_target`."""
+    find_dtype(words.dtype)
+    place = torch.device(words.device)
     if place.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"can't load {model} on {place}: there is no usable GPU", hint="use device cpu")
+        raise UsageError(f"can't load {words.model} on {place}: there is no usable GPU", hint="use device cpu")
     if place == torch.device("cuda"):
-        place = torch.device("cuda", torch.cuda.current_device())
-    sharding = None if ranks is None else Sharding(ranks.size, expert_parallel, ranks)
-    target = _load(model, place, wanted, seed, attention_break, tuple(break_globs), sharding)
+        words = replace(words, device=f"cuda:{torch.cuda.current_device()}")
+    sharding = None if ranks is None else Sharding(ranks.size, words.expert_parallel, ranks)
+    target = _load(words, sharding)
     if ranks is None:
-        target.words = TargetWords(model, str(place), dtype, seed, attention_break, tuple(break_globs))
+        target.words = words
     return target
 
 
-def load_again(words: TargetWords) -> Target:
-    """Make a target from its words; see `load_target`."""
-    return load_target(
-        words.model,
-        device=words.device,
-        dtype=words.dtype,
-        seed=words.seed,
-        attention_break=words.attention_break,
-        break_globs=words.break_globs,
-    )
-
-
-def _load(
-    model: str,
-    place: torch.device,
-    wanted: torch.dtype | None,
-    seed: int,
-    attention_break: bool,
-    globs: tuple[str, ...],
-    sharding: Sharding | None,
-) -> Target:
-    path = Path(model).expanduser()
+def _load(words: TargetWords, sharding: Sharding | None) -> Target:
+    model, path = words.model, Path(words.model).expanduser()
     if path.is_dir():
-        return load_directory(model, path, place, wanted, seed, attention_break, globs, sharding)
+        return load_directory(words, sharding)
     if path.is_file():
         raise UsageError(
             f"{model} is a file, expected a model",
             hint=f"name the factory in it: {model}:FACTORY" if path.suffix == ".py" else "give its directory",
         )
-    source, colon, factory = model.rpartition(":")
+    _, colon, factory = model.rpartition(":")
     if colon and factory.isidentifier():
-        return load_factory(model, source, factory, place, wanted, seed, attention_break, globs, sharding)
+        return load_factory(words, sharding)
     if path.suffix == ".py":
         raise UsageError(f"script {model} doesn't exist", hint="give file.py:factory")
     if _HUB_ID.fullmatch(model) and not model.startswith("."):
-        return load_hub(model, place, wanted, attention_break, globs, sharding)
+        return load_hub(words, sharding)
     if "/" in model or model.startswith(("~", ".")):
         raise UsageError(f"no such directory: {model}", hint="a model directory holds config.json")
-    return load_preset(find_preset(model), place, wanted, seed, attention_break, globs, sharding)
+    return load_preset(words, sharding)

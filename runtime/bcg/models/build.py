@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -22,6 +22,7 @@ from bcg.probe import describe_outputs
 from bcg.report import ModelInfo, ModelSource, ReportWarning, Weights
 from bcg.rules import BreakRules, NamedBreaks, break_mixers, break_modules, is_named
 from bcg.target import Target
+from bcg.words import TargetWords
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -37,20 +38,23 @@ def find_dtype(name: str | None) -> torch.dtype | None:
     return None if name is None else _DTYPES[name]
 
 
-def build_target(
-    name: str,
-    module: nn.Module,
-    *,
-    source: ModelSource,
-    weights: Weights,
-    seed: int | None,
-    device: torch.device,
-    attention_break: bool,
-    break_globs: tuple[str, ...],
-    make_inputs: MakeInputs | None = None,
-    make_extras: MakeExtras | None = None,
-    sharding: Sharding | None = None,
-) -> Target:
+@dataclass(frozen=True)
+class Made:
+    """What a source made: a module, and what makes its inputs and the extras of its batches, where that came with it.
+
+    Attributes:
+        seed: Of its weights, where they are random and it has some.
+    """
+
+    module: nn.Module
+    source: ModelSource
+    weights: Weights
+    seed: int | None = None
+    make_inputs: MakeInputs | None = None
+    make_extras: MakeExtras | None = None
+
+
+def build_target(made: Made, words: TargetWords, sharding: Sharding | None = None) -> Target:
     """Make a target of a module that is on its device already, and run it at two small sizes.
 
     A model that gives other results where its attention is a break that builds the masks keeps its own masks. Recurrent
@@ -61,30 +65,18 @@ def build_target(
         ModelError: If the inputs can't be made, or the module doesn't take them.
         CaptureError: If ranks differ.
     """
-    target = describe_target(
-        name,
-        module,
-        source=source,
-        weights=weights,
-        seed=seed,
-        device=device,
-        attention_break=attention_break,
-        break_globs=break_globs,
-        make_inputs=make_inputs,
-        make_extras=make_extras,
-        sharding=sharding,
-    )
+    target = describe_target(made, words, sharding)
     target.alignment = None if sharding is None else sharding.ranks
-    if unseeded := unseeded_inputs(target.make_inputs, device):
+    if unseeded := unseeded_inputs(target.make_inputs, target.device):
         target.warnings.append(_unseeded_warning(unseeded))
     with quiet():
-        if make_inputs is None and target.alignment is None:
+        if made.make_inputs is None and target.alignment is None:
             begin_positions(target)
         facts = describe_outputs(target)
-        if attention_break and target.alignment is None and not is_as_without_break(target):
-            has_own_masks = all(found.takes_model_masks for found in attention_breaks(module).values())
+        if words.attention_break and target.alignment is None and not is_as_without_break(target):
+            has_own_masks = all(found.takes_model_masks for found in attention_breaks(made.module).values())
             if not has_own_masks:
-                install_attention_break(module, model_masks=True)
+                install_attention_break(made.module, model_masks=True)
                 facts = describe_outputs(target)
             if has_own_masks or not is_as_without_break(target):
                 raise ModelError(
@@ -97,8 +89,8 @@ def build_target(
         target.warnings.append(_hiding_warning(facts.hiding))
     target.output_token_dims = facts.token_dims
     target.packs_requests = facts.separates_requests is True
-    if attention_break:
-        target.break_rules = replace(target.break_rules, attention=attention_modules(module))
+    if words.attention_break:
+        target.break_rules = replace(target.break_rules, attention=attention_modules(made.module))
         target.warnings.extend(_warnings(target, facts.separates_requests))
     return target
 
@@ -135,52 +127,40 @@ def _masks_warning(
     )
 
 
-def describe_target(
-    name: str,
-    module: nn.Module,
-    *,
-    source: ModelSource,
-    weights: Weights,
-    seed: int | None,
-    device: torch.device,
-    attention_break: bool,
-    break_globs: tuple[str, ...],
-    make_inputs: MakeInputs | None = None,
-    make_extras: MakeExtras | None = None,
-    sharding: Sharding | None = None,
-) -> Target:
+def describe_target(made: Made, words: TargetWords, sharding: Sharding | None = None) -> Target:
     """Make a target without running it: what its outputs mean is left open.
 
     Raises:
         UsageError: If a glob matches no module.
         ModelError: If the inputs can't be made, or the module is TorchScript.
     """
+    module, device = made.module, torch.device(words.device)
     if isinstance(module, torch.jit.ScriptModule):
         raise ModelError(
-            f"{name} is TorchScript, which tells neither its inputs nor its operations",
+            f"{words.model} is TorchScript, which tells neither its inputs nor its operations",
             hint="give the module that it was made of, or one that calls it",
         )
     module.eval().requires_grad_(False)
-    make = make_inputs or default_inputs(name, module)
+    make = made.make_inputs or default_inputs(words.model, module)
     specs = describe_inputs(make, device)
     masks = [spec.name for spec in specs if "mask" in spec.name]
-    attends = attention_break and install_attention_break(module, model_masks=bool(masks))
-    mixers = break_mixers(module) if attention_break else ()
-    globs = break_modules(module, [glob for glob in break_globs if not is_named(glob)])
-    named = NamedBreaks.find(break_globs)
+    attends = words.attention_break and install_attention_break(module, model_masks=bool(masks))
+    mixers = break_mixers(module) if words.attention_break else ()
+    globs = break_modules(module, [glob for glob in words.break_globs if not is_named(glob)])
+    named = NamedBreaks.find(words.break_globs)
     target = Target(
-        name=name,
+        name=words.model,
         module=module,
         make_inputs=make,
         input_specs=specs,
         device=device,
-        info=model_info(name, module, source=source, weights=weights, seed=seed),
+        info=_info(words.model, made),
         forward_options=forward_options(module),
         max_tokens=max_tokens(module) if any(map(_counts_positions, specs)) else None,
         break_rules=BreakRules(mixers=mixers, globs=globs | named.paths),
-        warnings=[] if sharding is None else _sharding_warnings(name, module, sharding, weights),
+        warnings=[] if sharding is None else _sharding_warnings(words.model, made, sharding),
         surroundings=named.in_effect,
-        make_extras=make_extras,
+        make_extras=made.make_extras,
     )
     if masks and attends:
         target.warnings.append(_masks_warning(target, f"its inputs have {', '.join(masks)}"))
@@ -192,9 +172,9 @@ def _counts_positions(spec: InputSpec) -> bool:
     return spec.token_dim is not None and spec.name.endswith(("input_ids", "inputs_embeds", POSITIONS))
 
 
-def _sharding_warnings(name: str, module: nn.Module, sharding: Sharding, weights: Weights) -> list[ReportWarning]:
-    found = sharding_warnings(name, cast(Any, module).config, sharding) if weights == "random" else []
-    return found + whole_weights_warnings(name, module, sharding, by_user=weights == "user")
+def _sharding_warnings(name: str, made: Made, sharding: Sharding) -> list[ReportWarning]:
+    found = sharding_warnings(name, cast(Any, made.module).config, sharding) if made.weights == "random" else []
+    return found + whole_weights_warnings(name, made.module, sharding, by_user=made.weights == "user")
 
 
 def _warnings(target: Target, separates_requests: bool | None) -> Iterator[ReportWarning]:
@@ -228,22 +208,22 @@ def _warnings(target: Target, separates_requests: bool | None) -> Iterator[Repor
         )
 
 
-def model_info(name: str, module: nn.Module, *, source: ModelSource, weights: Weights, seed: int | None) -> ModelInfo:
+def _info(name: str, made: Made) -> ModelInfo:
     """Say for reports what a module is and how large."""
-    parameters = list(module.parameters())
+    parameters = list(made.module.parameters())
     by_dtype: dict[torch.dtype, int] = {}
     for parameter in parameters:
         by_dtype[parameter.dtype] = by_dtype.get(parameter.dtype, 0) + parameter.numel()
     main = max(by_dtype, key=lambda dtype: by_dtype[dtype], default=torch.get_default_dtype())
     return ModelInfo(
         name=name,
-        source=source,
-        architecture=type(module).__name__,
+        source=made.source,
+        architecture=type(made.module).__name__,
         num_parameters=sum(by_dtype.values()),
         weight_bytes=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
         dtype=str(main).removeprefix("torch."),
-        seed=seed,
-        weights=weights,
+        seed=made.seed,
+        weights=made.weights,
     )
 
 

@@ -7,10 +7,11 @@ import importlib.util
 import itertools
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,36 +20,21 @@ from torch.nn.parameter import is_lazy
 from bcg.errors import BcgError, ModelError, UsageError
 from bcg.functions import FILE_MODULES
 from bcg.inputs import MakeExtras, MakeInputs
-from bcg.models.build import build_target, seeded
+from bcg.models.build import Made, build_target, find_dtype, seeded
 from bcg.models.sharding import Sharding
 from bcg.target import Target, first_line
+from bcg.words import TargetWords
 
 _numbers = itertools.count()
 
 
-def load_factory(
-    name: str,
-    source: str,
-    factory: str,
-    device: torch.device,
-    dtype: torch.dtype | None,
-    seed: int,
-    attention_break: bool,
-    break_globs: tuple[str, ...],
-    sharding: Sharding | None = None,
-) -> Target:
+def load_factory(words: TargetWords, sharding: Sharding | None = None) -> Target:
     """Call a factory and make a target of what it returns.
 
     Args:
-        name: The whole MODEL argument.
-        source: Path of a ``.py`` file, or a dotted module name.
-        factory: Name of a function without required arguments. It returns a module, ``(module, make_inputs)``, or
-            ``(module, make_inputs, make_extras)``.
-        device: Where the module is moved.
-        dtype: What the module is converted to, if given.
-        seed: Of the global random state while the factory runs.
-        attention_break: Whether attention and recurrent mixers are breaks.
-        break_globs: Further modules to break at.
+        words: Name a function without required arguments. It returns a module, ``(module, make_inputs)``, or
+            ``(module, make_inputs, make_extras)``. The module is moved to the device and converted to the dtype, if one
+            is given; the seed is that of the global random state while the factory runs.
         sharding: The ranks that all call the factory; it shards the module itself.
 
     Raises:
@@ -56,26 +42,17 @@ def load_factory(
         ModelError: If importing or calling it raises (its error is the cause), or it returns something else,
             or a module without values.
     """
-    module, make_inputs, make_extras = call_factory(name, source, factory, device, seed)
-    if num_empty := num_on_meta(module):
+    name, made = words.model, call_factory(words)
+    if num_empty := num_on_meta(made.module):
         raise ModelError(
             f"factory {name} returned {num_empty} parameters and buffers on the meta device: they have no values",
             hint="make them on a real device (`to_empty`, and initialise them); a dry run takes them as they are",
         )
     try:
-        module = module.to(device=device, dtype=dtype)
+        module = made.module.to(device=words.device, dtype=find_dtype(words.dtype))
     except torch.OutOfMemoryError as error:
-        raise ModelError(f"the weights of {name} do not fit on {device}: {first_line(error)}") from error
-    return make_target(
-        module,
-        make_inputs,
-        make_extras,
-        name=name,
-        device=device,
-        attention_break=attention_break,
-        break_globs=break_globs,
-        sharding=sharding,
-    )
+        raise ModelError(f"the weights of {name} do not fit on {words.device}: {first_line(error)}") from error
+    return build_target(replace(made, module=module), words, sharding)
 
 
 def make_target(
@@ -107,19 +84,17 @@ def make_target(
         ModelError: The module doesn't take its inputs.
     """
     held = (tensor.device for tensor in (*module.parameters(), *module.buffers()))
-    return build_target(
+    words = TargetWords(
         name or type(module).__name__,
-        module,
-        source="factory",
-        weights="user",
-        seed=None,
-        device=next(held, torch.device("cpu")) if device is None else torch.device(device),
+        str(next(held, torch.device("cpu")) if device is None else torch.device(device)),
         attention_break=attention_break,
         break_globs=tuple(break_globs),
-        make_inputs=make_inputs,
-        make_extras=make_extras,
-        sharding=sharding,
     )
+    return build_target(_of_user(module, make_inputs, make_extras), words, sharding)
+
+
+def _of_user(module: nn.Module, make_inputs: MakeInputs | None = None, make_extras: MakeExtras | None = None) -> Made:
+    return Made(module, "factory", "user", make_inputs=make_inputs, make_extras=make_extras)
 
 
 def num_on_meta(module: nn.Module) -> int:
@@ -127,22 +102,16 @@ def num_on_meta(module: nn.Module) -> int:
     return sum(tensor.device.type == "meta" for tensor in (*module.parameters(), *module.buffers()))
 
 
-class Made(NamedTuple):
-    """What a factory returned: a module, and what makes its inputs and the extras of its batches, if it gave that."""
-
-    module: nn.Module
-    make_inputs: MakeInputs | None = None
-    make_extras: MakeExtras | None = None
-
-
-def call_factory(name: str, source: str, factory: str, device: torch.device, seed: int) -> Made:
+def call_factory(words: TargetWords) -> Made:
     """Import and call a factory; return what it made.
 
     Raises:
         UsageError: If there is no such file, module or factory.
         ModelError: If importing or calling it raises, or it returns something else, or a lazy module.
     """
-    made = _unpack(name, _call(name, _find(name, _import(source, name), factory), device, seed))
+    name = words.model
+    source, _, factory = name.rpartition(":")
+    made = _unpack(name, _call(words, _find(name, _import(source, name), factory)))
     if num_lazy := sum(map(is_lazy, (*made.module.parameters(), *made.module.buffers()))):
         raise ModelError(
             f"factory {name} returned {num_lazy} parameters and buffers that are not initialized: they have no shape",
@@ -199,14 +168,14 @@ def _find(name: str, module: ModuleType, factory: str) -> Any:
     raise UsageError(f"{name.rpartition(':')[0]} {problem} {factory!r}", hint=hint)
 
 
-def _call(name: str, factory: Any, device: torch.device, seed: int) -> Any:
+def _call(words: TargetWords, factory: Any) -> Any:
     try:
-        with seeded(seed, device):
+        with seeded(words.seed, torch.device(words.device)):
             return factory()
     except BcgError:
         raise
     except (Exception, SystemExit) as error:
-        raise _raised(f"factory {name}", error) from error
+        raise _raised(f"factory {words.model}", error) from error
 
 
 def _raised(what: str, error: BaseException) -> ModelError:
@@ -215,10 +184,10 @@ def _raised(what: str, error: BaseException) -> ModelError:
 
 def _unpack(name: str, made: Any) -> Made:
     if isinstance(made, nn.Module):
-        return Made(made)
+        return _of_user(made)
     is_tuple = isinstance(made, tuple) and len(made) in (2, 3) and isinstance(made[0], nn.Module)
     if is_tuple and all(map(callable, made[1:])):
-        return Made(*made)
+        return _of_user(*made)
     got = type(made).__name__
     if isinstance(made, tuple):
         got = f"a tuple of ({', '.join(type(item).__name__ for item in made)})"

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 
 from bcg.device.meter import available_bytes
 from bcg.errors import BcgError, ModelError, UsageError
-from bcg.models.build import build_target, quiet
+from bcg.models.build import Made, build_target, find_dtype, quiet
 from bcg.models.loaded import (
     loading_warnings,
     refuse_incomplete,
@@ -25,37 +25,21 @@ from bcg.models.loaded import (
 )
 from bcg.models.sharding import Sharding, apply_plan, plan_of, pretrained_options
 from bcg.models.weights import make_weights
-from bcg.presets import Preset
-from bcg.report import ModelSource, Weights
+from bcg.presets import Preset, find_preset
+from bcg.report import ModelSource
 from bcg.structure import local_bytes
 from bcg.target import Target, first_line
+from bcg.words import TargetWords
 
 GIB = 2**30
 
 
-def load_preset(
-    preset: Preset,
-    device: torch.device,
-    dtype: torch.dtype | None,
-    seed: int,
-    attention_break: bool,
-    break_globs: tuple[str, ...],
-    sharding: Sharding | None = None,
-) -> Target:
+def load_preset(words: TargetWords, sharding: Sharding | None = None) -> Target:
     """Make a preset's target, with seeded random weights."""
-    default = preset.dtype if device.type == "cuda" else preset.host_dtype
-    module = random_model(preset.name, preset_config(preset), device, dtype or getattr(torch, default), seed, sharding)
-    return build_target(
-        preset.name,
-        module,
-        source="preset",
-        weights="random",
-        seed=seed,
-        device=device,
-        attention_break=attention_break,
-        break_globs=break_globs,
-        sharding=sharding,
-    )
+    preset = find_preset(words.model)
+    default = preset.dtype if words.device_type == "cuda" else preset.host_dtype
+    module = random_model(words, preset_config(preset), getattr(torch, default), sharding)
+    return build_target(Made(module, "preset", "random", words.seed), words, sharding)
 
 
 def preset_config(preset: Preset) -> PretrainedConfig:
@@ -66,20 +50,22 @@ def preset_config(preset: Preset) -> PretrainedConfig:
 
 
 def random_model(
-    name: str,
-    config: PretrainedConfig,
-    device: torch.device,
-    dtype: torch.dtype,
-    seed: int,
-    sharding: Sharding | None = None,
+    words: TargetWords, config: PretrainedConfig, default: torch.dtype, sharding: Sharding | None = None
 ) -> nn.Module:
     """Build a model with seeded random weights, directly on the device: no host copy, no host work.
 
     A sharded model has the values of the whole one: see `bcg.models.weights`.
 
+    Args:
+        words: Say what it is called, its device, its seed and, if any, its dtype.
+        config: Of its architecture.
+        default: Its dtype where the words say none.
+        sharding: The ranks that it is split over.
+
     Raises:
         ModelError: If the weights don't fit on the device, or the architecture can't be built or sharded.
     """
+    name, device, dtype = words.model, torch.device(words.device), find_dtype(words.dtype) or default
     with quiet():
         try:
             with torch.device("meta"):
@@ -87,7 +73,7 @@ def random_model(
             if sharding is not None:
                 apply_plan(name, model, plan_of(name, model, sharding), sharding, device.type)
             check_memory(name, model, device)
-            make_weights(model, device, seed)
+            make_weights(model, device, words.seed)
         except BcgError:
             raise
         except torch.OutOfMemoryError as error:
@@ -138,22 +124,14 @@ def _free_bytes(device: torch.device) -> int | None:
     return available_bytes()
 
 
-def load_directory(
-    name: str,
-    path: Path,
-    device: torch.device,
-    dtype: torch.dtype | None,
-    seed: int,
-    attention_break: bool,
-    break_globs: tuple[str, ...],
-    sharding: Sharding | None = None,
-) -> Target:
+def load_directory(words: TargetWords, sharding: Sharding | None = None) -> Target:
     """Load a local Hugging Face directory: weights from safetensors if there, else seeded random.
 
     Raises:
         UsageError: If there is no ``config.json``.
         ModelError: If it can't be loaded.
     """
+    name, path = words.model, Path(words.model).expanduser()
     if (path / "adapter_config.json").is_file() and not any(path.glob("model*.safetensors")):
         raise UsageError(
             f"directory {name} holds an adapter, not a model",
@@ -165,9 +143,7 @@ def load_directory(
             hint="a Hugging Face model directory has config.json and, with trained weights, *.safetensors",
         )
     if any(path.glob("*.safetensors")):
-        return _load_pretrained(
-            name, path, "directory", device, dtype, attention_break, break_globs, sharding, local_files_only=True
-        )
+        return _load_pretrained(words, path, "directory", sharding, local_files_only=True)
     refuse_incomplete(name, path)
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
@@ -176,52 +152,26 @@ def load_directory(
             f"can't read {path / 'config.json'}: {first_line(error)}", hint=hint_about_code(error)
         ) from error
     own = getattr(config, "dtype", None)
-    default = torch.bfloat16 if device.type == "cuda" else torch.float32
-    wanted = dtype or (own if isinstance(own, torch.dtype) else default)
-    module = random_model(name, config, device, wanted, seed, sharding)
-    target = build_target(
-        name,
-        module,
-        source="directory",
-        weights="random",
-        seed=seed,
-        device=device,
-        attention_break=attention_break,
-        break_globs=break_globs,
-        sharding=sharding,
-    )
+    default = torch.bfloat16 if words.device_type == "cuda" else torch.float32
+    module = random_model(words, config, own if isinstance(own, torch.dtype) else default, sharding)
+    target = build_target(Made(module, "directory", "random", words.seed), words, sharding)
     target.warnings[:0] = unread_warnings(name, path)
     return target
 
 
-def load_hub(
-    name: str,
-    device: torch.device,
-    dtype: torch.dtype | None,
-    attention_break: bool,
-    break_globs: tuple[str, ...],
-    sharding: Sharding | None = None,
-) -> Target:
+def load_hub(words: TargetWords, sharding: Sharding | None = None) -> Target:
     """Load a model by its hub id, from the network or the local cache.
 
     Raises:
         ModelError: If it is not there, or there is no network.
     """
-    return _load_pretrained(name, name, "hub", device, dtype, attention_break, break_globs, sharding)
+    return _load_pretrained(words, words.model, "hub", sharding)
 
 
 def _load_pretrained(
-    name: str,
-    location: str | Path,
-    source: ModelSource,
-    device: torch.device,
-    dtype: torch.dtype | None,
-    attention_break: bool,
-    break_globs: tuple[str, ...],
-    sharding: Sharding | None,
-    **options: Any,
+    words: TargetWords, location: str | Path, source: ModelSource, sharding: Sharding | None, **options: Any
 ) -> Target:
-    weights: Weights = "safetensors"
+    name = words.model
     sharded = pretrained_options(sharding)
     try:
         with quiet():
@@ -231,7 +181,7 @@ def _load_pretrained(
                 location,
                 config=config,
                 output_loading_info=True,
-                dtype=dtype or "auto",
+                dtype=find_dtype(words.dtype) or "auto",
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # refused below, with their names
                 **attention_options(config),
@@ -239,9 +189,9 @@ def _load_pretrained(
                 **options,
             )
             if not sharded:
-                module = module.to(device)
+                module = module.to(words.device)
     except torch.OutOfMemoryError as error:
-        raise ModelError(f"the weights of {name} do not fit on {device}: {first_line(error)}") from error
+        raise ModelError(f"the weights of {name} do not fit on {words.device}: {first_line(error)}") from error
     except Exception as error:
         unreadable = unreadable_file(location) if isinstance(location, Path) else None
         hub = "a hub id needs a network or a filled cache, with *.safetensors" if source == "hub" else None
@@ -250,16 +200,6 @@ def _load_pretrained(
         ) from error
     refuse_mismatched(name, loading["mismatched_keys"])
     warnings = loading_warnings(name, module, config, loading["missing_keys"], loading["unexpected_keys"])
-    target = build_target(
-        name,
-        module,
-        source=source,
-        weights=weights,
-        seed=None,
-        device=device,
-        attention_break=attention_break,
-        break_globs=break_globs,
-        sharding=sharding,
-    )
+    target = build_target(Made(module, source, "safetensors"), words, sharding)
     target.warnings[:0] = warnings
     return target

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,66 +17,42 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from bcg.errors import ModelError
-from bcg.models.build import describe_target, find_dtype, quiet
-from bcg.models.factory import Made, call_factory, num_on_meta
+from bcg.models.build import Made, describe_target, find_dtype, quiet
+from bcg.models.factory import call_factory, num_on_meta
 from bcg.models.huggingface import attention_options, hint_about_code, preset_config
 from bcg.models.loaded import planned_warnings
 from bcg.models.sharding import Sharding, apply_plan, like_shard, plan_of
 from bcg.presets import find_preset
 from bcg.report import ModelSource, ReportWarning
 from bcg.target import Target, first_line
+from bcg.words import TargetWords
 
 
-def load_shapes(
-    model: str,
-    mode: FakeTensorMode,
-    *,
-    dtype: str | None = None,
-    attention_break: bool = True,
-    break_globs: Sequence[str] = (),
-    sharding: Sharding | None = None,
-) -> Target:
-    """Make a target of what the MODEL argument names, without weights: as `bcg.models.load_target`, but only shapes.
+def load_shapes(words: TargetWords, mode: FakeTensorMode, sharding: Sharding | None = None) -> Target:
+    """Make a target of what words describe, without weights: as `bcg.models.load_from_words`, but only shapes.
 
     Args:
-        model: A preset, a Hugging Face directory or hub id (its configuration is read), or a factory, which is
-            called under the mode.
+        words: Of a hub id or directory the configuration is read, a factory is called under the mode. Where neither
+            they nor the model say a dtype, it is as a GPU would load it: ``bfloat16``.
         mode: Makes the tensors; the target can only be called under it.
-        dtype: As a GPU would load it: ``bfloat16`` where neither this nor the model says.
-        attention_break: Whether attention and recurrent mixers are breaks.
-        break_globs: Further modules and functions to break at.
         sharding: Over how many ranks the model is split, of which one is shaped: needs a process group of that size.
 
     Raises:
-        UsageError: `model`, `dtype` or a glob names nothing.
+        UsageError: The model, the dtype or a glob names nothing.
         ModelError: The model can't be built without weights.
     """
-    wanted = find_dtype(dtype)
-    name, colon, factory = model.rpartition(":")
-    make_inputs = make_extras = None
+    words = replace(words, device="cpu", seed=0)  # tensors without values have neither
+    wanted = find_dtype(words.dtype)
+    _, colon, factory = words.model.rpartition(":")
     warnings_of_config: list[ReportWarning] = []
-    source: ModelSource
     if colon and factory.isidentifier():
-        source = "factory"
-        module, make_inputs, make_extras = _from_factory(model, name, factory, mode, wanted)
+        made = _from_factory(words, mode)
     else:
-        config, source, default = _configuration(model)
-        module = _from_config(model, config, mode, wanted or default, sharding)
-        warnings_of_config = planned_warnings(model, module, config)
+        config, source, default = _configuration(words.model)
+        made = Made(_from_config(words.model, config, mode, wanted or default, sharding), source, "random")
+        warnings_of_config = planned_warnings(words.model, made.module, config)
     with mode:
-        target = describe_target(
-            model,
-            module,
-            source=source,
-            weights="user" if source == "factory" else "random",
-            seed=None,
-            device=torch.device("cpu"),
-            attention_break=attention_break,
-            break_globs=tuple(break_globs),
-            make_inputs=make_inputs,
-            make_extras=make_extras,
-            sharding=sharding,
-        )
+        target = describe_target(made, words, sharding)
     target.warnings[:0] = warnings_of_config
     return target
 
@@ -113,14 +90,15 @@ def _from_config(
     return module
 
 
-def _from_factory(name: str, source: str, factory: str, mode: FakeTensorMode, dtype: torch.dtype | None) -> Made:
+def _from_factory(words: TargetWords, mode: FakeTensorMode) -> Made:
+    dtype = find_dtype(words.dtype)
     try:
         with mode, _malleable(mode), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # by a copy of a module
-            made = call_factory(name, source, factory, torch.device("cpu"), 0)
+            made = call_factory(words)
             if num_on_meta(made.module):
                 _make_fake(made.module, mode)
-            return made._replace(module=made.module.to(dtype=dtype)) if dtype else made
+            return replace(made, module=made.module.to(dtype=dtype)) if dtype else made
     except ModelError as error:
         hint = error.hint and f"{error.hint}; a factory that needs values can only be captured, without --dry-run"
         raise ModelError(f"{error.message}, in a dry run, without data", hint=hint) from error

@@ -9,20 +9,15 @@ import msgspec
 from bcg.child import Failed
 from bcg.distributed.member import DEFAULT_TIMEOUT_S
 from bcg.report import CaptureReport, Environment, ModelInfo, ModeName, ModeStatus, ReportWarning, Timeline
+from bcg.words import TargetWords
 
 
 class Load(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """Make the target and the mode."""
 
     mode: ModeName
-    model: str
-    device: str
-    dtype: str | None
-    seed: int
-    attention_break: bool
-    break_globs: list[str]
+    words: TargetWords
     nvtx: bool
-    expert_parallel: bool = False
     rank_timeout_s: float = DEFAULT_TIMEOUT_S
 
 

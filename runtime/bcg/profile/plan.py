@@ -9,6 +9,7 @@ from bcg.distributed.member import DEFAULT_TIMEOUT_S
 from bcg.errors import BcgError
 from bcg.profile.messages import AllPrepared, Closed, Loaded, Looked, Measured, Prepared
 from bcg.report import ModeName
+from bcg.words import TargetWords
 
 
 @dataclass(frozen=True)
@@ -16,40 +17,29 @@ class Plan:
     """What to profile.
 
     Attributes:
-        device: As in `torch.device`.
+        words: What the target of each mode is made from.
         buckets: Token counts; none for the defaults of the device that the model takes.
         steps_per_round: Measured steps of each mode and bucket in a round.
         nvtx: Whether an attached tool gets NVTX ranges.
         trace: Where to write a trace of one step of each bucket, if anywhere.
         num_ranks: Processes that a torch launcher started for each mode; None without one. They run the modes one
             after another, so that they need not agree on what fits.
-        expert_parallel: Whether each rank has whole experts.
         rank_timeout_s: After which a rank without progress ends its mode.
     """
 
-    model: str
-    device: str
+    words: TargetWords
     buckets: tuple[int, ...]
     modes: tuple[ModeName, ...]
     num_rounds: int = 10
     steps_per_round: int = 5
-    dtype: str | None = None
-    seed: int = 0
-    attention_break: bool = True
-    break_globs: tuple[str, ...] = ()
     nvtx: bool = True
     trace: str | None = None
     num_ranks: int | None = None
-    expert_parallel: bool = False
     rank_timeout_s: float = DEFAULT_TIMEOUT_S
-
-    @property
-    def device_type(self) -> str:
-        return self.device.partition(":")[0]
 
     def for_model(self, max_tokens: int | None) -> Plan:
         """Return the plan with its buckets, for a model that takes at most so many tokens."""
-        return replace(self, buckets=self.buckets or default_buckets(self.device_type, max_tokens))
+        return replace(self, buckets=self.buckets or default_buckets(self.words.device_type, max_tokens))
 
 
 @dataclass

@@ -54,7 +54,7 @@ def run_profile(plan: Plan, on_step: Progress = lambda text: None) -> ProfileRep
         BcgError: The model can't be made, or no mode at all could be measured.
         ProfileInterrupted: Ctrl-C came when there was something to report.
     """
-    runs = [ModeRun(mode, why_unavailable(mode, plan.device_type, plan.num_ranks)) for mode in plan.modes]
+    runs = [ModeRun(mode, why_unavailable(mode, plan.words.device_type, plan.num_ranks)) for mode in plan.modes]
     # What is measured soonest comes first, so that an interrupted profile keeps most.
     live = sorted((run for run in runs if run.unavailable is None), key=lambda run: compiles_every_bucket(run.mode))
     if not live:
@@ -84,7 +84,7 @@ def _why(run: ModeRun) -> str:
 def _run_modes(plan: Plan, live: list[ModeRun], on_step: Progress) -> None:
     """Run all modes, together where memory holds the model once for each."""
     with ExitStack() as stack:
-        on_step(f"making {plan.model}")
+        on_step(f"making {plan.words.model}")
         first = stack.enter_context(start_session())
         live[0].loaded = loaded = first.ask(_load(plan, live[0].mode), Loaded)
         plan = plan.for_model(loaded.max_tokens)
@@ -104,22 +104,11 @@ def _run_modes(plan: Plan, live: list[ModeRun], on_step: Progress) -> None:
 
 
 def _load(plan: Plan, mode: ModeName) -> Load:
-    return Load(
-        mode=mode,
-        model=plan.model,
-        device=plan.device,
-        dtype=plan.dtype,
-        seed=plan.seed,
-        attention_break=plan.attention_break,
-        break_globs=list(plan.break_globs),
-        nvtx=plan.nvtx,
-        expert_parallel=plan.expert_parallel,
-        rank_timeout_s=plan.rank_timeout_s,
-    )
+    return Load(mode=mode, words=plan.words, nvtx=plan.nvtx, rank_timeout_s=plan.rank_timeout_s)
 
 
 def _fit_together(plan: Plan, loaded: Loaded, num_modes: int) -> bool:
-    return loaded.free_bytes >= (num_modes - 1) * needed_bytes(loaded.weight_bytes, plan.device_type)
+    return loaded.free_bytes >= (num_modes - 1) * needed_bytes(loaded.weight_bytes, plan.words.device_type)
 
 
 def _load_all(plan: Plan, pairs: Sequence[tuple[ModeRun, Child]]) -> None:

@@ -72,15 +72,15 @@ def profile_report(plan: Plan, runs: Sequence[ModeRun]) -> ProfileReport:
 def _options(plan: Plan) -> dict[str, OptionValue]:
     return {
         "tokens": list(plan.buckets),
-        "device": plan.device,
+        "device": plan.words.device,
         "modes": list(plan.modes),
         "rounds": plan.num_rounds,
-        "break": list(plan.break_globs),
-        "attention_break": plan.attention_break,
-        "dtype": plan.dtype,
-        "seed": plan.seed,
+        "break": list(plan.words.break_globs),
+        "attention_break": plan.words.attention_break,
+        "dtype": plan.words.dtype,
+        "seed": plan.words.seed,
         "tp": plan.num_ranks,
-        "ep": plan.expert_parallel,
+        "ep": plan.words.expert_parallel,
     }
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -50,22 +51,16 @@ class Worker:
 
     def __init__(self, command: Load) -> None:
         from bcg.device.meter import find_meter
-        from bcg.models import load_target
+        from bcg.models import load_from_words
         from bcg.modes import make_mode, prepare_process
         from bcg.ranges import Ranges, show
 
         prepare_process(command.mode)
         self._world, self._watch = _join(command)
-        self._target = load_target(
-            command.model,
-            device=command.device if self._world is None else self._world.device,
-            dtype=command.dtype,
-            seed=command.seed,
-            attention_break=command.attention_break,
-            break_globs=command.break_globs,
-            ranks=self._world,
-            expert_parallel=command.expert_parallel,
-        )
+        words = command.words
+        if self._world is not None:
+            words = replace(words, device=str(self._world.device))
+        self._target = load_from_words(words, self._world)
         self._mode = make_mode(command.mode, self._target)
         self._meter = find_meter(self._target.device)
         self._ranges = Ranges(command.nvtx)
@@ -297,7 +292,7 @@ def _join(command: Load) -> tuple[World | None, Watch | None]:
     from bcg.distributed.watch import Watch
     from bcg.distributed.world import World
 
-    world = World.join(member, torch.device(command.device), command.rank_timeout_s, f"bcg/{command.mode}")
+    world = World.join(member, torch.device(command.words.device), command.rank_timeout_s, f"bcg/{command.mode}")
     watch = Watch(world, _end)
     watch.start()
     return world, watch
