@@ -137,17 +137,4 @@ def _with_memory(row: BucketFitRow, memory: MemoryEstimate) -> BucketFitRow:
 
 
 def _fit_rows(workload: Workload, chosen: Sequence[int]) -> list[BucketFitRow]:
-    return [_fit_row("chosen", workload, chosen), _fit_row("engines' ladder", workload, engine_ladder())]
-
-
-def _fit_row(name: str, workload: Workload, buckets: Sequence[int]) -> BucketFitRow:
-    found = fit(workload, buckets)
-    return BucketFitRow(
-        name=name,
-        buckets=list(found.buckets),
-        padded_tokens=found.padded_tokens,
-        real_tokens=found.real_tokens,
-        replayed_steps=found.replayed_steps,
-        num_steps=found.num_steps,
-        used_buckets=found.used_buckets,
-    )
+    return [fit(workload, chosen), fit(workload, engine_ladder(), "engines' ladder")]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bcg.buckets import MAX_TOKENS
 from bcg.errors import UsageError
+from bcg.report import BucketFitRow
 
 MAX_WORKLOAD_BYTES = 256 * 2**20
 """A larger file is refused unread."""
@@ -63,27 +64,6 @@ class Workload:
         return Workload(self.tokens[:number], self.steps[:number])
 
 
-@dataclass(frozen=True)
-class BucketFit:
-    """What a bucket list does to a workload.
-
-    Attributes:
-        buckets: Ascending token counts.
-        padded_tokens: Rows that replays compute for nothing.
-        real_tokens: Rows that replays compute for a request.
-        replayed_steps: Steps that some bucket holds; the others run eagerly.
-        num_steps: All steps of the workload.
-        used_buckets: How many of the buckets are ever replayed.
-    """
-
-    buckets: tuple[int, ...]
-    padded_tokens: int
-    real_tokens: int
-    replayed_steps: int
-    num_steps: int
-    used_buckets: int
-
-
 def read_workload(path: Path) -> Workload:
     """Read a file of token counts: one number a line, or JSON lines with a ``tokens`` entry.
 
@@ -118,8 +98,8 @@ def _count(line: str, place: str) -> int:
     return value
 
 
-def fit(workload: Workload, buckets: Sequence[int]) -> BucketFit:
-    """Say what a bucket list does to a workload."""
+def fit(workload: Workload, buckets: Sequence[int], name: str = "chosen") -> BucketFitRow:
+    """Say what a bucket list of that name does to a workload."""
     ordered = sorted(buckets)
     padded = real = replayed = 0
     used = set()
@@ -131,7 +111,15 @@ def fit(workload: Workload, buckets: Sequence[int]) -> BucketFit:
         padded += (ordered[index] - tokens) * steps
         real += tokens * steps
         replayed += steps
-    return BucketFit(tuple(ordered), padded, real, replayed, workload.num_steps, len(used))
+    return BucketFitRow(
+        name=name,
+        buckets=ordered,
+        padded_tokens=padded,
+        real_tokens=real,
+        replayed_steps=replayed,
+        num_steps=workload.num_steps,
+        used_buckets=len(used),
+    )
 
 
 @functools.cache

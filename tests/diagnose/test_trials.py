@@ -171,7 +171,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str | None]]:
     def listen(child: elsewhere.Child, command: object, kind: type) -> object:
         reply = ask(child, command, kind)  # type: ignore[type-var, arg-type]
         if isinstance(reply, Tried):
-            heard.append(reply.reason)
+            heard.append(reply.outcome.reason)
         return reply
 
     monkeypatch.setattr(elsewhere.Child, "ask", listen)

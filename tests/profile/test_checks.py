@@ -62,32 +62,32 @@ def test_three_times_eagers_own_error_is_wrong_though_it_is_far_inside_the_fixed
     checks: Checks, tokens: int
 ) -> None:
     found = checked(Preparation(tokens), Off(checks, 3.0), checks)
-    assert found.relative_error < OLD_LIMIT / 2
-    assert found.status == "wrong"
-    assert found.error_vs_exact == pytest.approx(3 * found.eager_error_vs_exact, rel=0.1)
-    assert found.reason == (
-        f"its first replay differs from eager: its error against float32 is {found.error_vs_exact:.2g}, "
-        f"eager's own {found.eager_error_vs_exact:.2g}: expected at most twice that"
+    assert found.errors.relative_error < OLD_LIMIT / 2
+    assert found.preparation.status == "wrong"
+    assert found.errors.error_vs_exact == pytest.approx(3 * found.errors.eager_error_vs_exact, rel=0.1)
+    assert found.preparation.reason == (
+        f"its first replay differs from eager: its error against float32 is {found.errors.error_vs_exact:.2g}, "
+        f"eager's own {found.errors.eager_error_vs_exact:.2g}: expected at most twice that"
     )
 
 
 def test_about_eagers_own_error_is_measured(checks: Checks) -> None:
     found = checked(Preparation(16), Off(checks, 1.2), checks)
-    assert (found.status, found.reason, found.bitwise) == ("measured", None, False)
-    assert found.eager_error_vs_exact < found.error_vs_exact < 2 * found.eager_error_vs_exact
+    assert (found.preparation.status, found.preparation.reason, found.errors.bitwise) == ("measured", None, False)
+    assert found.errors.eager_error_vs_exact < found.errors.error_vs_exact < 2 * found.errors.eager_error_vs_exact
 
 
 def test_eagers_own_bits_are_measured(target: Target, checks: Checks) -> None:
     found = checked(Preparation(4), Eager(target).run, checks)
-    assert (found.status, found.bitwise) == ("measured", True)
-    assert found.error_vs_exact == found.eager_error_vs_exact > 0
+    assert (found.preparation.status, found.errors.bitwise) == ("measured", True)
+    assert found.errors.error_vs_exact == found.errors.eager_error_vs_exact > 0
 
 
 def test_modes_with_eagers_kernels_need_no_exact_result(target: Target) -> None:
     checks = make_checks(target, "breakable", (4,))
     assert (checks.exact.results, checks.exact.lack) == ({}, None)
     found = checked(Preparation(4), Eager(target).run, checks)
-    assert (found.status, found.bitwise, found.error_vs_exact) == ("measured", True, None)
+    assert (found.preparation.status, found.errors.bitwise, found.errors.error_vs_exact) == ("measured", True, None)
     assert check_notes("breakable", [found], checks) == []
 
 
@@ -124,7 +124,7 @@ def test_state_and_random_numbers_are_the_same_in_every_run(mode: ModeName) -> N
     assert torch.equal(torch.get_rng_state(), generator)
     made = make_mode(mode, target)
     found = [checked(one, made.run, checks) for one in made.prepare(BUCKETS)]
-    assert [(one.status, one.bitwise) for one in found] == [("measured", True)] * len(BUCKETS), found
+    assert [(one.preparation.status, one.errors.bitwise) for one in found] == [("measured", True)] * len(BUCKETS), found
 
 
 def test_without_an_exact_result_the_fixed_limits_count_and_a_note_says_so(target: Target, checks: Checks) -> None:
@@ -132,7 +132,7 @@ def test_without_an_exact_result_the_fixed_limits_count_and_a_note_says_so(targe
     sharded = replace(sharded, exact=_lacking(target))
     run = Off(checks, 3.0)
     found = [checked(Preparation(tokens), run, sharded) for tokens in BUCKETS]
-    assert [one.status for one in found] == ["measured", "measured"]
+    assert [one.preparation.status for one in found] == ["measured", "measured"]
     (note,) = check_notes("fused", found, sharded)
     assert note.code == "fixed-limits"
     assert note.message == "fused at 4, 16 tokens was judged by fixed limits of error, not by twice eager's own"
@@ -219,19 +219,19 @@ def test_the_process_of_a_mode_judges_by_the_yardstick(monkeypatch: pytest.Monke
     """The limit for float32 is 1e-3; eager's own error is below 1e-6."""
     monkeypatch.setattr("bcg.modes.make_mode", Planted)
     judged = {mode: _prepared_by_a_worker(mode) for mode in ("fused", "breakable")}
-    assert [one.status for one in judged["fused"].buckets] == ["wrong"]
-    assert "its error against float64 is 0.0001, eager's own " in judged["fused"].buckets[0].reason
-    assert [one.status for one in judged["breakable"].buckets] == ["measured"]
+    assert [one.preparation.status for one in judged["fused"].buckets] == ["wrong"]
+    assert "its error against float64 is 0.0001, eager's own " in judged["fused"].buckets[0].preparation.reason
+    assert [one.preparation.status for one in judged["breakable"].buckets] == ["measured"]
     assert judged["fused"].warnings == []
 
 
 def test_the_process_of_a_mode_that_computes_something_else_calls_it_wrong() -> None:
     (breakable,) = _prepared_by_a_worker("breakable", "treacherous").buckets
-    assert (breakable.status, breakable.max_abs_error) == ("wrong", pytest.approx(1.0))
-    assert "differs from eager" in breakable.reason
+    assert (breakable.preparation.status, breakable.errors.max_abs_error) == ("wrong", pytest.approx(1.0))
+    assert "differs from eager" in breakable.preparation.reason
     (full,) = _prepared_by_a_worker("full", "treacherous").buckets
-    assert full.status == "not capturable"
-    assert "the host reads a device value" in full.reason
+    assert full.preparation.status == "not capturable"
+    assert "the host reads a device value" in full.preparation.reason
 
 
 def _prepared_by_a_worker(mode: ModeName, factory: str = "layered") -> AllPrepared:
@@ -259,7 +259,8 @@ def test_figures_and_notes_reach_the_report(target: Target, checks: Checks) -> N
     assert report.has_exact_errors
     for bucket, one in zip(report.buckets, prepared, strict=True):
         (row,) = bucket.modes
-        assert (row.error_vs_exact, row.eager_error_vs_exact) == (one.error_vs_exact, one.eager_error_vs_exact)
+        assert row.error_vs_exact == one.errors.error_vs_exact
+        assert row.eager_error_vs_exact == one.errors.eager_error_vs_exact
 
 
 class CountsInPython(nn.Module):
@@ -293,10 +294,10 @@ def test_state_that_a_graph_froze_is_found_by_a_replay_from_the_state_that_other
     (prepared,) = mode.prepare([4])
     found = checked(prepared, mode.run, checks)
     if module is CountsInABuffer:
-        assert (found.status, found.bitwise) == ("measured", True)
+        assert (found.preparation.status, found.errors.bitwise) == ("measured", True)
     else:
-        assert found.status == "wrong"
-        assert "replay from the state that others left differs from eager" in (found.reason or "")
+        assert found.preparation.status == "wrong"
+        assert "replay from the state that others left differs from eager" in (found.preparation.reason or "")
 
 
 class GivesNan(nn.Module):
@@ -307,5 +308,5 @@ class GivesNan(nn.Module):
 def test_a_model_that_gives_no_number_is_not_measured() -> None:
     target = own_target(GivesNan(), "cpu", given_x)
     checks = make_checks(target, "eager", (4,))
-    found = checked(Preparation(4), Eager(target).run, checks)
+    found = checked(Preparation(4), Eager(target).run, checks).preparation
     assert (found.status, found.reason) == ("failed", "eager gives nothing but NaN: nothing can be compared")

@@ -14,6 +14,7 @@ import pytest
 
 from bcg.child import ChildFailed
 from bcg.errors import BcgError, UsageError
+from bcg.modes.base import Counts, Preparation
 from bcg.profile import run
 from bcg.profile.messages import (
     AllLooked,
@@ -74,7 +75,7 @@ def answer(command: Command) -> Reply:
                 environment=report.environment, model=report.model, warnings=[], weight_bytes=1, free_bytes=2**60
             )
         case Prepare():
-            buckets = [Prepared(tokens=tokens, status="measured") for tokens in command.buckets]
+            buckets = [Prepared(preparation=Preparation(tokens)) for tokens in command.buckets]
             return AllPrepared(buckets=buckets, startup_s=1.0)
         case Round():
             return Measured(step_ms=[1.0] * command.num_steps, host_us=[1.0] * command.num_steps)
@@ -83,7 +84,7 @@ def answer(command: Command) -> Reply:
         case Trace():
             return Traced()
         case Close():
-            return Closed(num_compilations=0, num_skips=0, notes=[])
+            return Closed(counts=Counts())
 
 
 @pytest.fixture
@@ -183,9 +184,8 @@ def second_bucket(status: ModeStatus, reason: str) -> Callable[[Command], Reply]
         if not isinstance(reply, AllPrepared):
             return reply
         first, second = reply.buckets
-        return msgspec.structs.replace(
-            reply, buckets=[first, msgspec.structs.replace(second, status=status, reason=reason)]
-        )
+        second = Prepared(preparation=replace(second.preparation, status=status, reason=reason))
+        return msgspec.structs.replace(reply, buckets=[first, second])
 
     return answers
 

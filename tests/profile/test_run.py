@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bcg.errors import BcgError, UsageError
+from bcg.modes.base import Preparation
 from bcg.profile import run
 from bcg.profile.messages import AllPrepared, Loaded, Looked, Measured, Prepared
 from bcg.profile.plan import ModeRun, Plan
@@ -85,7 +86,7 @@ def test_a_clock_that_changes_between_rounds_changes_no_speed_up(
             loaded=Loaded(
                 environment=report.environment, model=report.model, warnings=[], weight_bytes=1, free_bytes=1
             ),
-            prepared=AllPrepared(buckets=[Prepared(tokens=4, status="measured")], startup_s=1.0, warnings=[]),
+            prepared=AllPrepared(buckets=[Prepared(preparation=Preparation(4))], startup_s=1.0, warnings=[]),
             rounds={4: [Measured(step_ms=[step], host_us=[1.0]) for step in found]},
             looks={4: looked},
         )

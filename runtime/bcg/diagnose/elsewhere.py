@@ -82,7 +82,7 @@ class Elsewhere:
             return None
         if tried.is_lost:
             self._end()
-        return Outcome(tried.reason, tried.failure, tried.doubt)
+        return tried.outcome
 
     def _end(self) -> None:
         self._child = None

@@ -7,7 +7,7 @@ from typing import TypeAlias
 import msgspec
 
 from bcg.child import Failed
-from bcg.diagnose.survey import Finding
+from bcg.diagnose.attempt import Outcome
 from bcg.report import BreakSize
 from bcg.words import TargetWords
 
@@ -62,15 +62,11 @@ class Tried(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """What came of it.
 
     Attributes:
-        reason: Why it isn't right; None where it is, or where replays can't tell.
-        doubt: Why they can't; empty where they can.
-        failure: What the capture failed at, if it did; without functions.
+        outcome: What the capture failed at is without functions.
         is_lost: Whether it took the device from the process, which is good for nothing any more.
     """
 
-    reason: str | None
-    failure: Finding | None = None
-    doubt: str = ""
+    outcome: Outcome
     is_lost: bool = False
 
 

@@ -38,8 +38,9 @@ class _Trial:
                 raise
             outcome = Outcome(first_line(error))
         if outcome.reason is not None and device.is_lost():
-            return Tried(reason=f"the attempt cost its process the device: {outcome.reason}", is_lost=True)
-        return Tried(reason=outcome.reason, failure=outcome.failure, doubt=outcome.doubt)
+            outcome = Outcome(f"the attempt cost its process the device: {outcome.reason}")
+            return Tried(outcome=outcome, is_lost=True)
+        return Tried(outcome=outcome)
 
 
 class _Answers:

@@ -18,7 +18,7 @@ from bcg.modes import has_own_kernels
 from bcg.modes.base import Preparation, bucket_batch
 from bcg.modes.eager import Eager
 from bcg.profile.agreement import Agreement, agreement
-from bcg.profile.messages import Prepared
+from bcg.profile.messages import Errors, Prepared
 from bcg.profile.notes import held_to_limits
 from bcg.report import ModeName, ReportWarning
 from bcg.state import ModelState, restore_generators
@@ -99,15 +99,14 @@ def checked(one: Preparation, run: Callable[[Batch], Any], checks: Checks) -> Pr
         run: Runs a batch in the mode.
         checks: The batches, and what eager gave for them.
     """
-    facts = {name: getattr(one, name) for name in Prepared.__struct_fields__ if hasattr(one, name)}
     if one.status != "measured":
-        return Prepared(**facts)
+        return Prepared(preparation=one)
     if one.tokens not in checks.eager:
-        return Prepared(**facts | {"status": "out of memory", "reason": "eager itself does not fit"})
+        return Prepared(preparation=replace(one, status="out of memory", reason="eager itself does not fit"))
     batches, eager, again = checks.batches[one.tokens], checks.eager[one.tokens], checks.again[one.tokens]
     if not all(map(has_numbers, eager)):
         reason = "eager gives nothing but NaN: nothing can be compared"
-        return Prepared(**facts | {"status": "failed", "reason": reason})
+        return Prepared(preparation=replace(one, status="failed", reason=reason))
     exact = checks.exact.results.get(one.tokens, [None] * len(batches))
     first = later = Agreement()
     try:
@@ -120,18 +119,19 @@ def checked(one: Preparation, run: Callable[[Batch], Any], checks: Checks) -> Pr
         checks.put_back()
     except Exception as error:  # noqa: BLE001 - a mode that can't replay is a row of the report
         reason = f"the first replay failed: {type(error).__name__}: {error}".splitlines()[0][:300]
-        return Prepared(**facts | {"status": "failed", "reason": reason})
+        return Prepared(preparation=replace(one, status="failed", reason=reason))
     found = first.joined(later)
-    errors = {
-        "max_abs_error": found.max_abs_error,
-        "relative_error": found.relative_error,
-        "bitwise": found.bitwise,
-        "error_vs_exact": found.worst and found.worst.result,
-        "eager_error_vs_exact": found.worst and found.worst.eager,
-    }
+    worst = found.worst
     if not found.within:
-        return Prepared(**facts | errors | {"status": "wrong", "reason": _why_wrong(first, later)})
-    return Prepared(**facts | errors)
+        one = replace(one, status="wrong", reason=_why_wrong(first, later))
+    errors = Errors(
+        max_abs_error=found.max_abs_error,
+        relative_error=found.relative_error,
+        bitwise=found.bitwise,
+        error_vs_exact=None if worst is None else worst.result,
+        eager_error_vs_exact=None if worst is None else worst.eager,
+    )
+    return Prepared(preparation=one, errors=errors)
 
 
 def _why_wrong(first: Agreement, later: Agreement) -> str:
@@ -143,6 +143,8 @@ def _why_wrong(first: Agreement, later: Agreement) -> str:
 
 def check_notes(mode: ModeName, buckets: Sequence[Prepared], checks: Checks) -> list[ReportWarning]:
     """Say which buckets were judged by fixed limits because eager could not be run in a wider dtype, and why not."""
-    hit = [one.tokens for one in buckets if one.bitwise is False and one.error_vs_exact is None]
+    hit = [
+        one.preparation.tokens for one in buckets if one.errors.bitwise is False and one.errors.error_vs_exact is None
+    ]
     lack = checks.exact.lack
     return [held_to_limits(mode, hit, lack.cause, lack.remedy)] if hit and lack else []

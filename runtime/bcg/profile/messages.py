@@ -8,7 +8,8 @@ import msgspec
 
 from bcg.child import Failed
 from bcg.distributed.member import DEFAULT_TIMEOUT_S
-from bcg.report import CaptureReport, Environment, ModelInfo, ModeName, ModeStatus, ReportWarning, Timeline
+from bcg.modes.base import Counts, Preparation
+from bcg.report import CaptureReport, Environment, ModelInfo, ModeName, ReportWarning, Timeline
 from bcg.words import TargetWords
 
 
@@ -67,23 +68,25 @@ class Loaded(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     free_bytes: int
 
 
-class Prepared(msgspec.Struct, frozen=True, kw_only=True):
-    """One bucket: how it was made ready (see `bcg.modes.base.Preparation`), and how its first replays compare."""
+class Errors(msgspec.Struct, frozen=True, kw_only=True):
+    """How far the first replays of a bucket are from eager (see `bcg.report.ModeRow`); None where nobody can tell."""
 
-    tokens: int
-    status: ModeStatus
-    reason: str | None = None
-    compile_s: float = 0.0
-    warmup_s: float = 0.0
-    capture_s: float = 0.0
-    pool_bytes: int = 0
-    driver_bytes: int = 0
-    transient_bytes: int | None = None
     max_abs_error: float | None = None
     relative_error: float | None = None
     bitwise: bool | None = None
     error_vs_exact: float | None = None
     eager_error_vs_exact: float | None = None
+
+
+class Prepared(msgspec.Struct, frozen=True, kw_only=True):
+    """One bucket: how it was made ready, and how its first replays compare.
+
+    Attributes:
+        preparation: With the status that the comparison leaves it.
+    """
+
+    preparation: Preparation
+    errors: Errors = Errors()
 
 
 class AllPrepared(msgspec.Struct, tag=True, frozen=True, kw_only=True):
@@ -147,11 +150,9 @@ class Traced(msgspec.Struct, tag=True, frozen=True, kw_only=True):
 
 
 class Closed(msgspec.Struct, tag=True, frozen=True, kw_only=True):
-    """What the mode counted, see `bcg.modes.base.Counts`."""
+    """What the mode counted."""
 
-    num_compilations: int
-    num_skips: int
-    notes: list[str]
+    counts: Counts
 
 
 Command: TypeAlias = Load | Prepare | Round | Look | Trace | Close

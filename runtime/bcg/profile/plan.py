@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from bcg.buckets import default_buckets
 from bcg.distributed.member import DEFAULT_TIMEOUT_S
 from bcg.errors import BcgError
-from bcg.profile.messages import AllPrepared, Closed, Loaded, Looked, Measured, Prepared
+from bcg.modes.base import Counts
+from bcg.profile.messages import AllPrepared, Loaded, Looked, Measured
 from bcg.report import ModeName
 from bcg.words import TargetWords
 
@@ -61,7 +62,7 @@ class ModeRun:
     prepared: AllPrepared | None = None
     rounds: dict[int, list[Measured]] = field(default_factory=dict)
     looks: dict[int, Looked] = field(default_factory=dict)
-    closed: Closed | None = None
+    counts: Counts = field(default_factory=Counts)
 
     @property
     def failure(self) -> str | None:
@@ -70,8 +71,9 @@ class ModeRun:
             return None
         return f"{self.error.message}: {self.error.hint}" if self.error.hint else self.error.message
 
-    def ready(self) -> list[Prepared]:
-        """The buckets that can be measured, the smallest first."""
+    def ready(self) -> list[int]:
+        """The token counts that can be measured, the smallest first."""
         if self.error is not None or self.prepared is None:
             return []
-        return sorted((one for one in self.prepared.buckets if one.status == "measured"), key=lambda one: one.tokens)
+        preparations = [one.preparation for one in self.prepared.buckets]
+        return sorted(one.tokens for one in preparations if one.status == "measured")

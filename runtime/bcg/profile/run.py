@@ -77,7 +77,7 @@ def run_profile(plan: Plan, on_step: Progress = lambda text: None) -> ProfileRep
 
 
 def _why(run: ModeRun) -> str:
-    reasons = [one.reason for one in run.prepared.buckets if one.reason] if run.prepared else []
+    reasons = [one.preparation.reason for one in run.prepared.buckets if one.preparation.reason] if run.prepared else []
     return run.failure or (reasons[0] if reasons else "no reason given")
 
 
@@ -131,7 +131,7 @@ def _measure(plan: Plan, pairs: list[tuple[ModeRun, Child]], on_step: Progress) 
         on_step(f"round {number + 1} of {plan.num_rounds}" + (f" of {pairs[0][0].mode}" if len(pairs) == 1 else ""))
         for tokens in sorted(plan.buckets):
             for run, session in _turns(pairs, number):
-                if any(one.tokens == tokens for one in run.ready()):
+                if tokens in run.ready():
                     with _failures_of(run):
                         measured = session.ask(Round(tokens=tokens, num_steps=plan.steps_per_round), Measured)
                         run.rounds.setdefault(tokens, []).append(measured)
@@ -140,12 +140,12 @@ def _measure(plan: Plan, pairs: list[tuple[ModeRun, Child]], on_step: Progress) 
             continue
         on_step(f"looking into {run.mode}")
         with _failures_of(run):
-            buckets = [one.tokens for one in run.ready()]
+            buckets = run.ready()
             looked = session.ask(Look(buckets=buckets), AllLooked)
             run.looks = dict(zip(buckets, looked.buckets, strict=True))
             if plan.trace is not None and run.mode == traced_mode(plan.modes) and buckets:
                 session.ask(Trace(path=plan.trace, buckets=buckets), Traced)
-            run.closed = session.ask(Close(), Closed)
+            run.counts = session.ask(Close(), Closed).counts
 
 
 def _turns(pairs: list[tuple[ModeRun, Child]], number: int) -> list[tuple[ModeRun, Child]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import msgspec
@@ -86,10 +87,11 @@ def _options(plan: Plan) -> dict[str, OptionValue]:
 
 def _row(run: ModeRun, tokens: int) -> ModeRow:
     prepared = _prepared(run, tokens)
-    costs = _costs(run.mode, prepared) if prepared else {}
+    made = None if prepared is None else prepared.preparation
+    costs = {} if prepared is None else _costs(run.mode, prepared)
     look, rounds = run.looks.get(tokens, Looked()), run.rounds.get(tokens, [])
-    if prepared is not None and prepared.status != "measured":
-        return ModeRow(mode=run.mode, status=prepared.status, reason=prepared.reason, **costs)
+    if made is not None and made.status != "measured":
+        return ModeRow(mode=run.mode, status=made.status, reason=made.reason, **costs)
     if not rounds:
         reason = run.unavailable or run.failure or INTERRUPTED
         return ModeRow(mode=run.mode, status=_status_without_rounds(run), reason=reason, **costs)
@@ -121,13 +123,10 @@ def _status_without_rounds(run: ModeRun) -> ModeStatus:
 
 
 def _costs(mode: ModeName, prepared: Prepared) -> dict[str, Any]:
-    kept = prepared.pool_bytes + prepared.driver_bytes
-    names = (
-        *("compile_s", "warmup_s", "capture_s", "pool_bytes", "driver_bytes", "transient_bytes"),
-        *("max_abs_error", "relative_error", "bitwise", "error_vs_exact", "eager_error_vs_exact"),
-    )
-    facts = {name: getattr(prepared, name) for name in names}
-    return facts | {"memory_bytes": (prepared.transient_bytes or 0) if mode == "eager" else kept}
+    made = prepared.preparation
+    costs = {name: value for name, value in asdict(made).items() if name not in ("tokens", "status", "reason")}
+    memory_bytes = (made.transient_bytes or 0) if mode == "eager" else made.pool_bytes + made.driver_bytes
+    return {**costs, **msgspec.structs.asdict(prepared.errors), "memory_bytes": memory_bytes}
 
 
 def _percentile_95(values: Sequence[float]) -> float:
@@ -178,9 +177,9 @@ def _mode(run: ModeRun, buckets: Sequence[ProfileBucket]) -> ModeSummary:
         memory_bytes=pool_bytes + driver_bytes,
         peak_bytes=max(peaks, default=None),
         num_graph_launches=_launches(run, buckets),
-        num_compilations=run.closed.num_compilations if run.closed else 0,
-        num_skips=run.closed.num_skips if run.closed else 0,
-        notes=run.closed.notes if run.closed else [],
+        num_compilations=run.counts.num_compilations,
+        num_skips=run.counts.num_skips,
+        notes=run.counts.notes,
     )
 
 
@@ -193,7 +192,7 @@ def _launches(run: ModeRun, buckets: Sequence[ProfileBucket]) -> int:
 def _prepared(run: ModeRun, tokens: int) -> Prepared | None:
     if run.prepared is None:
         return None
-    return next((one for one in run.prepared.buckets if one.tokens == tokens), None)
+    return next((one for one in run.prepared.buckets if one.preparation.tokens == tokens), None)
 
 
 def _of(bucket: ProfileBucket, mode: ModeName) -> ModeRow:

@@ -217,23 +217,20 @@ class Worker:
             gc.collect()  # graphs that hold collectives go before the communicators
             self._world.close()
             self._watch.stop()
-        return Closed(
-            num_compilations=counts.num_compilations,
-            num_skips=counts.num_skips,
-            notes=counts.notes,
-        )
+        return Closed(counts=counts)
 
     def _agreed(self, buckets: list[Prepared]) -> list[Prepared]:
         """Leave out what another rank can't measure."""
         if self._world is None:
             return buckets
         agreed = []
-        answers = self._world.exchange([(one.status, one.reason) for one in buckets])
+        answers = self._world.exchange([(one.preparation.status, one.preparation.reason) for one in buckets])
         for one, told in zip(buckets, zip(*answers, strict=True), strict=True):
             others = [(rank, *answer) for rank, answer in enumerate(told) if answer[0] != "measured"]
-            if one.status == "measured" and others:
+            if one.preparation.status == "measured" and others:
                 rank, status, reason = others[0]
-                agreed.append(msgspec.structs.replace(one, status=status, reason=f"rank {rank}: {reason or status}"))
+                left_out = replace(one.preparation, status=status, reason=f"rank {rank}: {reason or status}")
+                agreed.append(msgspec.structs.replace(one, preparation=left_out))
             else:
                 agreed.append(one)
         return agreed
