@@ -6,7 +6,6 @@ bcg, by the rank itself under ``torchrun``.
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -84,24 +83,12 @@ class Ranks:
 
     @contextmanager
     def joined(self, device: torch.device) -> Iterator[World | None]:
-        """Be a rank inside the ``with`` block, where this process is one.
+        """Be a rank inside the ``with`` block, where this process is one; see `bcg.distributed.rank.joined`."""
+        from bcg.distributed.rank import joined
 
-        Graphs that hold collectives must be gone when the block ends well: then the communicators are torn down.
-        """
-        member = this_member()
-        if member is None:
-            yield None
-            return
-        from bcg.distributed.watch import Watch
-        from bcg.distributed.world import World
-
-        world = _process.world = World.join(member, device, self.timeout_s)
-        watch = Watch(world, _end)
-        watch.start()
-        yield world
-        gc.collect()  # graphs that nobody holds any more
-        world.close()
-        watch.stop()
+        with joined(device, self.timeout_s, _end) as world:
+            _process.world = world
+            yield world
         _process.world = None
 
 

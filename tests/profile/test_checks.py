@@ -15,12 +15,12 @@ from bcg.inputs import Batch
 from bcg.modes import make_mode
 from bcg.modes.base import Counts, Preparation
 from bcg.modes.eager import Eager
+from bcg.profile import worker
 from bcg.profile.agreement import agreement
 from bcg.profile.checks import Checks, check_notes, checked, make_checks
 from bcg.profile.messages import AllPrepared, Load, Loaded, Measured, Prepare
 from bcg.profile.plan import ModeRun, Plan
 from bcg.profile.summary import profile_report
-from bcg.profile.worker import Worker
 from bcg.report import ModeName
 from bcg.words import TargetWords
 from tests.targets import own_target
@@ -217,7 +217,7 @@ class Planted:
 
 def test_the_process_of_a_mode_judges_by_the_yardstick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit for float32 is 1e-3; eager's own error is below 1e-6."""
-    monkeypatch.setattr("bcg.modes.make_mode", Planted)
+    monkeypatch.setattr(worker, "make_mode", Planted)
     judged = {mode: _prepared_by_a_worker(mode) for mode in ("fused", "breakable")}
     assert [one.preparation.status for one in judged["fused"].buckets] == ["wrong"]
     assert "its error against float64 is 0.0001, eager's own " in judged["fused"].buckets[0].preparation.reason
@@ -236,7 +236,7 @@ def test_the_process_of_a_mode_that_computes_something_else_calls_it_wrong() -> 
 
 def _prepared_by_a_worker(mode: ModeName, factory: str = "layered") -> AllPrepared:
     words = TargetWords(f"{MODELS}:{factory}", attention_break=False)
-    return Worker(Load(mode=mode, words=words, nvtx=False)).prepare(Prepare(buckets=[4]))
+    return worker.Worker(Load(mode=mode, words=words, nvtx=False)).prepare(Prepare(buckets=[4]))
 
 
 def test_figures_and_notes_reach_the_report(target: Target, checks: Checks) -> None:
