@@ -1,6 +1,6 @@
 """A child process that answers commands, one JSON line each: as its parent sees it, and the loop inside it.
 
-    python -m MODULE READ_FD WRITE_FD
+    python -m MODULE READ_FD WRITE_FD PARENT
 
 Whatever the child prints goes to a file, whose last line says more where the child dies.
 """
@@ -77,7 +77,7 @@ class Child:
         reply_read, reply_write = os.pipe()
         path = os.pathsep.join(filter(None, sys.path))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, str(command_read), str(reply_write)],
+            [sys.executable, "-m", module, str(command_read), str(reply_write), str(os.getpid())],
             pass_fds=(command_read, reply_write),
             stdin=subprocess.DEVNULL,
             stdout=self._log,
@@ -164,7 +164,9 @@ def serve(
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SIGNAL_AT_PARENTS_DEATH, signal.SIGKILL)
-    read, write = (int(word) for word in sys.argv[1:3])
+    read, write, parent = (int(word) for word in sys.argv[1:4])
+    if os.getppid() != parent:  # it died before it could take this process with it
+        return
     os.dup2(2, 1)
     with open(read, "rb") as commands, open(write, "wb") as replies:
         for line in commands:
