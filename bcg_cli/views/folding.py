@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bcg.report import BreakRow, SegmentRow
+from bcg.report import MapRow, SegmentRow
 
 MAX_PERIOD = 128
 """Longest block of steps that is looked for."""
@@ -78,7 +78,7 @@ class _Run:
         return self.period * (self.repeats - 1)
 
 
-def step_of(key: str, row: SegmentRow | BreakRow) -> Step:
+def step_of(key: str, row: MapRow) -> Step:
     """Returns the step that a row of a report describes."""
     if isinstance(row, SegmentRow):
         return Step(key, f"{row.num_operations} {row.num_kernels}", tuple(row.modules))

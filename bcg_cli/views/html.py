@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 from bcg.report import (
     AutomaticBreak,
@@ -12,6 +13,8 @@ from bcg.report import (
     CaptureReport,
     Card,
     Environment,
+    MappedReport,
+    MapRow,
     ModelInfo,
     OptionValue,
     ReportWarning,
@@ -62,7 +65,7 @@ def capture_page(report: CaptureReport) -> str:
         )
     about = "Largest first, as they were captured." + (f" {BOUNDARIES_EXPLAINED}" if report.breaks else "")
     body.append(section("Token counts", about, _bucket_table(report)))
-    body.append(map_section(report.map_tokens, report.map, report.segments, report.breaks))
+    body.append(map_section(report))
     body += [ranks_section(report.ranks)] if report.ranks else []
     body += automatic_sections(report.automatic_breaks)
     body += card_sections(report.cards)
@@ -82,32 +85,19 @@ def about_lines(model: ModelInfo, environment: Environment, num_ranks: int) -> l
     ]
 
 
-def map_section(
-    tokens: int,
-    steps: Sequence[str],
-    segments: Sequence[SegmentRow],
-    breaks: Sequence[BreakRow],
-    *,
-    shows_externals: bool = False,
-) -> str:
+def map_section(report: MappedReport[Any, Any], *, shows_externals: bool = False) -> str:
     """Returns the segment map: a strip of all steps, and a table in which equal layers are folded.
 
     Args:
-        tokens: The bucket.
-        steps: Their names, as in the report.
-        segments: Its segments.
-        breaks: Its breaks.
+        report: Only its map is read.
         shows_externals: Say of each segment what it reads from outside, and of each break what its result takes.
     """
-    if not steps:
+    if not report.map:
         return ""
-    rows: dict[str, SegmentRow | BreakRow] = {
-        **{f"segment:{row.index}": row for row in segments},
-        **{f"break:{row.index}": row for row in breaks},
-    }
-    strip = "".join(_block(key, rows[key]) for key in steps)
+    rows = report.rows_by_step()
+    strip = "".join(_block(key, rows[key]) for key in report.map)
     lines = []
-    for step in fold_map([step_of(key, rows[key]) for key in steps]):
+    for step in fold_map([step_of(key, rows[key]) for key in report.map]):
         if isinstance(step, Fold):
             lines.append([f'<span class="muted">… {step.num_steps} steps</span>', "", "", escape(str(step))])
         else:
@@ -118,9 +108,9 @@ def map_section(
     content = f'<div class="strip">{strip}</div>{legend}' + table(
         ["step", "holds", "outside", "where"], lines, text_columns=(0, 1, 2), prose_columns=(3,)
     )
-    details = "".join(_kernel_details(row) for row in _distinct(segments))
-    title = f"{plural(len(segments), 'segment')} and {plural(len(breaks), 'break')}"
-    return section(title, f"The steps of {tokens:,} tokens in the order of replay.", content + details)
+    details = "".join(_kernel_details(row) for row in _distinct(report.segments))
+    title = f"{plural(len(report.segments), 'segment')} and {plural(len(report.breaks), 'break')}"
+    return section(title, f"The steps of {report.map_tokens:,} tokens in the order of replay.", content + details)
 
 
 def warning_sections(warnings: Sequence[ReportWarning]) -> list[str]:
@@ -192,7 +182,7 @@ def _bucket_cells(bucket: CaptureBucket) -> list[str]:
     ]
 
 
-def _block(key: str, row: SegmentRow | BreakRow) -> str:
+def _block(key: str, row: MapRow) -> str:
     name = key.replace(":", " ")
     if isinstance(row, BreakRow):
         return f'<i class="break" title="{escape(f"{name}: {row.name} {row.module}")}"></i>'
@@ -200,7 +190,7 @@ def _block(key: str, row: SegmentRow | BreakRow) -> str:
     return f'<i style="flex:{work} 1 {min(60.0, 4 + 0.5 * work):.0f}px" title="{escape(f"{name}: {_work(row)}")}"></i>'
 
 
-def _map_cells(key: str, row: SegmentRow | BreakRow) -> list[str]:
+def _map_cells(key: str, row: MapRow) -> list[str]:
     name = escape(key.replace(":", " "))
     if isinstance(row, BreakRow):
         where = f"<code>{escape(row.module)}</code> {escape(row.name)}"

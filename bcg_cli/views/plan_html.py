@@ -45,7 +45,7 @@ def plan_page(report: PlanReport) -> str:
             table(["tokens", "pool MiB", "of it used MiB", "boundaries MiB"], rows),
         ),
         section("Static inputs", "Buffers at fixed addresses, made for the largest bucket.", _input_table(report)),
-        map_section(report.map_tokens, report.map, report.segments, report.breaks, shows_externals=True),
+        map_section(report, shows_externals=True),
         *automatic_sections(report.automatic_breaks),
         section("What a dry run can't know", "", f"<ul>{unknown}</ul>"),
         options_section(report.options),

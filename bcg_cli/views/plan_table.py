@@ -40,7 +40,7 @@ def plan_view(report: PlanReport) -> RenderableType:
         Text(),
         _input_table(report),
         Text(),
-        *map_view(report.map_tokens, report.map, report.segments, report.breaks, shows_externals=True),
+        *map_view(report, shows_externals=True),
     ]
     if report.automatic_breaks:
         parts += [Text(), automatic_breaks_view(report.automatic_breaks)]

@@ -50,7 +50,7 @@ def profile_page(report: ProfileReport) -> str:
         title = f"One replay of {replay.mode} at {replay.tokens:,} tokens"
         about = f"{len(replay.steps)} steps. Hover for names; drag to zoom, double-click to see all again."
         body.append(section(title, about, plot_box(f"timeline-{number}", style="low")))
-    body.append(map_section(report.map_tokens, report.map, report.segments, report.breaks))
+    body.append(map_section(report))
     body += [ranks_section(report.ranks)] if report.ranks else []
     body.append(options_section(report.options))
     body.append(footer(report.environment, on_host=report.on_host))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from rich.box import Box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -10,7 +11,16 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
-from bcg.report import BreakRow, CaptureBucket, CaptureReport, Environment, ModelInfo, ReportWarning, SegmentRow
+from bcg.report import (
+    BreakRow,
+    CaptureBucket,
+    CaptureReport,
+    Environment,
+    MappedReport,
+    MapRow,
+    ModelInfo,
+    ReportWarning,
+)
 from bcg_cli.views.findings import automatic_breaks_view, card_view, workload_view
 from bcg_cli.views.folding import Fold, Step, fold_map, step_of
 
@@ -66,7 +76,7 @@ def capture_view(report: CaptureReport) -> RenderableType:
         *_notes(report),
     ]
     if report.map:
-        parts += [Text(), *map_view(report.map_tokens, report.map, report.segments, report.breaks)]
+        parts += [Text(), *map_view(report)]
     if report.automatic_breaks:
         parts += [Text(), automatic_breaks_view(report.automatic_breaks)]
     if report.workload:
@@ -208,27 +218,15 @@ def _notes(report: CaptureReport) -> Iterator[Text]:
             yield Text(f"{bucket.tokens:,} tokens: {bucket.error}", "yellow")
 
 
-def map_view(
-    tokens: int,
-    names: Sequence[str],
-    segment_rows: Sequence[SegmentRow],
-    break_rows: Sequence[BreakRow],
-    *,
-    shows_externals: bool = False,
-) -> Iterator[RenderableType]:
+def map_view(report: MappedReport[Any, Any], *, shows_externals: bool = False) -> Iterator[RenderableType]:
     """Yields the map of one bucket: its steps in order, repeated layers folded.
 
     Args:
-        tokens: The bucket.
-        names: Of the steps, as in the report.
-        segment_rows: Its segments.
-        break_rows: Its breaks.
+        report: Only its map is read.
         shows_externals: Say of each segment what it reads from outside, and of each break what its result takes.
     """
-    segments = {f"segment:{row.index}": row for row in segment_rows}
-    breaks = {f"break:{row.index}": row for row in break_rows}
-    rows: dict[str, SegmentRow | BreakRow] = {**segments, **breaks}
-    steps = [step_of(key, rows[key]) for key in names]
+    rows = report.rows_by_step()
+    steps = [step_of(key, rows[key]) for key in report.map]
     table = Table.grid(padding=(0, 2, 0, 0))
     for _ in range(3 if shows_externals else 2):
         table.add_column(no_wrap=True)
@@ -241,12 +239,12 @@ def map_view(
             first, count, place = _map_cells(step, rows[step.key])
             outside = Text(outside_words(rows[step.key]), "dim")
         table.add_row(first, count, *([outside] if shows_externals else []), place)
-    counts = f"{plural(len(segments), 'segment')} and {plural(len(breaks), 'break')}"
-    yield Text(f"Map of {tokens:,} tokens: {counts} in order", "bold")
+    counts = f"{plural(len(report.segments), 'segment')} and {plural(len(report.breaks), 'break')}"
+    yield Text(f"Map of {report.map_tokens:,} tokens: {counts} in order", "bold")
     yield table
 
 
-def _map_cells(step: Step, row: SegmentRow | BreakRow) -> tuple[Text, Text, Text]:
+def _map_cells(step: Step, row: MapRow) -> tuple[Text, Text, Text]:
     name = step.key.replace(":", " ")
     if isinstance(row, BreakRow):
         place = f"{row.module} ({row.name})" if row.module else row.name
@@ -257,7 +255,7 @@ def _map_cells(step: Step, row: SegmentRow | BreakRow) -> tuple[Text, Text, Text
     return Text(name), Text(count), Text(modules_in_short(row.modules))
 
 
-def outside_words(row: SegmentRow | BreakRow) -> str:
+def outside_words(row: MapRow) -> str:
     """Returns what a segment reads from outside, or what the result of a break takes."""
     if isinstance(row, BreakRow):
         return f"boundary {format_size(row.boundary_bytes)}"

@@ -6,16 +6,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from bcg.report.common import (
-    SCHEMA_VERSION,
-    BreakRow,
-    Environment,
-    ModelInfo,
-    OptionValue,
-    ReportWarning,
-    SegmentRow,
-    check_map,
-)
+from bcg.report.common import MappedReport
 from bcg.report.findings import AutomaticBreak, BucketFitRow, Card
 from bcg.report.ranks import RankRow
 
@@ -66,38 +57,19 @@ class CaptureTotals(msgspec.Struct, frozen=True, kw_only=True):
     eager_peak_bytes: int | None = None
 
 
-class CaptureReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="capture"):
+class CaptureReport(
+    MappedReport[CaptureBucket, CaptureTotals], frozen=True, kw_only=True, tag_field="kind", tag="capture"
+):
     """What ``bcg capture`` found.
 
     Attributes:
-        map_tokens: The bucket that `segments`, `breaks` and `map` describe; 0 if none was captured.
-        map: Its steps in execution order, as ``segment:0``, ``break:0``, … (indices of the rows).
         automatic_breaks: Those that nobody asked for, and why they are there.
         cards: Findings that are no obstacle to the capture but may make a replay wrong.
         ranks: A row from each process that the model is sharded over; empty for one process.
         workload: What the buckets do to the workload that they were chosen for, first, and other lists do.
     """
 
-    schema_version: int = SCHEMA_VERSION
-    environment: Environment
-    model: ModelInfo
-    options: dict[str, OptionValue]
-    buckets: list[CaptureBucket]
-    totals: CaptureTotals
-    map_tokens: int = 0
-    map: list[str] = []
-    segments: list[SegmentRow] = []
-    breaks: list[BreakRow] = []
-    warnings: list[ReportWarning] = []
     ranks: list[RankRow] = []
     automatic_breaks: list[AutomaticBreak] = []
     cards: list[Card] = []
     workload: list[BucketFitRow] = []
-
-    def __post_init__(self) -> None:
-        check_map(self.map, self.segments, self.breaks)
-
-    @property
-    def on_host(self) -> bool:
-        """Whether this was captured on the host device, where kernels are operations."""
-        return self.environment.device_type == "cpu"

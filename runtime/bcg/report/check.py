@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from bcg.report.common import SCHEMA_VERSION, Environment, ModelInfo, OptionValue, ReportWarning, Verdict
+from bcg.report.common import ReportHead, ReportWarning, Verdict
 from bcg.report.findings import AutomaticBreak, Card
 from bcg.report.ranks import AssembledCheck, RankVerdict
 
@@ -103,7 +103,7 @@ class CheckTiming(msgspec.Struct, frozen=True, kw_only=True):
     locate_ms: float = 0.0
 
 
-class CheckReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="replay-check"):
+class CheckReport(ReportHead, frozen=True, kw_only=True, tag_field="kind", tag="replay-check"):
     """What ``bcg replay-check`` found.
 
     Attributes:
@@ -116,10 +116,6 @@ class CheckReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
         automatic_breaks: Those that it was checked with and nobody asked for, and why they are there.
     """
 
-    schema_version: int = SCHEMA_VERSION
-    environment: Environment
-    model: ModelInfo
-    options: dict[str, OptionValue]
     verdict: Verdict
     buckets: list[CheckBucket]
     spread: float | None = 0.0
@@ -130,8 +126,3 @@ class CheckReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
     ranks: list[RankVerdict] = []
     assembled: AssembledCheck | None = None
     automatic_breaks: list[AutomaticBreak] = []
-
-    @property
-    def on_host(self) -> bool:
-        """Whether this was checked on the host device."""
-        return self.environment.device_type == "cpu"

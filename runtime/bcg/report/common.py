@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Generic, Literal, TypeAlias, TypeVar
 
 import msgspec
 
@@ -111,18 +111,6 @@ class BreakRow(msgspec.Struct, frozen=True, kw_only=True):
     source_line: str | None = None
 
 
-def check_map(steps: list[str], segments: list[SegmentRow], breaks: list[BreakRow]) -> None:
-    """Refuse a map that names a row which is not there.
-
-    Raises:
-        ValueError: Such a name; a decoder turns it into an error of the schema.
-    """
-    known = {f"segment:{row.index}" for row in segments} | {f"break:{row.index}" for row in breaks}
-    unknown = next((step for step in steps if step not in known), None)
-    if unknown is not None:
-        raise ValueError(f"`map` names {unknown[:60]}, which is not among its segments and breaks")
-
-
 class ReportWarning(msgspec.Struct, frozen=True, kw_only=True):
     """Something that the reader should know, with why and what to do."""
 
@@ -130,3 +118,55 @@ class ReportWarning(msgspec.Struct, frozen=True, kw_only=True):
     message: str
     cause: str
     remedy: str
+
+
+Bucket = TypeVar("Bucket")
+Totals = TypeVar("Totals")
+MapRow: TypeAlias = SegmentRow | BreakRow
+
+
+class ReportHead(msgspec.Struct, frozen=True, kw_only=True):
+    """What every report begins with."""
+
+    schema_version: int = SCHEMA_VERSION
+    environment: Environment
+    model: ModelInfo
+    options: dict[str, OptionValue]
+
+    @property
+    def on_host(self) -> bool:
+        """Whether this ran on the host device: kernels are operations there, and no time tells of a GPU."""
+        return self.environment.device_type == "cpu"
+
+
+class MappedReport(ReportHead, Generic[Bucket, Totals], frozen=True, kw_only=True):
+    """A report of buckets, and of the segments and breaks of one of them.
+
+    Attributes:
+        map_tokens: The bucket that `segments`, `breaks` and `map` describe; 0 if there is none.
+        map: Its steps in execution order, as ``segment:0``, ``break:0``, … (indices of the rows).
+    """
+
+    buckets: list[Bucket]
+    totals: Totals
+    map_tokens: int = 0
+    map: list[str] = []
+    segments: list[SegmentRow] = []
+    breaks: list[BreakRow] = []
+    warnings: list[ReportWarning] = []
+
+    def __post_init__(self) -> None:
+        """Refuse a map that names a row which is not there.
+
+        Raises:
+            ValueError: Such a name; a decoder turns it into an error of the schema.
+        """
+        known = self.rows_by_step()
+        unknown = next((step for step in self.map if step not in known), None)
+        if unknown is not None:
+            raise ValueError(f"`map` names {unknown[:60]}, which is not among its segments and breaks")
+
+    def rows_by_step(self) -> dict[str, MapRow]:
+        """Returns every segment and break by its name in `map`."""
+        segments = {f"segment:{row.index}": row for row in self.segments}
+        return {**segments, **{f"break:{row.index}": row for row in self.breaks}}

@@ -4,16 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from bcg.report.common import (
-    SCHEMA_VERSION,
-    BreakRow,
-    Environment,
-    ModelInfo,
-    OptionValue,
-    ReportWarning,
-    SegmentRow,
-    check_map,
-)
+from bcg.report.common import MappedReport
 from bcg.report.findings import AutomaticBreak
 
 
@@ -73,31 +64,15 @@ class PlanTotals(msgspec.Struct, frozen=True, kw_only=True):
         return None if self.gpu_bytes is None else self.needed_bytes <= self.gpu_bytes
 
 
-class PlanReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="plan"):
+class PlanReport(MappedReport[PlanBucket, PlanTotals], frozen=True, kw_only=True, tag_field="kind", tag="plan"):
     """What ``bcg capture --dry-run`` found, without weights, data or GPU.
 
     Attributes:
-        map_tokens: The bucket that `segments`, `breaks` and `map` describe.
-        map: Its steps in execution order, as ``segment:0``, ``break:0``, …
         warnings: What the reader should know of how the model is sharded.
         automatic_breaks: Those that nobody asked for, and why they are there; none was tried.
         unknown: What a dry run can't know.
     """
 
-    schema_version: int = SCHEMA_VERSION
-    environment: Environment
-    model: ModelInfo
-    options: dict[str, OptionValue]
-    buckets: list[PlanBucket]
-    totals: PlanTotals
     inputs: list[InputRow]
-    map_tokens: int
-    map: list[str]
-    segments: list[SegmentRow]
-    breaks: list[BreakRow]
-    warnings: list[ReportWarning] = []
     automatic_breaks: list[AutomaticBreak] = []
     unknown: list[str] = []
-
-    def __post_init__(self) -> None:
-        check_map(self.map, self.segments, self.breaks)

@@ -6,16 +6,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from bcg.report.common import (
-    SCHEMA_VERSION,
-    BreakRow,
-    Environment,
-    ModelInfo,
-    OptionValue,
-    ReportWarning,
-    SegmentRow,
-    check_map,
-)
+from bcg.report.common import MappedReport
 from bcg.report.ranks import RankRow
 
 ModeName: TypeAlias = Literal["eager", "full", "breakable", "compiled", "piecewise", "fused"]
@@ -176,33 +167,21 @@ class ProfileTotals(msgspec.Struct, frozen=True, kw_only=True):
     fastest: dict[str, ModeName] = {}
 
 
-class ProfileReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="profile"):
+class ProfileReport(
+    MappedReport[ProfileBucket, ProfileTotals], frozen=True, kw_only=True, tag_field="kind", tag="profile"
+):
     """What ``bcg profile`` found.
 
     Attributes:
         modes: A row a mode, in the order asked for.
         timelines: Replays of the modes that have segments, at the smallest and the largest bucket.
         ranks: A row from each process that the model is sharded over; empty for one process.
-        map_tokens: The bucket that `map`, `segments` and `breaks` describe (of ``breakable``, or of ``fused``).
+        map: Of ``breakable``, or of ``fused``.
     """
 
-    schema_version: int = SCHEMA_VERSION
-    environment: Environment
-    model: ModelInfo
-    options: dict[str, OptionValue]
-    buckets: list[ProfileBucket]
     modes: list[ModeSummary]
-    totals: ProfileTotals
     timelines: list[Timeline] = []
-    map_tokens: int = 0
-    map: list[str] = []
-    segments: list[SegmentRow] = []
-    breaks: list[BreakRow] = []
-    warnings: list[ReportWarning] = []
     ranks: list[RankRow] = []
-
-    def __post_init__(self) -> None:
-        check_map(self.map, self.segments, self.breaks)
 
     @property
     def has_exact_errors(self) -> bool:
@@ -213,8 +192,3 @@ class ProfileReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind",
     def has_peaks(self) -> bool:
         """Whether it is known of a mode how much its tensors held at once."""
         return any(mode.peak_bytes is not None for mode in self.modes)
-
-    @property
-    def on_host(self) -> bool:
-        """Whether this was measured on the host device, whose times say nothing about a GPU."""
-        return self.environment.device_type == "cpu"
