@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from bcg.device import find_device
 from bcg.device.base import Device, Pool, Recording, SegmentContents
 from bcg.errors import CaptureError, Place, ReplayError
 from bcg.outlets import Outlet
+from bcg.report import StepKind
 from bcg.segment_tape import FirstRead, SegmentTape
 from bcg.whereabouts import source_line_of
 
@@ -32,6 +33,8 @@ class Segment:
     Attributes:
         tape: Its operations, externals (held here, for the graph's life) and writes.
     """
+
+    kind: ClassVar[StepKind] = "segment"
 
     def __init__(self, recording: Recording, tape: SegmentTape) -> None:
         self.tape = tape
@@ -82,6 +85,8 @@ class Break:
         label: Name, module path and source.
         boundaries: Pool tensors through which its result reaches the next segment.
     """
+
+    kind: ClassVar[StepKind] = "break"
 
     def __init__(
         self,

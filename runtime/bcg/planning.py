@@ -38,11 +38,12 @@ from bcg.report import (
     PlanBucket,
     PlanReport,
     PlanTotals,
-    SegmentRow,
+    number_steps,
+    step_name,
 )
 from bcg.rules import refuse_unmet
 from bcg.structure import local_part, storage_key, tensors_in
-from bcg.summary import break_row
+from bcg.summary import break_row, segment_row
 from bcg.target import Target, first_line, make_batch
 from bcg.warmup import cut_to, distinct_prefixes
 from bcg.whereabouts import users_line
@@ -111,9 +112,9 @@ def plan(
         totals=_totals(target, rows, inputs, found, gpu),
         inputs=inputs,
         map_tokens=ordered[0],
-        map=_numbered(found.steps),
-        segments=[_segment_row(index, found) for index in range(len(found.segments))],
-        breaks=[break_row(*numbered) for numbered in enumerate(found.breaks)],
+        map=[step_name(*step) for step in number_steps(found.steps)],
+        segments=[segment_row(index, tape) for index, tape in enumerate(found.segments)],
+        breaks=[break_row(index, step) for index, step in enumerate(found.breaks)],
         warnings=list(target.warnings),
         automatic_breaks=automatic,
         unknown=[*UNKNOWN, *([UNKNOWN_MIXERS] if target.break_rules.mixers else [])],
@@ -299,24 +300,4 @@ def _input_row(spec: InputSpec, tokens: int) -> InputRow:
         dtype=str(spec.dtype).removeprefix("torch."),
         shape=list(spec.shape),
         num_bytes=prod(spec.shape_for(tokens)) * spec.dtype.itemsize,
-    )
-
-
-def _numbered(steps: Sequence[str]) -> list[str]:
-    counts = {"segment": 0, "break": 0}
-    names = []
-    for step in steps:
-        names.append(f"{step}:{counts[step]}")
-        counts[step] += 1
-    return names
-
-
-def _segment_row(index: int, found: Survey) -> SegmentRow:
-    tape = found.segments[index]
-    return SegmentRow(
-        index=index,
-        modules=list(dict.fromkeys(operation.module for operation in tape.operations if operation.module)),
-        num_operations=len(tape.operations),
-        num_externals=len(tape.externals),
-        external_bytes=tape.external_bytes,
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from bcg.checking.writes import written_input_warnings
 from bcg.compilations import late_compilation_warnings
 from bcg.environment import environment
@@ -19,8 +21,11 @@ from bcg.report import (
     RankRow,
     ReportWarning,
     SegmentRow,
+    number_steps,
+    step_name,
 )
 from bcg.runner import GraphRunner
+from bcg.segment_tape import SegmentTape
 from bcg.structure import local_bytes
 from bcg.sweep import BucketCapture
 from bcg.whereabouts import from_search_path, source_line_of
@@ -82,9 +87,9 @@ class CaptureLog:
             self._warnings += written_input_warnings(self._runner)
             self._map = {
                 "map_tokens": result.tokens,
-                "map": _step_names(graph),
-                "segments": [_segment_row(*numbered) for numbered in enumerate(graph.segments)],
-                "breaks": [break_row(*numbered) for numbered in enumerate(graph.breaks)],
+                "map": [step_name(*step) for step in number_steps(step.kind for step in graph.steps)],
+                "segments": [_captured_row(index, step) for index, step in enumerate(graph.segments)],
+                "breaks": [break_row(index, step) for index, step in enumerate(graph.breaks)],
             }
 
     def report(
@@ -167,29 +172,24 @@ def _boundary_bytes(graph: BreakableCUDAGraph) -> int:
     return sum(step.boundary_bytes for step in graph.breaks)
 
 
-def _step_names(graph: BreakableCUDAGraph) -> list[str]:
-    names = []
-    num_segments = num_breaks = 0
-    for step in graph.steps:
-        if isinstance(step, Segment):
-            names.append(f"segment:{num_segments}")
-            num_segments += 1
-        else:
-            names.append(f"break:{num_breaks}")
-            num_breaks += 1
-    return names
-
-
-def _segment_row(index: int, segment: Segment) -> SegmentRow:
-    tape, contents = segment.tape, segment.contents()
+def _captured_row(index: int, segment: Segment) -> SegmentRow:
+    row, contents = segment_row(index, segment.tape), segment.contents()
     on_host = "operation" in contents.node_counts
-    return SegmentRow(
-        index=index,
-        modules=list(dict.fromkeys(operation.module for operation in tape.operations if operation.module)),
-        num_operations=contents.num_kernels if on_host else len(tape.operations),
+    return msgspec.structs.replace(
+        row,
+        num_operations=contents.num_kernels if on_host else row.num_operations,
         num_kernels=None if on_host else contents.num_kernels,
         kernels=contents.kernels,
         node_counts=contents.node_counts,
+    )
+
+
+def segment_row(index: int, tape: SegmentTape) -> SegmentRow:
+    """Describe a segment of a captured or of a planned forward, as far as its tape tells."""
+    return SegmentRow(
+        index=index,
+        modules=list(dict.fromkeys(operation.module for operation in tape.operations if operation.module)),
+        num_operations=len(tape.operations),
         num_externals=len(tape.externals),
         external_bytes=tape.external_bytes,
     )

@@ -237,7 +237,7 @@ def _timeline_steps(captured: CaptureReport) -> list[TimelineStep]:
         host, device = (4.5, 270.0) if kind == "segment" else (30.0, 38.0)
         steps.append(
             TimelineStep(
-                kind="segment" if kind == "segment" else "break",
+                kind=kind,
                 index=int(index),
                 name="sdpa_attention_forward layers.0.self_attn" if kind == "break" else "embed_tokens … norm",
                 host_start_us=host_us,

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -25,6 +25,7 @@ from bcg.device.bystander import Bystander
 from bcg.functions import FunctionReference, functions_around, is_forward
 from bcg.holdings import changed_paths
 from bcg.host_reads import PINS
+from bcg.report import StepKind
 from bcg.segment_tape import SegmentTape
 from bcg.state import ModelState
 from bcg.structure import is_sparse, storage_key, tensors_in, whole_tensors_in
@@ -105,7 +106,7 @@ class Survey:
         questions: Lines that asked whether they are being captured, to compute something else then.
         segments: What each would-be segment reads and does.
         breaks: The breaks between them.
-        steps: ``segment`` and ``break``, in order.
+        steps: Their kinds, in order.
         changed_in_breaks: Paths of state that breaks changed: a replay does so too.
     """
 
@@ -121,7 +122,7 @@ class Survey:
         self.questions: list[Finding] = []
         self.segments: list[SegmentTape] = []
         self.breaks: list[SurveyedBreak] = []
-        self.steps: list[Literal["segment", "break"]] = []
+        self.steps: list[StepKind] = []
         self.changed_in_breaks: set[str] = set()
         self.numbers: list[_Numbers] | None = [] if notes_numbers else None
         self._state = state

@@ -19,7 +19,7 @@ from bcg.graph import Around, Break, BreakableCUDAGraph, Segment
 from bcg.inputs import Batch
 from bcg.profile.messages import Split
 from bcg.ranges import Range, Ranges
-from bcg.report import TimelineStep
+from bcg.report import StepKind, TimelineStep, number_steps
 from bcg.runner import GraphRunner
 
 NUM_LOOKS = 11
@@ -30,7 +30,7 @@ NUM_LOOKS = 11
 class StepName:
     """What a step is called everywhere: ``segment 3``, ``break 3``, and what is in it."""
 
-    kind: str
+    kind: StepKind
     index: int
     about: str
 
@@ -40,12 +40,8 @@ class StepName:
 
 def step_names(graph: BreakableCUDAGraph) -> list[StepName]:
     """Name the steps of a graph in the order of replay."""
-    names, counts = [], {"segment": 0, "break": 0}
-    for step in graph.steps:
-        kind = "segment" if isinstance(step, Segment) else "break"
-        names.append(StepName(kind, counts[kind], _about(step)))
-        counts[kind] += 1
-    return names
+    numbers = number_steps(step.kind for step in graph.steps)
+    return [StepName(kind, index, _about(step)) for (kind, index), step in zip(numbers, graph.steps, strict=True)]
 
 
 def _about(step: Segment | Break) -> str:
@@ -62,10 +58,7 @@ def replay_within(around: Sequence[Around]) -> Callable[[BreakableCUDAGraph], No
 
 def named_for_nvtx(graph: BreakableCUDAGraph, ranges: Ranges) -> list[Range]:
     """Prebuild an NVTX range for each step."""
-    return [
-        ranges.make(str(name), "segment" if name.kind == "segment" else "break", name.index)
-        for name in step_names(graph)
-    ]
+    return [ranges.make(str(name), name.kind, name.index) for name in step_names(graph)]
 
 
 def named_for_trace(graph: BreakableCUDAGraph) -> list[Around]:
@@ -123,7 +116,7 @@ class Stopwatch:
         origin = self._clock[0][0]
         return [
             TimelineStep(
-                kind="segment" if name.kind == "segment" else "break",
+                kind=name.kind,
                 index=name.index,
                 name=name.about,
                 host_start_us=(started - origin) * 1e6,
@@ -153,7 +146,7 @@ def timed_replays(runner: GraphRunner, batch: Batch, meter: Meter) -> list[list[
 def split_of(replays: Sequence[Sequence[TimelineStep]]) -> Split:
     """Return what segments take together and what breaks do, as medians over the replays."""
 
-    def median(kind: str, length: Callable[[TimelineStep], float]) -> float:
+    def median(kind: StepKind, length: Callable[[TimelineStep], float]) -> float:
         return statistics.median(sum(length(step) for step in steps if step.kind == kind) for steps in replays)
 
     return Split(

@@ -24,8 +24,11 @@ from bcg.report.common import OptionValue as OptionValue
 from bcg.report.common import ReportHead as ReportHead
 from bcg.report.common import ReportWarning as ReportWarning
 from bcg.report.common import SegmentRow as SegmentRow
+from bcg.report.common import StepKind as StepKind
 from bcg.report.common import Verdict as Verdict
 from bcg.report.common import Weights as Weights
+from bcg.report.common import number_steps as number_steps
+from bcg.report.common import step_name as step_name
 from bcg.report.file import MAX_REPORT_BYTES as MAX_REPORT_BYTES
 from bcg.report.file import Report as Report
 from bcg.report.file import check_output_path as check_output_path

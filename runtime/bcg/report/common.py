@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import Generic, Literal, TypeAlias, TypeVar
 
 import msgspec
@@ -14,6 +16,7 @@ BreakSource: TypeAlias = Literal[
 ModelSource: TypeAlias = Literal["preset", "directory", "hub", "factory"]
 Weights: TypeAlias = Literal["random", "safetensors", "user"]
 Verdict: TypeAlias = Literal["match", "mismatch", "inconclusive"]
+StepKind: TypeAlias = Literal["segment", "break"]
 OptionValue: TypeAlias = str | int | float | bool | list[str | int] | None
 
 
@@ -111,6 +114,21 @@ class BreakRow(msgspec.Struct, frozen=True, kw_only=True):
     source_line: str | None = None
 
 
+def number_steps(kinds: Iterable[StepKind]) -> list[tuple[StepKind, int]]:
+    """Number the steps of a forward: segments and breaks each from 0."""
+    counts: Counter[StepKind] = Counter()
+    steps = []
+    for kind in kinds:
+        steps.append((kind, counts[kind]))
+        counts[kind] += 1
+    return steps
+
+
+def step_name(kind: StepKind, index: int) -> str:
+    """Return what a map calls a step: ``segment:0``."""
+    return f"{kind}:{index}"
+
+
 class ReportWarning(msgspec.Struct, frozen=True, kw_only=True):
     """Something that the reader should know, with why and what to do."""
 
@@ -167,6 +185,6 @@ class MappedReport(ReportHead, Generic[Bucket, Totals], frozen=True, kw_only=Tru
             raise ValueError(f"`map` names {unknown[:60]}, which is not among its segments and breaks")
 
     def rows_by_step(self) -> dict[str, MapRow]:
-        """Returns every segment and break by its name in `map`."""
-        segments = {f"segment:{row.index}": row for row in self.segments}
-        return {**segments, **{f"break:{row.index}": row for row in self.breaks}}
+        """Return every segment and break by its name in `map`."""
+        segments = {step_name("segment", row.index): row for row in self.segments}
+        return {**segments, **{step_name("break", row.index): row for row in self.breaks}}

@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from bcg.report.common import MappedReport
+from bcg.report.common import MappedReport, StepKind
 from bcg.report.ranks import RankRow
 
 ModeName: TypeAlias = Literal["eager", "full", "breakable", "compiled", "piecewise", "fused"]
@@ -135,7 +135,7 @@ class TimelineStep(msgspec.Struct, frozen=True, kw_only=True):
         device_start_us: None on the host device.
     """
 
-    kind: Literal["segment", "break"]
+    kind: StepKind
     index: int
     name: str
     host_start_us: float
