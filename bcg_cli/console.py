@@ -27,6 +27,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from bcg.errors import ModelError, ReportError
+from bcg_cli.printable import printable
 
 MAX_LINE = 2000
 PIPE_WIDTH = 10_000
@@ -78,8 +79,7 @@ class _Harmless:
             if segment.control or segment.text.isprintable() or segment.text == "\n":
                 yield segment
             else:
-                text = "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in segment.text)
-                yield Segment(text, segment.style)
+                yield Segment(printable(segment.text), segment.style)
 
 
 def raw_data(content: bytes) -> None:
@@ -232,6 +232,5 @@ def _say(label: str, style: str, message: str, hint: str | None = None) -> None:
 
 def one_line(message: str) -> str:
     """Folds a message into one printable line."""
-    words = " ".join(message.split())
-    text = "".join(letter if letter.isprintable() else "?" for letter in words)
+    text = printable(" ".join(message.split()))
     return text if len(text) <= MAX_LINE else text[: MAX_LINE - 1] + "…"

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from bcg.errors import ReportError
 from bcg.report import CheckReport, PlanReport, ProfileReport, read_report
-from bcg_cli.views.table import format_error
+from bcg_cli.views.words import format_error
 
 BUCKETS = "16,32,64,128,256,512,1024,2048,4096"
 MODES = "eager,piecewise,compiled,breakable,fused"

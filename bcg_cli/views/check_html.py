@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from bcg.report import CheckReport, PromptCheck
 from bcg_cli.views.check_table import divergence_words, prompts_words, spread_words, verdict_words
-from bcg_cli.views.html import about_lines, automatic_sections, card_sections, footer, options_section, warning_sections
 from bcg_cli.views.page import Tile, bullets, header, page, section, table, tiles
+from bcg_cli.views.page_parts import (
+    about_lines,
+    automatic_sections,
+    card_sections,
+    footer,
+    options_section,
+    warning_sections,
+)
 from bcg_cli.views.ranks import VERDICT_CLASS, marked, verdicts_section
-from bcg_cli.views.table import format_error
+from bcg_cli.views.words import format_error
 
 
 def check_page(report: CheckReport) -> str:

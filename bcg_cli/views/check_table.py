@@ -10,7 +10,9 @@ from rich.text import Text
 from bcg.report import CheckBucket, CheckReport, Divergence, PromptCheck, Verdict
 from bcg_cli.views.findings import automatic_breaks_view, card_view
 from bcg_cli.views.ranks import VERDICT_STYLE, verdict_lines
-from bcg_cli.views.table import RuledTable, format_error, header_text, warning_text
+from bcg_cli.views.ruled_table import RuledTable
+from bcg_cli.views.text_parts import header_text, warning_text
+from bcg_cli.views.words import format_error
 
 
 def check_view(report: CheckReport) -> RenderableType:

@@ -8,7 +8,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from bcg.report.compare import Change, Comparison
-from bcg_cli.views.table import RuledTable, format_mebibytes
+from bcg_cli.views.ruled_table import RuledTable
+from bcg_cli.views.words import format_mebibytes
 
 _STYLES = {"FASTER": "green", "SMALLER": "green", "SLOWER": "red", "LARGER": "red", "UNCLEAR": "yellow"}
 

@@ -11,6 +11,9 @@ from rich.text import Text
 from bcg.hazards import is_loud
 from bcg.report import AutomaticBreak, BucketFitRow, Card
 
+FIT_COLUMNS = ("buckets", "count", "used", "padded", "of real", "replayed", "memory")
+"""What `fit_cells` gives."""
+
 _NO_BREAK = "none: only the root module is around it"
 
 
@@ -87,17 +90,16 @@ def automatic_breaks_view(breaks: Sequence[AutomaticBreak]) -> RenderableType:
 def workload_view(rows: Sequence[BucketFitRow]) -> RenderableType:
     """Returns what bucket lists do to the workload that the first one was chosen for."""
     table = Table.grid(padding=(0, 2, 0, 0))
-    headers = ("buckets", "count", "used", "padded", "of real", "replayed", "memory")
-    for header in headers:
+    for header in FIT_COLUMNS:
         table.add_column(justify="left" if header == "buckets" else "right", overflow="fold")
-    table.add_row(*(Text(header, "bold") for header in headers))
+    table.add_row(*(Text(header, "bold") for header in FIT_COLUMNS))
     for row in rows:
         table.add_row(*fit_cells(row))
     return Group(Text(f"Workload of {rows[0].num_steps:,} steps", "bold"), table, Text(chosen_words(rows), "dim"))
 
 
 def fit_cells(row: BucketFitRow) -> Iterator[str]:
-    """Yields what a bucket list does: its name, its length, buckets used, padding and its share, steps, memory."""
+    """Yields what a bucket list does, a cell for each of `FIT_COLUMNS`."""
     yield row.name
     yield str(len(row.buckets))
     yield str(row.used_buckets)

@@ -6,15 +6,15 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from bcg.report import CheckReport, PlanReport, ProfileReport, Report
+from bcg_cli.views.capture_html import capture_page
+from bcg_cli.views.capture_table import capture_view
 from bcg_cli.views.check_html import check_page
 from bcg_cli.views.check_table import check_view
-from bcg_cli.views.html import capture_page
 from bcg_cli.views.plan_html import plan_page
 from bcg_cli.views.plan_table import plan_view
 from bcg_cli.views.profile_html import profile_page
 from bcg_cli.views.profile_table import profile_view
 from bcg_cli.views.ranks import ranks_view
-from bcg_cli.views.table import capture_view
 
 
 def terminal_view(report: Report) -> RenderableType:

@@ -13,6 +13,8 @@ from html import escape
 from importlib.resources import files
 from typing import Any, TypeAlias
 
+from bcg_cli.printable import printable
+
 Figure: TypeAlias = dict[str, Any]
 """A plotly figure as plain data: ``data`` and ``layout``."""
 
@@ -43,12 +45,12 @@ def page(title: str, body: Iterable[str], figures: Mapping[str, Figure]) -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<meta name="referrer" content="no-referrer">',
             '<link rel="icon" href="data:,">',
-            f"<title>{_printable(escape(title))}</title>",
+            f"<title>{printable(escape(title))}</title>",
             f"<style>{(assets / 'page.css').read_text()}</style>",
             "</head>",
             "<body>",
             "<main>",
-            _printable("\n".join(body)),
+            printable("\n".join(body)),
             "</main>",
             f'<script type="application/json" id="figures">{_script_safe(figures)}</script>',
             f"<script>{plotly}</script>",
@@ -74,12 +76,7 @@ def _script_safe(data: object) -> str:
 
 def plot_text(text: str) -> str:
     """Returns text for a plot, where plotly would read markup."""
-    return _printable(escape(text, quote=False))
-
-
-def _printable(text: str) -> str:
-    """Returns text without characters that are none, as the terminal shows it: one may turn the text around it."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
+    return printable(escape(text, quote=False))
 
 
 def header(kind: str, title: str, lines: Sequence[str]) -> str:

@@ -6,10 +6,11 @@ import re
 from html import escape
 
 from bcg.report import PlanReport
-from bcg_cli.views.html import automatic_sections, footer, map_section, options_section, warning_sections
+from bcg_cli.views.map_html import map_section
 from bcg_cli.views.page import Tile, header, page, section, table, tiles
-from bcg_cli.views.plan_table import NOTHING_NEEDED, model_words, of_ranks, shape_words
-from bcg_cli.views.table import BOUNDARIES_EXPLAINED, format_mebibytes, format_size
+from bcg_cli.views.page_parts import automatic_sections, footer, options_section, warning_sections
+from bcg_cli.views.plan_table import NOTHING_NEEDED, of_ranks, planned_words, shape_words
+from bcg_cli.views.words import BOUNDARIES_EXPLAINED, format_mebibytes, format_size
 
 
 def plan_page(report: PlanReport) -> str:
@@ -35,7 +36,7 @@ def plan_page(report: PlanReport) -> str:
     ]
     unknown = "".join(f"<li>{_with_code(line)}</li>" for line in report.unknown)
     body = [
-        header("Dry run", report.model.name, [model_words(report), NOTHING_NEEDED]),
+        header("Dry run", report.model.name, [planned_words(report), NOTHING_NEEDED]),
         tiles(facts),
         *warning_sections(report.warnings),
         section(

@@ -10,15 +10,10 @@ from rich.text import Text
 
 from bcg.report import InputRow, PlanReport
 from bcg_cli.views.findings import automatic_breaks_view
-from bcg_cli.views.table import (
-    BOUNDARIES_EXPLAINED,
-    RuledTable,
-    format_count,
-    format_mebibytes,
-    format_size,
-    map_view,
-    warning_text,
-)
+from bcg_cli.views.map_table import map_view
+from bcg_cli.views.ruled_table import RuledTable
+from bcg_cli.views.text_parts import warning_text
+from bcg_cli.views.words import BOUNDARIES_EXPLAINED, format_mebibytes, format_size, weights_words
 
 NOTHING_NEEDED = "no GPU, no data"
 
@@ -30,7 +25,7 @@ def plan_view(report: PlanReport) -> RenderableType:
         report: The report; nothing else is read.
     """
     parts: list[RenderableType] = [
-        Text.assemble((report.model.name, "bold"), f": {model_words(report)}"),
+        Text.assemble((report.model.name, "bold"), f": {planned_words(report)}"),
         Text.assemble(("dry run", "bold"), f": torch {report.environment.torch}, {NOTHING_NEEDED}"),
         Text(),
         _bucket_table(report),
@@ -50,10 +45,9 @@ def plan_view(report: PlanReport) -> RenderableType:
     return Group(*parts)
 
 
-def model_words(report: PlanReport) -> str:
+def planned_words(report: PlanReport) -> str:
     """Returns what was planned: only the shapes of its weights are there."""
-    model = report.model
-    return f"{model.architecture}, {format_count(model.num_parameters)} {model.dtype} weights, none loaded"
+    return f"{weights_words(report.model)}, none loaded"
 
 
 def shape_words(row: InputRow) -> str:

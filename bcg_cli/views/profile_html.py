@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from html import escape
 
-from bcg.report import ModeRow, ModeSummary, ProfileReport
+from bcg.report import ModeName, ModeRow, ModeSummary, ProfileReport
 from bcg_cli.views import figures
-from bcg_cli.views.html import about_lines, footer, map_section, options_section, warning_sections
+from bcg_cli.views.map_html import map_section
 from bcg_cli.views.page import Figure, bullets, header, page, pair, plot_box, section, table, tiles
-from bcg_cli.views.profile_table import explained
+from bcg_cli.views.page_parts import about_lines, footer, options_section, warning_sections
+from bcg_cli.views.profile_table import explained, row_reasons
 from bcg_cli.views.ranks import ranks_section
-from bcg_cli.views.table import format_mebibytes, format_size
+from bcg_cli.views.words import format_mebibytes, format_number, format_size
 
 MODE_WORDS = {
     "eager": "operations launched one by one",
@@ -44,7 +45,7 @@ def profile_page(report: ProfileReport) -> str:
         plots |= _plots(report)
         body += _plot_sections(report, plots)
     body.append(section("Modes", _how(report), _mode_table(report)))
-    body.append(section("Token counts", _ROWS_EXPLAINED, _row_table(report) + _reasons(report)))
+    body.append(section("Token counts", _ROWS_EXPLAINED, _row_table(report) + bullets(row_reasons(report))))
     for number, replay in enumerate(report.timelines):
         plots[f"timeline-{number}"] = figures.timeline(replay)
         title = f"One replay of {replay.mode} at {replay.tokens:,} tokens"
@@ -167,18 +168,6 @@ def _row_table(report: ProfileReport) -> str:
     return table(head, rows, text_columns=(0, 1))
 
 
-def _reasons(report: ProfileReport) -> str:
-    """Returns why rows have no time, where that is not so of the whole mode."""
-    told = {mode.reason for mode in report.modes}
-    lines = [
-        f"{row.mode}, {bucket.tokens:,} tokens: {row.reason}"
-        for bucket in report.buckets
-        for row in bucket.modes
-        if row.reason and row.reason not in told
-    ]
-    return bullets(lines)
-
-
 def _row_cells(row: ModeRow, *, best: bool) -> list[str]:
     if row.p50_ms is None or row.p95_ms is None:
         return [_name(row.mode), _status(row.status), *["–"] * 14]
@@ -188,28 +177,23 @@ def _row_cells(row: ModeRow, *, best: bool) -> list[str]:
         _name(row.mode),
         f'<span class="best">{p50}</span>' if best else p50,
         f"{row.p95_ms:,.3f}",
-        _number(row.tokens_per_s, ",.0f"),
-        _number(row.host_us, ",.0f"),
-        _number(row.segments_ms, ",.3f"),
-        _number(row.breaks_ms, ",.3f"),
-        _number(row.busy_share, ".0%"),
-        _number(row.graph_launches, ",.0f"),
-        *(_number(speedup, ".2f") for speedup in speedups),
-        "bitwise" if row.bitwise else _number(row.relative_error, ".1e"),
-        _number(row.error_vs_exact, ".1e"),
-        _number(row.eager_error_vs_exact, ".1e"),
+        format_number(row.tokens_per_s, ",.0f"),
+        format_number(row.host_us, ",.0f"),
+        format_number(row.segments_ms, ",.3f"),
+        format_number(row.breaks_ms, ",.3f"),
+        format_number(row.busy_share, ".0%"),
+        format_number(row.graph_launches, ",.0f"),
+        *(format_number(speedup, ".2f") for speedup in speedups),
+        "bitwise" if row.bitwise else format_number(row.relative_error, ".1e"),
+        format_number(row.error_vs_exact, ".1e"),
+        format_number(row.eager_error_vs_exact, ".1e"),
     ]
 
 
-def _name(mode: str) -> str:
-    color = figures.MODE_COLORS[mode]  # type: ignore[index]
-    return f'<span class="dot" style="background:{color}"></span>{escape(mode)}'
+def _name(mode: ModeName) -> str:
+    return f'<span class="dot" style="background:{figures.MODE_COLORS[mode]}"></span>{escape(mode)}'
 
 
 def _status(status: str) -> str:
     style = {"measured": "good", "wrong": "bad", "failed": "bad"}.get(status, "warn")
     return f'<span class="{style}">{escape(status)}</span>'
-
-
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)

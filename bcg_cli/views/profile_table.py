@@ -8,7 +8,9 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from bcg.report import ModeRow, ModeStatus, ModeSummary, ProfileReport
-from bcg_cli.views.table import RuledTable, format_mebibytes, header_text, warning_text
+from bcg_cli.views.ruled_table import RuledTable
+from bcg_cli.views.text_parts import header_text, warning_text
+from bcg_cli.views.words import format_mebibytes, format_number
 
 _SPEEDUP_EXPLAINED = "Speed-ups (×): the ratio of two modes' steps in each round, and of these the median."
 _PEAK_EXPLAINED = (
@@ -63,14 +65,14 @@ def _time_table(report: ProfileReport) -> RuledTable:
 
 def _times(row: ModeRow, style: str) -> list[Text | str]:
     return [
-        Text(_number(row.p50_ms, ".3f"), style),
-        _number(row.p95_ms, ".3f"),
-        _number(row.tokens_per_s, ",.0f"),
-        _number(row.host_us, ",.0f"),
-        _number(row.busy_share, ".0%"),
-        _number(row.graph_launches, ".0f"),
-        _number(row.speedup_vs_eager, ".2f"),
-        "0" if row.bitwise else _number(row.relative_error, ".0e"),
+        Text(format_number(row.p50_ms, ".3f"), style),
+        format_number(row.p95_ms, ".3f"),
+        format_number(row.tokens_per_s, ",.0f"),
+        format_number(row.host_us, ",.0f"),
+        format_number(row.busy_share, ".0%"),
+        format_number(row.graph_launches, ".0f"),
+        format_number(row.speedup_vs_eager, ".2f"),
+        "0" if row.bitwise else format_number(row.relative_error, ".0e"),
     ]
 
 
@@ -116,17 +118,22 @@ def _notes(report: ProfileReport) -> Iterator[Text]:
     for mode in report.modes:
         for reason in filter(None, [mode.reason, *mode.notes]):
             yield Text(f"{mode.mode}: {reason}", "yellow")
-    for bucket in report.buckets:
-        for row in bucket.modes:
-            if row.reason and row.reason not in {mode.reason for mode in report.modes}:
-                yield Text(f"{row.mode}, {bucket.tokens:,} tokens: {row.reason}", "yellow")
+    for line in row_reasons(report):
+        yield Text(line, "yellow")
+
+
+def row_reasons(report: ProfileReport) -> list[str]:
+    """Returns why rows have no time, where that is not so of the whole mode."""
+    told = {mode.reason for mode in report.modes}
+    return [
+        f"{row.mode}, {bucket.tokens:,} tokens: {row.reason}"
+        for bucket in report.buckets
+        for row in bucket.modes
+        if row.reason and row.reason not in told
+    ]
 
 
 def explained(report: ProfileReport) -> list[str]:
     """Returns what the columns mean that not every report has."""
     is_told = {_SPEEDUP_EXPLAINED: report.totals.rounds == "interleaved", _PEAK_EXPLAINED: report.has_peaks}
     return [sentence for sentence, has_it in is_told.items() if has_it]
-
-
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)

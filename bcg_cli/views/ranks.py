@@ -10,7 +10,8 @@ from rich.text import Text
 
 from bcg.report import AssembledCheck, RankRow, RankVerdict, Verdict
 from bcg_cli.views.page import section, table
-from bcg_cli.views.table import RuledTable, format_error, format_mebibytes
+from bcg_cli.views.ruled_table import RuledTable
+from bcg_cli.views.words import format_error, format_mebibytes
 
 VERDICT_STYLE: dict[Verdict, str] = {"match": "green", "mismatch": "bold red", "inconclusive": "yellow"}
 VERDICT_CLASS: dict[Verdict, str] = {"match": "good", "mismatch": "bad", "inconclusive": "warn"}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bcg.report import CaptureReport, PlanReport, read_report
-from bcg_cli.views.table import format_size
+from bcg_cli.views.words import format_size
 from tests.cli.test_html import text_of
 
 

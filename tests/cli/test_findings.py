@@ -9,7 +9,7 @@ from rich.console import Console, RenderableType
 
 from bcg.report import AutomaticBreak, Card
 from bcg_cli.views.findings import automatic_breaks_view, card_view
-from bcg_cli.views.html import card_sections
+from bcg_cli.views.page_parts import card_sections
 
 SAID = "[E] <b>first</b> & [bold]more[/bold]\n[E] second"
 CARD = Card(hazard="L1", title="it fails", cause="a cause", module="layers.1", driver_text=SAID)

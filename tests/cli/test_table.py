@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from bcg.report import CaptureReport, CaptureTotals, write_report
-from bcg_cli.views.table import capture_view, format_count, format_mebibytes, format_size
+from bcg_cli.views.capture_table import capture_view
+from bcg_cli.views.words import format_count, format_mebibytes, format_size
 from tests.cli.reports import MEBIBYTE, bucket, gpu_report, host_report, profile_report, warning
 
 

@@ -28,6 +28,7 @@ from bcg.report.common import StepKind as StepKind
 from bcg.report.common import Verdict as Verdict
 from bcg.report.common import Weights as Weights
 from bcg.report.common import number_steps as number_steps
+from bcg.report.common import option_words as option_words
 from bcg.report.common import step_name as step_name
 from bcg.report.file import MAX_REPORT_BYTES as MAX_REPORT_BYTES
 from bcg.report.file import Report as Report

@@ -114,6 +114,15 @@ class BreakRow(msgspec.Struct, frozen=True, kw_only=True):
     source_line: str | None = None
 
 
+def option_words(value: OptionValue, *, if_none: str = "none") -> str:
+    """Return an option's value as a reader takes it: ``yes``, ``16, 32``."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return if_none if value is None else str(value)
+
+
 def number_steps(kinds: Iterable[StepKind]) -> list[tuple[StepKind, int]]:
     """Number the steps of a forward: segments and breaks each from 0."""
     counts: Counter[StepKind] = Counter()

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 from bcg.errors import UsageError
 from bcg.report.capture import CaptureReport
-from bcg.report.common import OptionValue
+from bcg.report.common import OptionValue, option_words
 from bcg.report.file import Report
 from bcg.report.profile import ModeSummary, ProfileReport
 
@@ -319,12 +319,4 @@ def _differences(old: Report, new: Report) -> Iterator[str]:
     facts += [(option, old.options[option], new.options[option]) for option in shared]
     for fact, before, after in facts:
         if before != after:
-            yield f"{fact.replace('_', ' ')}: {_in_words(before)} before, {_in_words(after)} now"
-
-
-def _in_words(value: OptionValue) -> str:
-    if value is None or value == []:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            yield f"{fact.replace('_', ' ')}: {option_words(before)} before, {option_words(after)} now"
