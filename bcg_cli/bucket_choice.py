@@ -12,7 +12,8 @@ import msgspec
 from bcg.buckets import default_buckets, engine_ladder, parse_buckets
 from bcg.errors import UsageError
 from bcg.report import BucketFitRow
-from bcg.workload import Workload, choose_buckets, choose_within, fit, parse_bytes, read_workload
+from bcg.sizes import parse_bytes
+from bcg.workload import Workload, choose_buckets, choose_within, fit, read_workload
 
 
 @dataclass(frozen=True)

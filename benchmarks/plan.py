@@ -27,9 +27,9 @@ from bcg.models.shapes import load_shapes
 from bcg.planning import plan
 from bcg.report import PlanReport
 from bcg.runner import GraphRunner
+from bcg.sizes import MIB
 from bcg.words import TargetWords
 
-MIB = 2**20
 MEASURED = ("qwen3-0.6b", "qwen3-8b", "qwen3-30b-a3b")
 
 

@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bcg.sizes import GIB, KIB, MIB
+
 _FEW = 4
 _MANY = 12
 
@@ -24,7 +26,7 @@ class Unit:
         return [None if size is None else size / self.num_bytes for size in sizes]
 
 
-_UNITS = (Unit("KiB", 2**10), Unit("MiB", 2**20), Unit("GiB", 2**30))
+_UNITS = (Unit("KiB", KIB), Unit("MiB", MIB), Unit("GiB", GIB))
 
 
 def unit_of(sizes: Iterable[int | None]) -> Unit:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from bcg.hazards import is_loud
 from bcg.report import AutomaticBreak, BucketFitRow, Card
+from bcg.sizes import MIB
 
 FIT_COLUMNS = ("buckets", "count", "used", "padded", "of real", "replayed", "memory")
 """What `fit_cells` gives."""
@@ -106,7 +107,7 @@ def fit_cells(row: BucketFitRow) -> Iterator[str]:
     yield f"{row.padded_tokens:,}"
     yield f"{row.padded_tokens / row.real_tokens:.1%}" if row.real_tokens else "–"
     yield f"{row.replayed_steps / row.num_steps:.1%}"
-    yield "–" if row.memory_bytes is None else f"{row.memory_bytes / 2**20:,.0f} MiB"
+    yield "–" if row.memory_bytes is None else f"{row.memory_bytes / MIB:,.0f} MiB"
 
 
 def chosen_words(rows: Sequence[BucketFitRow]) -> str:

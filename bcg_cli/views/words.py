@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from bcg.report import Environment, ModelInfo
-
-MEBIBYTE = 2**20
+from bcg.sizes import MIB
 
 OUTSIDE_THE_POOL = "What breaks allocate for themselves is part of eager's peak, and stays outside the pool at replay."
 
@@ -24,7 +23,7 @@ def format_mebibytes(num_bytes: int | None) -> str:
     """Returns bytes as MiB in short, or a dash where they are not known."""
     if num_bytes is None:
         return "–"
-    value = num_bytes / MEBIBYTE
+    value = num_bytes / MIB
     if num_bytes and abs(value) < 0.005:
         return "<0.01" if value > 0 else ">-0.01"
     if abs(value) < 99.995:

@@ -22,10 +22,10 @@ from typing import Any, TypeVar
 import msgspec
 
 from bcg.errors import BcgError, UsageError
+from bcg.sizes import GIB
 
 R = TypeVar("R")
 
-GIB = 2**30
 _ROOM = {"cuda": (4 * GIB, 0.25), "cpu": (GIB, 0.1)}
 _GRACE_S = 10.0
 _SIGNAL_AT_PARENTS_DEATH = 1

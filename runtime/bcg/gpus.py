@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bcg.errors import UsageError
-from bcg.workload import parse_bytes
+from bcg.sizes import parse_bytes
 
 GPU_BYTES = {"h100-80gb": 80 * 10**9, "h200-141gb": 141 * 10**9, "b200-192gb": 192 * 10**9}
 """Memory that the names promise; what the driver and the CUDA context keep for themselves is not subtracted."""

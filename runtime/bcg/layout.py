@@ -16,7 +16,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from math import inf
 from typing import NamedTuple
 
-MIB = 2**20
+from bcg.sizes import MIB
+
 ROUNDING = 512
 """Sizes are multiples of this."""
 SMALL = MIB

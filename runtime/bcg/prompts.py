@@ -6,9 +6,7 @@ import json
 from pathlib import Path
 
 from bcg.errors import UsageError
-
-MAX_PROMPT_BYTES = 256 * 2**20
-"""A larger file is refused unread."""
+from bcg.text_files import read_text
 
 _HINT = 'one prompt a line, or JSON lines such as {"prompt": "…"}'
 _KEYS = ("prompt", "text")
@@ -23,14 +21,7 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         UsageError: The file can't be read, is no text, or holds no prompt; the message names the line.
     """
-    try:
-        if path.stat().st_size > MAX_PROMPT_BYTES:
-            raise UsageError(f"prompts {path} are larger than {MAX_PROMPT_BYTES:,} bytes", hint=_HINT)
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"prompts {path} are no text: {error.reason}", hint=_HINT) from error
-    except OSError as error:
-        raise UsageError(f"cannot read prompts {path}: {error.strerror}", hint="check the path") from error
+    text = read_text(path, "prompts", "are", hint=_HINT)
     if "\0" in text:
         raise UsageError(f"prompts {path} are no text: there are zero bytes in them", hint=_HINT)
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]

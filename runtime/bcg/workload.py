@@ -15,9 +15,7 @@ from pathlib import Path
 from bcg.buckets import MAX_TOKENS
 from bcg.errors import UsageError
 from bcg.report import BucketFitRow
-
-MAX_WORKLOAD_BYTES = 256 * 2**20
-"""A larger file is refused unread."""
+from bcg.text_files import read_text
 
 _HINT = 'one token count a line, or JSON lines such as {"tokens": 128}'
 
@@ -70,14 +68,7 @@ def read_workload(path: Path) -> Workload:
     Raises:
         UsageError: It can't be read, holds no count, or a line is neither; the message names the line.
     """
-    try:
-        if path.stat().st_size > MAX_WORKLOAD_BYTES:
-            raise UsageError(f"workload {path} is larger than {MAX_WORKLOAD_BYTES:,} bytes", hint=_HINT)
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UsageError(f"workload {path} is no text: {error.reason}", hint=_HINT) from error
-    except OSError as error:
-        raise UsageError(f"cannot read workload {path}: {error.strerror}", hint="check the path") from error
+    lines = read_text(path, "workload", "is", hint=_HINT).splitlines()
     counts = [_count(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not counts:
         raise UsageError(f"workload {path} holds no token count", hint=_HINT)
@@ -218,24 +209,3 @@ def choose_within(
     largest = workload.tokens[low - 1]
     affordable = (budget_bytes - pool_bytes(largest)) // max(bytes_per_bucket, 1)
     return choose_buckets(workload, min(affordable, low), max_tokens=largest)
-
-
-_UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-
-
-def parse_bytes(text: str) -> int:
-    """Read a size such as ``2GiB``, ``500MB`` or ``1073741824``.
-
-    Raises:
-        UsageError: It is no positive size.
-    """
-    word = text.strip()
-    number = word.rstrip("BbIiKkMmGg ")
-    factor = _UNITS.get(word[len(number) :].strip().upper())
-    try:
-        value = float(number)
-    except ValueError:
-        value = math.nan
-    if factor is None or not 0 < value * factor < 2**63:
-        raise UsageError(f"{text[:40]!r} is no size in bytes", hint="such as 2GiB, 500MB or 1073741824")
-    return int(value * factor)

@@ -30,8 +30,7 @@ from bcg.report import (
     Timeline,
     TimelineStep,
 )
-
-MEBIBYTE = 2**20
+from bcg.sizes import MIB
 
 
 def gpu_report(num_layers: int = 28, **changes: Any) -> CaptureReport:
@@ -42,7 +41,7 @@ def gpu_report(num_layers: int = 28, **changes: Any) -> CaptureReport:
             name="sdpa_attention_forward",
             module=f"layers.{layer}.self_attn",
             source="attention",
-            boundary_bytes=4 * MEBIBYTE,
+            boundary_bytes=4 * MIB,
         )
         for layer in range(num_layers)
     ]
@@ -79,10 +78,10 @@ def gpu_report(num_layers: int = 28, **changes: Any) -> CaptureReport:
         totals=CaptureTotals(
             num_captured=2,
             capture_ms=140.0,
-            pool_bytes=320 * MEBIBYTE,
-            driver_bytes=14 * MEBIBYTE,
-            boundary_bytes=168 * MEBIBYTE,
-            eager_peak_bytes=301 * MEBIBYTE,
+            pool_bytes=320 * MIB,
+            driver_bytes=14 * MIB,
+            boundary_bytes=168 * MIB,
+            eager_peak_bytes=301 * MIB,
         ),
         map_tokens=4096,
         map=[*steps, f"segment:{num_layers}"],
@@ -117,10 +116,10 @@ def bucket(tokens: int, num_breaks: int, **changes: Any) -> CaptureBucket:
         num_kernels=14 * (num_breaks + 1),
         warmup_ms=12.5,
         capture_ms=70.0,
-        pool_bytes=160 * MEBIBYTE,
-        driver_bytes=7 * MEBIBYTE,
+        pool_bytes=160 * MIB,
+        driver_bytes=7 * MIB,
         boundary_bytes=tokens * 28 * 1024,
-        eager_peak_bytes=301 * MEBIBYTE * tokens // 4096,
+        eager_peak_bytes=301 * MIB * tokens // 4096,
     )
     return msgspec.structs.replace(made, **changes)
 
@@ -199,8 +198,8 @@ def _mode_row(mode: ModeName, index: int) -> ModeRow:
         graph_launches=0 if mode == "eager" else 37 if broken else 1,
         kernel_launches=1100 if mode == "eager" else 36 if broken else 0,
         compile_s=STARTUP_S[mode] / len(TOKENS) if is_compiled else 0.0,
-        pool_bytes=0 if mode == "eager" else 300 * MEBIBYTE // (len(TOKENS) - index),
-        driver_bytes=0 if mode == "eager" else 12 * MEBIBYTE,
+        pool_bytes=0 if mode == "eager" else 300 * MIB // (len(TOKENS) - index),
+        driver_bytes=0 if mode == "eager" else 12 * MIB,
         transient_bytes=TOKENS[index] * 75_000 if mode == "eager" else None,
         bitwise=not is_compiled,
         max_abs_error=0.0,
@@ -222,10 +221,10 @@ def _mode_summary(mode: ModeName) -> ModeSummary:
         compile_s=0.8 * STARTUP_S[mode] if compiles else 0.0,
         warmup_s=0.1 * STARTUP_S[mode],
         capture_s=0.1 * STARTUP_S[mode],
-        pool_bytes=0 if mode == "eager" else 685 * MEBIBYTE,
-        driver_bytes=0 if mode == "eager" else 60 * MEBIBYTE,
-        memory_bytes=0 if mode == "eager" else 745 * MEBIBYTE,
-        peak_bytes=17_000 * MEBIBYTE,
+        pool_bytes=0 if mode == "eager" else 685 * MIB,
+        driver_bytes=0 if mode == "eager" else 60 * MIB,
+        memory_bytes=0 if mode == "eager" else 745 * MIB,
+        peak_bytes=17_000 * MIB,
         num_graph_launches=0 if mode == "eager" else 37_000,
     )
 

@@ -11,9 +11,10 @@ import pytest
 from rich.console import Console
 
 from bcg.report import CaptureReport, CaptureTotals, write_report
+from bcg.sizes import MIB
 from bcg_cli.views.capture_table import capture_view
 from bcg_cli.views.words import format_count, format_mebibytes, format_size
-from tests.cli.reports import MEBIBYTE, bucket, gpu_report, host_report, profile_report, warning
+from tests.cli.reports import bucket, gpu_report, host_report, profile_report, warning
 
 
 def shown(report: CaptureReport, width: int = 80) -> list[str]:
@@ -152,7 +153,7 @@ def test_a_warning_has_cause_and_remedy() -> None:
 
 @pytest.mark.parametrize("make", [gpu_report, host_report])
 def test_it_fits_into_80_columns_and_has_no_escapes(make: Any) -> None:
-    big = bucket(4096, 1000, num_kernels=123_456, pool_bytes=123_456 * MEBIBYTE, boundary_bytes=9999 * MEBIBYTE)
+    big = bucket(4096, 1000, num_kernels=123_456, pool_bytes=123_456 * MIB, boundary_bytes=9999 * MIB)
     lines = shown(make(buckets=[big]))
     assert max(map(len, lines)) <= 80
     assert "\x1b" not in "\n".join(lines)
@@ -168,8 +169,8 @@ def test_names_are_no_markup() -> None:
 @pytest.mark.parametrize(
     ("num_bytes", "text"),
     [
-        *((None, "–"), (0, "0"), (1, "<0.01"), (MEBIBYTE // 2, "0.50"), (-MEBIBYTE, "-1.00")),
-        *((99 * MEBIBYTE, "99.00"), (100 * MEBIBYTE, "100.0"), (9999 * MEBIBYTE, "9,999.0"), (2**40, "1,048,576")),
+        *((None, "–"), (0, "0"), (1, "<0.01"), (MIB // 2, "0.50"), (-MIB, "-1.00")),
+        *((99 * MIB, "99.00"), (100 * MIB, "100.0"), (9999 * MIB, "9,999.0"), (2**40, "1,048,576")),
     ],
 )
 def test_mebibytes(num_bytes: int | None, text: str) -> None:

@@ -10,9 +10,9 @@ from bcg.models import load_target
 from bcg.models.shapes import load_shapes
 from bcg.planning import plan
 from bcg.runner import GraphRunner
+from bcg.sizes import MIB
 from bcg.words import TargetWords
 
-MIB = 2**20
 WORKSPACE_MIB = 32
 """What the pool of Qwen3-0.6B held on an H200 beyond the plan (148 MiB against 116); that of Qwen3-8B held nothing."""
 

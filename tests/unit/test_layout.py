@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from bcg import eager_on_graph
-from bcg.layout import MIB, PoolEvent, peak_bytes, plan_arenas, reserved_bytes
+from bcg.layout import PoolEvent, peak_bytes, plan_arenas, reserved_bytes
 from bcg.rehearsal import rehearse
+from bcg.sizes import MIB
 
 
 def allocations(*sizes: float) -> list[PoolEvent]:

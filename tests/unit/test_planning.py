@@ -19,9 +19,8 @@ from bcg.models.shapes import load_shapes
 from bcg.planning import UNKNOWN_MIXERS, plan
 from bcg.report import PlanReport
 from bcg.runner import GraphRunner
+from bcg.sizes import MIB
 from bcg.words import TargetWords
-
-MIB = 2**20
 
 
 def plan_of(model: str, *buckets: int, **options: Any) -> PlanReport:

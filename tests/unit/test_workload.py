@@ -10,7 +10,7 @@ import pytest
 
 from bcg.buckets import engine_ladder
 from bcg.errors import UsageError
-from bcg.workload import Workload, choose_buckets, choose_within, fit, parse_bytes, read_workload
+from bcg.workload import Workload, choose_buckets, choose_within, fit, read_workload
 
 
 def test_both_forms_of_lines(tmp_path: Path) -> None:
@@ -106,16 +106,3 @@ def test_a_budget_of_memory() -> None:
     assert choose_within(workload, 4099, pool, 100)[-1] == 30
     with pytest.raises(UsageError, match="holds no bucket: 10 tokens.* need 1,100"):
         choose_within(workload, 1000, pool, 100)
-
-
-@pytest.mark.parametrize(
-    ("text", "size"), [("2GiB", 2 * 2**30), ("500 MB", 500 * 10**6), ("1073741824", 2**30), ("0.5gib", 2**29)]
-)
-def test_sizes(text: str, size: int) -> None:
-    assert parse_bytes(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "GiB", "0", "-1GiB", "nan", "inf", "1e400", "2 XiB", "2GiBB"])
-def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(UsageError, match="is no size in bytes$"):
-        parse_bytes(text)

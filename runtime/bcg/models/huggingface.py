@@ -27,11 +27,10 @@ from bcg.models.sharding import Sharding, apply_plan, plan_of, pretrained_option
 from bcg.models.weights import make_weights
 from bcg.presets import Preset, find_preset
 from bcg.report import ModelSource
+from bcg.sizes import GIB
 from bcg.structure import local_bytes
 from bcg.target import Target, first_line
 from bcg.words import TargetWords
-
-GIB = 2**30
 
 
 def load_preset(words: TargetWords, sharding: Sharding | None = None) -> Target:

@@ -17,8 +17,9 @@ from bcg.report.check import CheckReport
 from bcg.report.common import SCHEMA_VERSION
 from bcg.report.plan import PlanReport
 from bcg.report.profile import ProfileReport
+from bcg.sizes import MIB
 
-MAX_REPORT_BYTES = 256 * 2**20
+MAX_REPORT_BYTES = 256 * MIB
 """A larger file is refused unread: no report of ours comes near it."""
 
 Report: TypeAlias = CaptureReport | PlanReport | ProfileReport | CheckReport
