@@ -2,6 +2,6 @@
 
 import sys
 
-from bcg_cli.app import main
+from bcg_cli.entry import main
 
 sys.exit(main())

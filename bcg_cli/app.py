@@ -43,10 +43,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(capture)
-app.command()(profile)
-app.command(name="replay-check")(replay_check)
-app.command()(report)
+app.command(short_help="Capture a model, and show what its graphs hold.")(capture)
+app.command(short_help="Compare the ways to execute a model.")(profile)
+app.command(name="replay-check", short_help="Check that replay equals eager.")(replay_check)
+app.command(short_help="Show a saved report, or compare two.")(report)
 
 
 def _show_version(wanted: bool) -> None:

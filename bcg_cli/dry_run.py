@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from bcg.errors import BcgError, CheckFailure
 from bcg.report import OptionValue, PlanReport
+from bcg.sizes import format_size
 from bcg.words import TargetWords
 from bcg_cli import console
 from bcg_cli.bucket_choice import BucketWords, MemoryEstimate, choose
@@ -90,6 +93,7 @@ def dry_run(
             counts = choice.for_model("cuda", target.max_tokens)
             named = options | {"tokens": list(counts)}
             report = plan(target, mode, counts, named, gpu, steps.begin, auto_break=words.auto_break)
+            report = msgspec.structs.replace(report, workload=choice.fits(counts))
             left = choice.left_to_eager(target.max_tokens)
     if left is not None:
         console.note(left)
@@ -101,8 +105,8 @@ def _judge(report: PlanReport, expect_breaks: int | None) -> None:
     totals = report.totals
     if totals.fits is False:
         raise CheckFailure(
-            f"{report.model.name} doesn't fit {totals.gpu}: it needs {totals.needed_bytes:,} bytes of "
-            f"{totals.gpu_bytes:,}",
+            f"{report.model.name} doesn't fit {totals.gpu}: it needs {format_size(totals.needed_bytes)} of "
+            f"{format_size(totals.gpu_bytes or 0)}",
             hint="fewer or smaller --tokens, another --gpu, or several GPUs",
         )
     if expect_breaks is not None and len(report.breaks) != expect_breaks:

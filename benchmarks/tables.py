@@ -1,6 +1,6 @@
-"""The tables of the README and of docs/performance.md, made from the recorded reports under `docs/measurements/`.
+"""The tables of the README and of two pages of docs, made from the recorded reports under `docs/measurements/`.
 
-    python benchmarks/tables.py          # rewrites both between their markers
+    python benchmarks/tables.py          # rewrites them between their markers
     python benchmarks/tables.py --check  # exits with 1 if one is not what the reports say
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; NAME is a function of this file.
@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASUREMENTS = ROOT / "docs" / "measurements"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "performance.md")
 MARKED = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 MIB = 2**20
 

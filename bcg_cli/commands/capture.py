@@ -14,6 +14,7 @@ import typer
 from bcg.distributed.member import DEFAULT_TIMEOUT_S
 from bcg.errors import BcgError, CheckFailure, UsageError
 from bcg.gpus import find_gpu
+from bcg.model_names import kind_of_model
 from bcg.report import CaptureReport, Card, OptionValue
 from bcg.words import TargetWords
 from bcg_cli import console
@@ -84,10 +85,13 @@ def capture(
     """Capture a model per token count, and show segments, breaks, time and memory."""
     if fewest_breaks and not auto_break:
         raise UsageError("--fewest-breaks needs --auto-break: it tries which breaks are needed")
+    if dry_run and fewest_breaks:
+        raise UsageError("--fewest-breaks needs replays, and a dry run has none")
     if gpu is not None and not dry_run:
         raise UsageError("--gpu is about a plan", hint="add --dry-run")
     bucket_words = read_bucket_words(tokens, workload, num_buckets, memory_budget)
     check_outputs({"--json": json, "--html": html}, {"MODEL": file_of(model), "--workload": workload})
+    kind_of_model(model)
     words = TargetWords(
         model,
         dtype=None if dtype is None else dtype.value,
@@ -123,7 +127,12 @@ def capture(
     place = resolve_device(device)
     with console.users_code():
         choice = choose(bucket_words, lambda: estimated_memory(shapes))
-    with console.users_code(), console.steps() as steps, ranks.joined(place) as world:
+    with (
+        console.users_code(),
+        console.steps() as steps,
+        ranks.joined(place) as world,
+        _said_unwritten(json, html),
+    ):
         steps.begin(f"making {model}")
         from bcg.diagnose import Diagnosis, failures_explained, load_with_breaks
         from bcg.runner import GraphRunner
@@ -135,8 +144,7 @@ def capture(
             return choice.for_model(place.type, target.max_tokens)
 
         if auto_break:
-            with _said_unwritten(json, html):
-                target, diagnosis = load_with_breaks(load, buckets_for, attention_break, fewest_breaks, steps.begin)
+            target, diagnosis = load_with_breaks(load, buckets_for, attention_break, fewest_breaks, steps.begin)
         else:
             target, diagnosis = load(attention_break), Diagnosis()
         options["tokens"] = list(buckets_for(target))
@@ -171,15 +179,16 @@ def capture(
 
 @contextlib.contextmanager
 def _said_unwritten(json: Path | None, html: Path | None) -> Iterator[None]:
-    """Says so if what fails in the block leaves nothing to write."""
+    """Says so if what fails in the block, or ends it, leaves nothing to write."""
     from bcg.diagnose import UncapturableError
 
     try:
         yield
-    except UncapturableError:
+    except (UncapturableError, KeyboardInterrupt) as error:
+        why = "no capture was begun" if isinstance(error, UncapturableError) else "the capture was interrupted"
         for path in (html, json):
             if path is not None:
-                console.note(f"{path} is not written: no capture was begun")
+                console.note(f"{path} is not written: {why}")
         raise
 
 
@@ -229,5 +238,6 @@ def _judge(report: CaptureReport, expect_breaks: int | None) -> None:
     if others:
         raise CheckFailure(
             f"expected {expect_breaks} breaks in every bucket, got {', '.join(others)}",
-            hint="the table names each break and its module, and why a bucket was not captured",
+            hint="the map names breaks and modules, of layers that are alike the first (--json FILE has all), and the "
+            "table says why a bucket was not captured",
         )

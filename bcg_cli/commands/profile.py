@@ -14,6 +14,7 @@ import typer
 from bcg.buckets import parse_buckets
 from bcg.distributed.member import DEFAULT_TIMEOUT_S, this_member
 from bcg.errors import CheckFailure, UsageError
+from bcg.model_names import kind_of_model
 from bcg.report import MODES, ModeName, ProfileReport
 from bcg.words import TargetWords
 from bcg_cli import console
@@ -73,14 +74,15 @@ def profile(
     """Compare the ways to execute a model: latency, start-up and memory per token count."""
     chosen = _parse_modes(modes)
     buckets = None if tokens is None else parse_buckets(tokens)
+    check_outputs({"--json": json, "--html": html, "--trace": trace}, {"MODEL": file_of(model)})
+    kind_of_model(model)
+    older = _written_at(trace)
+    ranks = Ranks(tp, ep, rank_timeout)
     if nsys or ncu:
         if not nvtx:
             raise UsageError("--nsys and --ncu need the NVTX ranges", hint="leave out --no-nvtx")
         _print_commands(_words_for_tools(context.obj), chosen, nsys=nsys, ncu=ncu)
         return
-    check_outputs({"--json": json, "--html": html, "--trace": trace}, {"MODEL": file_of(model)})
-    older = _written_at(trace)
-    ranks = Ranks(tp, ep, rank_timeout)
     if ranks.start(context.obj):
         return
     member = this_member()

@@ -14,6 +14,7 @@ import typer
 from bcg.buckets import default_buckets, parse_buckets
 from bcg.distributed.member import DEFAULT_TIMEOUT_S
 from bcg.errors import UsageError
+from bcg.model_names import kind_of_model
 from bcg.prompts import read_prompts
 from bcg.report import OptionValue
 from bcg.words import TargetWords
@@ -99,6 +100,11 @@ def replay_check(
             raise UsageError(f"{name} must be a number of at least 0, got {value:g}")
     texts = None if prompts is None else read_prompts(prompts)
     check_outputs({"--json": json, "--html": html}, {"MODEL": file_of(model), "--prompts": prompts})
+    if kind_of_model(model) not in ("directory", "hub") and texts is not None:
+        raise UsageError(
+            f"prompts need a model with a tokenizer, and {model} has none",
+            hint="give a Hugging Face directory or a hub id",
+        )
     ranks = Ranks(tp, ep, rank_timeout)
     if ranks.start(context.obj):
         return

@@ -40,7 +40,7 @@ def report(
     if html is not None and against is not None:
         raise UsageError("--html makes the page of one report; a comparison has none", hint="leave out --against")
     if gate is not None and not 0 <= gate <= 1000:
-        raise UsageError(f"--gate is a percentage from 0 to 1000, got {gate:g}")
+        raise UsageError(f"--gate is a percentage from 0 to 1000, got {gate:g}", hint="such as --gate 5")
     saved = read_report(file)
     if against is None:
         deliver(saved, None, html)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from html import escape
 
 from bcg.report import CaptureBucket, CaptureReport
+from bcg.sizes import format_size
 from bcg_cli.views import figures
-from bcg_cli.views.findings import FIT_COLUMNS, chosen_words, fit_cells
 from bcg_cli.views.map_html import map_section
 from bcg_cli.views.page import Figure, header, page, pair, plot_box, section, table, tiles
 from bcg_cli.views.page_parts import (
@@ -16,9 +16,10 @@ from bcg_cli.views.page_parts import (
     footer,
     options_section,
     warning_sections,
+    workload_sections,
 )
 from bcg_cli.views.ranks import ranks_section
-from bcg_cli.views.words import BOUNDARIES_EXPLAINED, OUTSIDE_THE_POOL, format_mebibytes, format_size
+from bcg_cli.views.words import BOUNDARIES_EXPLAINED, OUTSIDE_THE_POOL, format_mebibytes
 
 
 def capture_page(report: CaptureReport) -> str:
@@ -47,7 +48,7 @@ def capture_page(report: CaptureReport) -> str:
     body += [ranks_section(report.ranks)] if report.ranks else []
     body += automatic_sections(report.automatic_breaks)
     body += card_sections(report.cards)
-    body += [_workload_section(report)] if report.workload else []
+    body += workload_sections(report.workload)
     body.append(options_section(report.options))
     body.append(footer(report.environment, on_host=report.on_host))
     return page(f"{report.model.name}: bcg capture", body, plots)
@@ -93,10 +94,3 @@ def _bucket_cells(bucket: CaptureBucket) -> list[str]:
         peak,
         '<span class="good">captured</span>',
     ]
-
-
-def _workload_section(report: CaptureReport) -> str:
-    rows = [[escape(cell) for cell in fit_cells(row)] for row in report.workload]
-    steps = f"What lists of token counts do to the {report.workload[0].num_steps:,} steps that were observed."
-    chosen = f'<p class="muted"><code>{escape(chosen_words(report.workload))}</code></p>'
-    return section("Workload", steps, table(FIT_COLUMNS, rows) + chosen)

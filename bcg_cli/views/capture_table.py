@@ -8,11 +8,12 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from bcg.report import CaptureBucket, CaptureReport
+from bcg.sizes import format_size
 from bcg_cli.views.findings import automatic_breaks_view, card_view, workload_view
 from bcg_cli.views.map_table import map_view
 from bcg_cli.views.ruled_table import RuledTable
 from bcg_cli.views.text_parts import header_text, warning_text
-from bcg_cli.views.words import BOUNDARIES_EXPLAINED, OUTSIDE_THE_POOL, format_mebibytes, format_size
+from bcg_cli.views.words import BOUNDARIES_EXPLAINED, OUTSIDE_THE_POOL, format_mebibytes
 
 _STATUS_STYLE = {"captured": "green", "out of memory": "yellow", "failed": "red"}
 

@@ -7,10 +7,11 @@ from html import escape
 from typing import Any
 
 from bcg.report import BreakRow, MappedReport, MapRow, SegmentRow
+from bcg.sizes import format_size
 from bcg_cli.views.folding import Fold, fold_map, step_of
 from bcg_cli.views.map_table import NOT_FOLLOWED, modules_in_short, outside_words, work_words
 from bcg_cli.views.page import fold, section, table
-from bcg_cli.views.words import format_size, plural
+from bcg_cli.views.words import plural
 
 SHOWN_KERNELS = 40
 

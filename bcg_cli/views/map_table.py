@@ -10,8 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from bcg.report import BreakRow, MappedReport, MapRow, SegmentRow
+from bcg.sizes import format_size
 from bcg_cli.views.folding import Fold, Step, fold_map, step_of
-from bcg_cli.views.words import format_size, plural
+from bcg_cli.views.words import plural
 
 NOT_FOLLOWED = "captured without following operations: modules and what it reads are not known"
 

@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from bcg.report import AutomaticBreak, Card, Environment, ModelInfo, OptionValue, ReportWarning, option_words
-from bcg_cli.views.findings import card_head, card_rows
+from bcg.report import (
+    AutomaticBreak,
+    BucketFitRow,
+    Card,
+    Environment,
+    ModelInfo,
+    OptionValue,
+    ReportWarning,
+    option_words,
+)
+from bcg_cli.views.findings import FIT_COLUMNS, card_head, card_rows, chosen_words, fit_cells
 from bcg_cli.views.page import fold, section, table
 from bcg_cli.views.words import device_words, model_words, version_words
 
@@ -76,3 +85,13 @@ def card_sections(cards: Sequence[Card]) -> list[str]:
         )
         for card in cards
     ]
+
+
+def workload_sections(rows: Sequence[BucketFitRow]) -> list[str]:
+    """Returns what bucket lists do to the workload that the first one was chosen for, if there is one."""
+    if not rows:
+        return []
+    cells = [[escape(cell) for cell in fit_cells(row)] for row in rows]
+    steps = f"What lists of token counts do to the {rows[0].num_steps:,} steps that were observed."
+    chosen = f'<p class="muted"><code>{escape(chosen_words(rows))}</code></p>'
+    return [section("Workload", steps, table(FIT_COLUMNS, cells) + chosen)]

@@ -6,11 +6,12 @@ import re
 from html import escape
 
 from bcg.report import PlanReport
+from bcg.sizes import format_size
 from bcg_cli.views.map_html import map_section
 from bcg_cli.views.page import Tile, header, page, section, table, tiles
-from bcg_cli.views.page_parts import automatic_sections, footer, options_section, warning_sections
+from bcg_cli.views.page_parts import automatic_sections, footer, options_section, warning_sections, workload_sections
 from bcg_cli.views.plan_table import NOTHING_NEEDED, of_ranks, planned_words, shape_words
-from bcg_cli.views.words import BOUNDARIES_EXPLAINED, format_mebibytes, format_size
+from bcg_cli.views.words import BOUNDARIES_EXPLAINED, format_mebibytes
 
 
 def plan_page(report: PlanReport) -> str:
@@ -48,6 +49,7 @@ def plan_page(report: PlanReport) -> str:
         section("Static inputs", "Buffers at fixed addresses, made for the largest bucket.", _input_table(report)),
         map_section(report, shows_externals=True),
         *automatic_sections(report.automatic_breaks),
+        *workload_sections(report.workload),
         section("What a dry run can't know", "", f"<ul>{unknown}</ul>"),
         options_section(report.options),
         footer(report.environment, on_host=False),

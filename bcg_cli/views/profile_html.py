@@ -5,13 +5,14 @@ from __future__ import annotations
 from html import escape
 
 from bcg.report import ModeName, ModeRow, ModeSummary, ProfileReport
+from bcg.sizes import format_size
 from bcg_cli.views import figures
 from bcg_cli.views.map_html import map_section
 from bcg_cli.views.page import Figure, bullets, header, page, pair, plot_box, section, table, tiles
 from bcg_cli.views.page_parts import about_lines, footer, options_section, warning_sections
 from bcg_cli.views.profile_table import explained, row_reasons
 from bcg_cli.views.ranks import ranks_section
-from bcg_cli.views.words import format_mebibytes, format_number, format_size
+from bcg_cli.views.words import format_mebibytes, format_number
 
 MODE_WORDS = {
     "eager": "operations launched one by one",
@@ -93,12 +94,14 @@ def _plot_sections(report: ProfileReport, plots: dict[str, Figure]) -> list[str]
 
 def _facts(report: ProfileReport) -> list[tuple[str, str]]:
     facts = []
+    is_noise_known = all(warning.code != "unknown-spread" for warning in report.warnings)
     for bucket in sorted(report.buckets, key=lambda bucket: bucket.tokens)[:: max(1, len(report.buckets) - 1)]:
         name = report.totals.fastest.get(str(bucket.tokens))
         row = next((row for row in bucket.modes if row.mode == name), None)
         if row is None or row.p50_ms is None:
             continue
-        gain = f", {row.speedup_vs_eager:.2f}× eager" if row.speedup_vs_eager and row.mode != "eager" else ""
+        has_gain = row.speedup_vs_eager and row.mode != "eager" and is_noise_known
+        gain = f", {row.speedup_vs_eager:.2f}× eager" if has_gain else ""
         facts.append((f"{row.p50_ms:.3g} ms", f"{row.mode} at {bucket.tokens:,} tokens{gain}"))
     for mode in report.modes:
         if mode.status == "measured" and mode.mode in ("breakable", "fused"):

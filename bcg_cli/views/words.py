@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bcg.report import Environment, ModelInfo
-from bcg.sizes import MIB
+from bcg.sizes import MIB, format_size
 
 OUTSIDE_THE_POOL = "What breaks allocate for themselves is part of eager's peak, and stays outside the pool at replay."
 
@@ -36,16 +36,6 @@ def format_error(error: float | None) -> str:
     if error is None:
         return "–"
     return f"{error:.1e}" if error else "0"
-
-
-def format_size(num_bytes: int) -> str:
-    """Returns bytes with a unit of their own, such as ``1.19 GiB``."""
-    value, unit = float(num_bytes), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if abs(value) < 1024:
-            break
-        value, unit = value / 1024, larger
-    return f"{value:,.0f} B" if unit == "B" else f"{value:,.2f} {unit}"
 
 
 def format_count(count: int) -> str:

@@ -119,9 +119,8 @@ def _objects_in(value: Any, seen: set[int] | None = None) -> Iterator[Any]:
 
 
 def _held_tensors(values: Any) -> Iterator[tuple[Tensor, str]]:
-    """Yield the tensors that objects and modules among the values hold, each with the name of its attribute."""
-    modules = [value for value in values if isinstance(value, nn.Module)]
-    for holder in (*_objects_in(values), *modules):
+    """Yield the tensors that objects among the values hold, each with the name of its attribute."""
+    for holder in _objects_in(values):
         for name, held in attributes_of(holder).items():
             yield from ((tensor, name) for tensor in whole_tensors_in(held))
 

@@ -27,3 +27,13 @@ def parse_bytes(text: str) -> int:
     if factor is None or not 0 < value * factor < 2**63:
         raise UsageError(f"{text[:40]!r} is no size in bytes", hint="such as 2GiB, 500MB or 1073741824")
     return int(value * factor)
+
+
+def format_size(num_bytes: int) -> str:
+    """Return bytes with a unit of their own, such as ``1.19 GiB``."""
+    value, unit = float(num_bytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if abs(value) < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:,.0f} B" if unit == "B" else f"{value:,.2f} {unit}"

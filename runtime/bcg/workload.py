@@ -15,6 +15,7 @@ from pathlib import Path
 from bcg.buckets import MAX_TOKENS
 from bcg.errors import UsageError
 from bcg.report import BucketFitRow
+from bcg.sizes import format_size
 from bcg.text_files import read_text
 
 _HINT = 'one token count a line, or JSON lines such as {"tokens": 128}'
@@ -202,8 +203,8 @@ def choose_within(
     if low == 0:
         needed = pool_bytes(workload.tokens[0]) + bytes_per_bucket
         raise UsageError(
-            f"a memory budget of {budget_bytes:,} bytes holds no bucket: {workload.tokens[0]} tokens, the fewest of "
-            f"the workload, need {needed:,}",
+            f"a memory budget of {format_size(budget_bytes)} holds no bucket: {workload.tokens[0]} tokens, the fewest "
+            f"of the workload, need {format_size(needed)} on a GPU, {format_size(bytes_per_bucket)} of it for graphs",
             hint="give a larger --memory-budget",
         )
     largest = workload.tokens[low - 1]

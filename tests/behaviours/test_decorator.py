@@ -20,7 +20,7 @@ from bcg import (
     eager_on_graph,
     make_batch,
 )
-from bcg.breaks import BreakLabel, inline_breaks, running_breaks
+from bcg.breaks import BreakLabel, inline_breaks, is_in_break, running_breaks
 from tests.targets import own_target
 
 
@@ -231,3 +231,18 @@ def test_a_static_method_and_a_class_method_become_breaks_by_name(device: str, m
     assert torch.equal(runner.replay(batch), runner.eager(batch))
     torch.testing.assert_close(runner.eager(batch), batch.inputs["x"] * 8 + 3)
     assert Scales.by(torch.ones(1), 3).item() == 3
+
+
+def test_a_capture_inside_a_break_leaves_it_a_break(device: str) -> None:
+    told: list[bool] = []
+
+    @eager_on_graph
+    def captures(x: torch.Tensor) -> torch.Tensor:
+        with running_breaks(object()):  # type: ignore[arg-type]
+            pass
+        told.append(is_in_break())
+        return x * 2
+
+    with BreakableCUDAGraphCapture(BreakableCUDAGraph(device)):
+        captures(torch.ones(4, device=device))
+    assert told == [True]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import threading
 import weakref
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from bcg import (
 from bcg.report import decode_report, encode_report
 from bcg.structure import tensors_in
 from bcg.summary import capture_report
+from bcg.sweep import _silent_logging
 from tests.targets import own_target
 
 WIDTH = 4
@@ -619,3 +621,11 @@ def test_an_input_that_the_forward_writes_to_is_told(device: str) -> None:
     quiet = GraphRunner(target_of(Requests(), device))
     quiet.capture([8])
     assert quiet.written_inputs() == ()
+
+
+def test_an_inner_capture_leaves_the_outer_one_silent() -> None:
+    with _silent_logging():
+        with _silent_logging():
+            pass
+        assert not logging.raiseExceptions
+    assert logging.raiseExceptions

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import threading
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -296,3 +298,28 @@ def test_the_host_device_replays_under_the_default_dtype_of_the_capture() -> Non
     finally:
         torch.set_default_dtype(torch.float32)
     assert y.tolist() == [1.5] * 4
+
+
+def test_a_reset_lets_go_of_known_externals() -> None:
+    """Until then they are held, whether a tape found them or not."""
+    table = torch.ones(4)
+    graph = BreakableCUDAGraph("cpu")
+    with BreakableCUDAGraphCapture(graph, known_externals=[table]):
+        torch.ones(4) + 1
+    alive = weakref.ref(table)
+    del table
+    gc.collect()
+    assert alive() is not None
+    graph.reset()
+    gc.collect()
+    assert alive() is None
+
+
+def test_a_collection_that_was_off_stays_off() -> None:
+    gc.disable()
+    try:
+        with BreakableCUDAGraphCapture(BreakableCUDAGraph("cpu")):
+            torch.ones(4) + 1
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bcg.checking.compare import Tolerance, are_near, compare, has_numbers
-from bcg.nearness import largest_ordinary
+from bcg.nearness import distance, largest_ordinary
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
@@ -102,3 +102,8 @@ def test_whole_numbers_are_near_only_where_they_are_equal() -> None:
     numbers = torch.arange(1000, 2000)
     assert are_near(numbers, numbers.clone())
     assert not are_near(numbers, torch.where(numbers == 1500, 1501, numbers))
+
+
+def test_anything_is_infinitely_far_from_nothing() -> None:
+    assert distance(torch.zeros(4), torch.ones(4)) == float("inf")
+    assert distance(torch.zeros(4), torch.zeros(4)) == 0.0

@@ -95,3 +95,34 @@ def test_a_difference_from_one_process_that_is_no_number_is_in_the_report() -> N
     failure = rank_failure(report)
     assert failure is not None
     assert failure.message.startswith("all ranks together are not one process: mean difference NaN or infinity, at ")
+
+
+class WithOtherBits(Alone):
+    """A second rank whose digest of the results is another one."""
+
+    size = 2
+
+    def exchange(self, ours: Any) -> list[Any]:
+        return [ours, "other bits" if isinstance(ours, str) else ours]
+
+
+def test_a_rank_that_computes_other_bits_is_a_mismatch() -> None:
+    target, whole = (own_target(Doubling(), "cpu", make_inputs) for _ in range(2))
+    target.alignment = WithOtherBits()
+    row = CheckBucket(tokens=8, verdict="match", bitwise=True, num_replays=6, num_launches=6)
+    found = check_ranks(target, check_report(verdict="match", buckets=[row]), lambda: whole)
+    assert found.assembled is not None
+    assert (found.verdict, found.assembled.differing_ranks) == ("mismatch", [1])
+    failure = rank_failure(found)
+    assert failure is not None
+    assert failure.message == "rank 1 computes other bits than rank 0"
+
+
+def test_an_error_that_is_no_number_in_one_bucket_is_none_in_the_rank() -> None:
+    target = own_target(Doubling(), "cpu", make_inputs)
+    target.alignment = Alone()
+    rows = [
+        CheckBucket(tokens=tokens, verdict="mismatch", bitwise=False, max_rel_error=error)
+        for tokens, error in ((8, 0.1), (16, None))
+    ]
+    assert check_ranks(target, check_report(buckets=rows), None).ranks[0].max_rel_error is None

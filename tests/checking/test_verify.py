@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from bcg import Batch, GraphRunner, ReplayError, Target, current_forward_context, eager_on_graph, load_target
 from bcg.checking import Tolerance, UnfinishedCheckError, check, verify
+from bcg.checking.plan import Trial
+from bcg.checking.verdicts import worst_trial
 from bcg.device.host import HostDevice
 from tests.targets import own_target
 
@@ -546,3 +548,7 @@ def test_inputs_of_eight_bits_are_poisoned_too() -> None:
 class Widens(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.float() * 2
+
+
+def test_the_worst_trial_is_of_the_smallest_bucket() -> None:
+    assert worst_trial([Trial(16, (1,), 0), Trial(8, (8,), 0)]).tokens == 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,9 @@ from typer.main import get_command
 from bcg import __version__
 from bcg.errors import BcgError, CaptureError, CheckFailure, ReportError, UsageError
 from bcg.report import Card, read_report, write_report
+from bcg_cli import entry
 from bcg_cli.app import app
+from bcg_cli.console import MAX_LINE, one_line
 from bcg_cli.delivery import write
 from tests.cli.reports import gpu_report
 
@@ -184,3 +187,20 @@ def _raiser(error: BaseException) -> Any:
         raise error
 
     return fail
+
+
+def test_a_line_is_no_longer_than_its_limit() -> None:
+    assert len(one_line("x" * (MAX_LINE + 1))) == MAX_LINE
+
+
+def test_ctrl_c_while_the_command_line_is_imported_ends_as_later(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def interrupted(name: str, *rest: Any) -> Any:
+        if name == "bcg_cli.app":
+            raise KeyboardInterrupt
+        return original(name, *rest)
+
+    original = builtins.__import__
+    monkeypatch.setattr(builtins, "__import__", interrupted)
+    code = entry.main()
+    monkeypatch.undo()
+    assert (code, capsys.readouterr().err) == (130, "interrupted\n")

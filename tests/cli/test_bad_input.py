@@ -80,7 +80,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         ("qwen3-tinny", 2, "unknown model 'qwen3-tinny'", "qwen3-tiny"),
         ("zzz", 2, "unknown model 'zzz'", "presets: qwen3-tiny"),
-        ("", 2, "config.json", "config.json"),
+        ("", 2, "MODEL is empty", "file.py:factory"),
         ("empty", 2, "directory empty holds no config.json", "config.json"),
         ("./nowhere", 2, "no such directory: ./nowhere", "config.json"),
         ("none.py:make", 2, "script none.py doesn't exist", "file.py:factory"),

@@ -194,6 +194,6 @@ def test_ctrl_c_exits_130_and_leaves_no_half_file(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert (out, err) == ("", "interrupted\n")
+    assert (out, err) == ("", "note: old.json is not written: the capture was interrupted\ninterrupted\n")
     assert (tmp_path / "old.json").read_text() == "old"
     assert sorted(os.listdir(tmp_path)) == ["model.py", "old.json"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bcg.report import CaptureReport, PlanReport, read_report
-from bcg_cli.views.words import format_size
+from bcg.sizes import format_size
 from tests.cli.test_html import text_of
 
 
@@ -131,4 +131,20 @@ def test_buckets_within_a_budget_of_memory(bcg: Any, tmp_path: Path) -> None:
     assert chosen.memory_bytes <= 8 * 2**20 < ladder.memory_bytes
     done = bcg(*words, "1kB")
     assert done.code == 2
-    assert "a memory budget of 1,000 bytes holds no bucket" in done.err
+    assert "a memory budget of 1,000 B holds no bucket" in done.err
+
+
+def test_a_plan_says_what_its_buckets_do_to_the_workload(bcg: Any, tmp_path: Path) -> None:
+    workload = tmp_path / "steps"
+    workload.write_text("5\n7\n17\n17\n33\n")
+    words = ("--dry-run", "--workload", workload, "--buckets", 2)
+    done = bcg("capture", "qwen3-tiny", *words, "--html", tmp_path / "page.html")
+    assert done.code == 0, done.err
+    assert "Workload of 5 steps" in done.out
+    assert "--tokens 33,17" in done.out or "--tokens 17,33" in done.out
+    assert "<h2>Workload</h2>" in (tmp_path / "page.html").read_text()
+
+
+def test_fewest_breaks_can_not_be_planned(bcg: Any) -> None:
+    done = bcg("capture", "qwen3-tiny", "--dry-run", "--fewest-breaks")
+    assert (done.code, done.err) == (2, "error: --fewest-breaks needs replays, and a dry run has none\n")

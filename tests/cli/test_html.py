@@ -142,3 +142,13 @@ def test_weights_are_called_as_on_the_terminal() -> None:
     users = msgspec.structs.replace(report.model, weights="user", seed=None)
     told = "596.05 million bfloat16 weights (1.11 GiB), as the factory made them, in eval mode"
     assert told in text_of(gpu_report(model=users))
+
+
+def test_a_name_ends_no_attribute() -> None:
+    rows = [msgspec.structs.replace(row, name='" onclick="x') for row in gpu_report().breaks]
+    assert '" onclick="' not in html_page(gpu_report(breaks=rows)).partition("<main>")[2].partition("</main>")[0]
+
+
+def test_a_kernels_name_is_no_markup() -> None:
+    rows = [msgspec.structs.replace(row, kernels={"<img>": 1}) for row in gpu_report().segments]
+    assert "<img" not in html_page(gpu_report(segments=rows)).partition("<main>")[2]

@@ -138,3 +138,8 @@ def test_a_time_limit_keeps_what_was_measured(tmp_path: Path) -> None:
     assert [(mode.mode, mode.status) for mode in report.modes] == [("eager", "measured"), ("breakable", "measured")]
     assert 0 < report.totals.num_rounds < 1_000_000
     assert "cut-short" in [warning.code for warning in report.warnings]
+
+
+def test_a_command_line_for_nsight_is_checked_as_the_command_is(bcg, tmp_path: Path) -> None:
+    assert "unknown model 'nothing'" in bcg("profile", "nothing", "--nsys").err
+    assert "cannot write" in bcg("profile", "qwen3-tiny", "--ncu", "--html", tmp_path / "none" / "page.html").err

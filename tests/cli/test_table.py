@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 
 from bcg.report import CaptureReport, CaptureTotals, write_report
-from bcg.sizes import MIB
+from bcg.sizes import MIB, format_size
 from bcg_cli.views.capture_table import capture_view
-from bcg_cli.views.words import format_count, format_mebibytes, format_size
+from bcg_cli.views.words import format_count, format_mebibytes
 from tests.cli.reports import bucket, gpu_report, host_report, profile_report, warning
 
 

@@ -56,4 +56,4 @@ def test_metadata(wheel: Path) -> None:
     assert "Name: bcg-cli\n" in metadata
     assert "License-Expression: Apache-2.0\n" in metadata
     assert "Requires-Dist: torch>=2.11\n" in metadata
-    assert "bcg = bcg_cli.app:main" in scripts
+    assert "bcg = bcg_cli.entry:main" in scripts

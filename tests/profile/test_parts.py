@@ -406,3 +406,18 @@ def test_functions_that_are_breaks_are_no_modules_to_the_compiled_modes() -> Non
     assert "forward" in vars(target.module.layers[0].mlp)
     remove_module_breaks(target)
     assert "forward" not in vars(target.module.layers[0].mlp)
+
+
+def test_what_eager_has_no_number_for_is_compared_beside_an_exact_result() -> None:
+    one = torch.linspace(1, 2, 8)
+    spoilt = one.clone()
+    spoilt[3] = torch.nan
+    assert agreement(spoilt, spoilt * (1 + 1e-7), one.double()).alike
+    assert not agreement(spoilt, one, one.double()).within
+
+
+def test_the_numbers_of_noise_and_drift() -> None:
+    noted = {note.code: note for note in notes(rounds(profile_report(), [0.9, 1.0, 1.0, 1.1]))}
+    assert noted["noisy-rounds"].message.endswith("spread over 15% of their median")
+    noted = {note.code: note for note in notes(rounds(profile_report(), [1.0] * 6 + [1.06] * 3))}
+    assert noted["thermal-drift"].message == "rounds became 6% slower from the first third to the last"

@@ -6,16 +6,19 @@ import json
 import os
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from bcg.child import needed_bytes
 from bcg.errors import BcgError, UsageError
 from bcg.modes.base import Preparation
 from bcg.profile import run
 from bcg.profile.messages import AllPrepared, Loaded, Looked, Measured, Prepared
 from bcg.profile.plan import ModeRun, Plan
 from bcg.profile.run import ProfileInterrupted, run_profile
-from bcg.profile.summary import profile_report
+from bcg.profile.summary import _percentile_95, profile_report
 from bcg.report import MODES, ModeName, ModeRow, ProfileReport, decode_report, encode_report
 from bcg.words import TargetWords
 from bcg_cli.views.kinds import html_page
@@ -206,3 +209,14 @@ def test_no_process_is_left() -> None:
     children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
     commands = [Path(f"/proc/{child}/cmdline").read_bytes() for child in children]
     assert not [command for command in commands if b"bcg.profile.worker" in command]
+
+
+def test_no_percentile_is_above_the_slowest_step() -> None:
+    assert _percentile_95([1.0, 2.0]) <= 2.0
+
+
+def test_room_for_each_further_mode_is_asked_for() -> None:
+    loaded: Any = SimpleNamespace(free_bytes=2 * needed_bytes(1000, "cpu"), weight_bytes=1000)
+    wanted: Any = SimpleNamespace(words=TargetWords("any"))
+    assert run._fit_together(wanted, loaded, 3)
+    assert not run._fit_together(wanted, loaded, 4)

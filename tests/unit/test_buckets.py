@@ -78,3 +78,7 @@ def test_default_buckets_keep_within_what_the_model_takes() -> None:
     assert default_buckets("cuda", 512) == (16, 32, 64, 128, 256, 512)
     assert default_buckets("cpu", 3) == (3,)
     assert default_buckets("cpu", 10**6) == default_buckets("cpu")
+
+
+def test_leading_zeros_count_for_nothing() -> None:
+    assert parse_buckets("000000000016") == (16,)

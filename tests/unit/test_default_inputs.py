@@ -166,3 +166,8 @@ def test_rotary_factors_of_the_longest_request_are_warned_of(tmp_path: Path, kin
     target = load_target(str(tmp_path))
     assert target.packs_requests
     assert [warning.code for warning in target.warnings] == ["rope-by-length"] * is_warned_of
+
+
+def test_a_sequence_that_begins_with_an_embedding_is_given_ids() -> None:
+    target = own_target(nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 4)), "cpu")
+    assert [spec.name for spec in target.input_specs] == ["input"]

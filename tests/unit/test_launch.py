@@ -50,3 +50,8 @@ def test_a_rank_that_could_not_be_asked_to_end_stood_still(order: tuple[int, int
     found = {0: ended(1, WAITED), 1: ended(-signal.SIGKILL)}
     failure = _rank_failed("bcg-0", 2, {rank: found[rank] for rank in order})
     assert failure.message.startswith("rank 1: stood still and was ended; rank 0 has waited 15 s in torch")
+
+
+def test_a_rank_that_aborted_is_named_by_its_signal() -> None:
+    found = {1: ended(-signal.SIGABRT), 0: ended(-signal.SIGTERM)}
+    assert _rank_failed("bcg-0", 2, found).message == "rank 1: was killed by SIGABRT"

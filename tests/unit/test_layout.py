@@ -123,3 +123,20 @@ def lifetimes(events: list[PoolEvent]) -> list[tuple[int, int | None]]:
         else:
             alive.pop(storage)[1] = len(found)
     return [(size or 0, freed) for size, freed in found]
+
+
+def test_a_block_joins_the_one_after_it() -> None:
+    freed_in_the_middle = [PoolEvent(2, 32 * MIB), PoolEvent(3, 32 * MIB), PoolEvent(3, 0), PoolEvent(2, 0)]
+    events = [PoolEvent(1, 64 * MIB), PoolEvent(1, 0), *freed_in_the_middle, PoolEvent(4, 64 * MIB)]
+    assert reserved_bytes(events) == 64 * MIB
+
+
+def test_the_smallest_block_that_fits_is_taken() -> None:
+    events = [*allocations(64, 32), PoolEvent(0, 0), PoolEvent(1, 0), PoolEvent(2, 32 * MIB), PoolEvent(3, 64 * MIB)]
+    assert reserved_bytes(events) == 96 * MIB
+
+
+def test_no_arena_where_small_tensors_take_nearly_all() -> None:
+    small = [PoolEvent(100 + index, MIB) for index in range(3000)]
+    events = [*small, *allocations(32, 32), PoolEvent(0, 0), PoolEvent(1, 0), PoolEvent(9, 64 * MIB)]
+    assert plan_arenas(events) == ()

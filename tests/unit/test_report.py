@@ -138,12 +138,12 @@ def test_a_link_is_written_through(report: CaptureReport, tmp_path: Path) -> Non
 
 
 def test_a_missing_report(tmp_path: Path) -> None:
-    with pytest.raises(ReportError, match="^cannot read report .*none.json: No such file or directory$"):
+    with pytest.raises(UsageError, match="^cannot read report .*none.json: No such file or directory$"):
         read_report(tmp_path / "none.json")
 
 
 def test_a_folder_is_no_report(tmp_path: Path) -> None:
-    with pytest.raises(ReportError, match="^cannot read report .*: Is a directory$"):
+    with pytest.raises(UsageError, match="^cannot read report .*: Is a directory$"):
         read_report(tmp_path)
 
 

@@ -19,3 +19,7 @@ def test_sizes(text: str, size: int) -> None:
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(UsageError, match="is no size in bytes$"):
         parse_bytes(text)
+
+
+def test_a_kilobyte_is_a_thousand_bytes() -> None:
+    assert (parse_bytes("2KB"), parse_bytes("2KiB")) == (2000, 2048)

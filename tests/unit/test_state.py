@@ -109,3 +109,12 @@ def test_a_tensor_that_changed_its_shape_has_its_own_back() -> None:
     assert module.grown is grown and module.other is other
     assert grown.tolist() == [0, 1, 2, 3]
     assert (other.tolist(), other.stride()) == ([[0, 3], [1, 4], [2, 5]], (1, 3))
+
+
+def test_an_array_that_is_read_only_is_kept() -> None:
+    module: Any = nn.Module()
+    module.table = numpy.arange(4)
+    module.table.setflags(write=False)
+    with ModelState(module).kept():
+        pass
+    assert module.table.tolist() == [0, 1, 2, 3]

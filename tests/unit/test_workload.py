@@ -104,5 +104,5 @@ def test_a_budget_of_memory() -> None:
     assert choose_within(workload, 4400, pool, 100) == (10, 20, 30, 40)
     assert choose_within(workload, 4200, pool, 100) in {(20, 40), (10, 40), (30, 40)}
     assert choose_within(workload, 4099, pool, 100)[-1] == 30
-    with pytest.raises(UsageError, match="holds no bucket: 10 tokens.* need 1,100"):
+    with pytest.raises(UsageError, match="holds no bucket: 10 tokens.* need 1.07 KiB on a GPU"):
         choose_within(workload, 1000, pool, 100)

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from bcg.alignment import Dropped
+from bcg.distributed import watch as watch_module
 from bcg.distributed import world as world_module
 from bcg.distributed.failure import Failure, PeerLost, failure_of, read_failure, write_failure
 from bcg.distributed.member import Member, this_member
@@ -186,3 +187,63 @@ def test_a_failure_is_left_where_torchs_launcher_looks_for_it(tmp_path: Any, mon
     seen = ProcessFailure(local_rank=1, pid=1, exitcode=3, error_file=str(path))
     assert read_failure({"message": seen.message}) == failure
     assert read_failure({"message": "of somebody else"}) is None
+
+
+def watched() -> tuple[World, Watch]:
+    world = World(Member(0, 2, 0, 2, "test"), torch.device("cpu"), 2.0, dist.HashStore())
+    return world, Watch(world, lambda failure: None)
+
+
+def test_a_rank_that_waits_for_others_makes_no_progress() -> None:
+    world, watch = watched()
+    world.since, world.is_waiting = 0.0, True
+    watch._count_python_as_progress()
+    assert world.since == 0.0
+    world.is_waiting, watch._position = False, None
+    watch._count_python_as_progress()
+    assert world.since > 0.0
+
+
+def test_a_rank_that_waits_in_torch_leaves_the_other_time_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, watch = watched()
+    monkeypatch.setattr(watch_module, "_is_in_torch", lambda frame: True)
+    monkeypatch.setattr(watch_module, "_users_line", lambda frame: None)
+    world.since = time.monotonic() - 2.0 - watch_module.GRACE_S / 2
+    assert watch._stall() is None
+    world.since -= watch_module.GRACE_S
+    failure = watch._stall()
+    assert failure is not None
+    assert not failure.is_own
+
+
+def test_a_ranks_own_failure_is_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, watch = watched()
+    monkeypatch.setattr(watch_module, "GRACE_S", -1.0)
+    world.fail(Failure(0, "mine"))
+    assert watch._failure_of_another() is None
+
+
+def test_a_rank_that_makes_progress_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world_module, "GRACE_S", 0.0)
+    monkeypatch.setattr(world_module, "_LOOK_S", 0.05)
+
+    def loads(world: World) -> list[Any]:
+        for _ in range(30):
+            time.sleep(0.1)
+            world.tick()
+        return world.exchange(world.rank)
+
+    assert run_ranks(loads, lambda world: world.exchange(world.rank), timeout_s=1.0) == [[0, 1], [0, 1]]
+
+
+def test_rank_0_is_named_where_it_is_the_one_that_differs() -> None:
+    def work(world: World) -> None:
+        world.begin("the bucket")
+        world.meet("another place" if world.rank == 0 else "a place")
+
+    for error in run_ranks(work, work, work):
+        assert "rank 0 is at 'another place', rank 1 at 'a place'" in str(error)
+
+
+def test_of_two_ranks_that_fail_one_is_the_first() -> None:
+    assert sorted(run_ranks(*[lambda world: world.fail(Failure(world.rank, f"{world.rank}"))] * 2)) == [False, True]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
 from bcg.alignment import Alignment
 from bcg.errors import UsageError
+from bcg.model_names import ModelKind, kind_of_model
 from bcg.models.build import find_dtype
 from bcg.models.factory import load_factory
 from bcg.models.factory import make_target as make_target
@@ -18,8 +17,6 @@ from bcg.models.huggingface import load_directory, load_hub, load_preset
 from bcg.models.sharding import Sharding
 from bcg.target import Target
 from bcg.words import TargetWords
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def load_target(
@@ -73,21 +70,12 @@ def load_from_words(words: TargetWords, ranks: Alignment | None = None) -> Targe
 
 
 def _load(words: TargetWords, sharding: Sharding | None) -> Target:
-    model, path = words.model, Path(words.model).expanduser()
-    if path.is_dir():
-        return load_directory(words, sharding)
-    if path.is_file():
-        raise UsageError(
-            f"{model} is a file, expected a model",
-            hint=f"name the factory in it: {model}:FACTORY" if path.suffix == ".py" else "give its directory",
-        )
-    _, colon, factory = model.rpartition(":")
-    if colon and factory.isidentifier():
-        return load_factory(words, sharding)
-    if path.suffix == ".py":
-        raise UsageError(f"script {model} doesn't exist", hint="give file.py:factory")
-    if _HUB_ID.fullmatch(model) and not model.startswith("."):
-        return load_hub(words, sharding)
-    if "/" in model or model.startswith(("~", ".")):
-        raise UsageError(f"no such directory: {model}", hint="a model directory holds config.json")
-    return load_preset(words, sharding)
+    return _LOADERS[kind_of_model(words.model)](words, sharding)
+
+
+_LOADERS: dict[ModelKind, Callable[[TargetWords, Sharding | None], Target]] = {
+    "directory": load_directory,
+    "factory": load_factory,
+    "hub": load_hub,
+    "preset": load_preset,
+}

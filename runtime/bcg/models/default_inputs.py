@@ -14,7 +14,9 @@ from bcg.inputs import POSITIONS, MakeInputs
 
 
 def default_inputs(name: str, module: nn.Module, first_position: int | None = None) -> MakeInputs:
-    """Return a function that makes ``input_ids`` ``[1, n]`` and, if the forward takes them, ``position_ids``.
+    """Return a function that makes token ids ``[1, n]`` and, if the forward takes them, ``position_ids``.
+
+    They are called ``input_ids``, or ``input`` for a sequence of modules that begins with an embedding.
 
     Args:
         name: Of the model.
@@ -30,6 +32,7 @@ def default_inputs(name: str, module: nn.Module, first_position: int | None = No
             f"{name} has no vocabulary to draw input_ids from: no config.vocab_size, no nn.Embedding",
             hint="let a factory (file.py:factory) return (module, make_inputs), which makes what its forward takes",
         )
+    ids_name = _ids_name(module)
     takes_positions = POSITIONS in _parameters(module)
     first = _learned_positions(module)[0] if first_position is None else first_position
     padding = getattr(_text_config(module), "pad_token_id", None)
@@ -38,7 +41,7 @@ def default_inputs(name: str, module: nn.Module, first_position: int | None = No
         ids = torch.randint(vocabulary, (1, num_tokens), device=device, generator=generator)
         if isinstance(padding, int):  # no request has it, and some models count positions past it
             ids = torch.where(ids == padding, (ids + 1) % vocabulary, ids)
-        inputs = {"input_ids": ids}
+        inputs = {ids_name: ids}
         if takes_positions:
             inputs[POSITIONS] = torch.arange(first, first + num_tokens, device=device).unsqueeze(0)
         return inputs
@@ -101,6 +104,11 @@ def _learned_positions(module: nn.Module) -> tuple[int, int | None]:
 
 def _parameters(module: nn.Module) -> Any:
     return inspect.signature(module.forward).parameters
+
+
+def _ids_name(module: nn.Module) -> str:
+    is_sequence = type(module) is nn.Sequential and len(module) > 0 and isinstance(module[0], nn.Embedding)
+    return "input" if is_sequence else "input_ids"
 
 
 def _takes_use_cache(module: nn.Module) -> bool:

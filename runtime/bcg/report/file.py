@@ -79,7 +79,8 @@ def read_report(path: str | Path) -> Report:
     """Reads a report file.
 
     Raises:
-        ReportError: The file is missing, unreadable or too large, or `decode_report` refuses it.
+        UsageError: The file is missing, or can't be read.
+        ReportError: It is too large, or `decode_report` refuses it.
     """
     try:
         size = os.stat(path).st_size
@@ -87,7 +88,7 @@ def read_report(path: str | Path) -> Report:
             raise ReportError(f"{path} has {size:,} bytes, a report has at most {MAX_REPORT_BYTES:,}")
         content = Path(path).read_bytes()
     except OSError as error:
-        raise ReportError(f"cannot read report {path}: {error.strerror}", hint="check the path") from error
+        raise UsageError(f"cannot read report {path}: {error.strerror}", hint="check the path") from error
     return decode_report(content, name=str(path))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from bcg.report.common import MappedReport
-from bcg.report.findings import AutomaticBreak
+from bcg.report.findings import AutomaticBreak, BucketFitRow
 
 
 class PlanBucket(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,8 +71,10 @@ class PlanReport(MappedReport[PlanBucket, PlanTotals], frozen=True, kw_only=True
         warnings: What the reader should know of how the model is sharded.
         automatic_breaks: Those that nobody asked for, and why they are there; none was tried.
         unknown: What a dry run can't know.
+        workload: What the buckets do to the workload that they were chosen for, first, and other lists do.
     """
 
     inputs: list[InputRow]
     automatic_breaks: list[AutomaticBreak] = []
     unknown: list[str] = []
+    workload: list[BucketFitRow] = []
