@@ -55,7 +55,7 @@ def _shaped(words: ShapeWords) -> Iterator[tuple[Target, FakeTensorMode]]:
 @contextlib.contextmanager
 def estimated_memory(words: ShapeWords) -> Iterator[MemoryEstimate]:
     """Estimates from shapes alone what buckets of the model, or of each rank, take on a GPU."""
-    from bcg.inputs import PROBE_SIZES
+    from bcg.input_makers import PROBE_SIZES
     from bcg.planning import break_from_shapes, graph_bytes, pool_bytes
 
     with _shaped(words) as (target, mode):

@@ -38,8 +38,8 @@ from bcg import GraphRunner, Target, load_target, make_batch
 from bcg.buckets import engine_ladder
 from bcg.context import ForwardContext, forward_context
 from bcg.environment import environment
-from bcg.inputs import StaticInputs
 from bcg.ranges import Category, Range, Ranges, show
+from bcg.static_inputs import StaticInputs
 from bcg.structure import unowned_alias
 
 REPLAYED = (16, 64, 256, 1024, 4096)

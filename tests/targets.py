@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bcg import Target, make_target
-from bcg.inputs import MakeInputs
+from bcg.input_makers import MakeInputs
 
 
 def own_target(

@@ -24,9 +24,10 @@ from bcg.diagnose import UncapturableError, break_where_found
 from bcg.diagnose.cards import cards_of
 from bcg.diagnose.survey import Finding, Survey
 from bcg.environment import environment
-from bcg.errors import BcgError, ModelError
+from bcg.errors import BcgError, ModelError, first_line
 from bcg.guesses import Guesses
-from bcg.inputs import PROBE_SIZES, InputSpec
+from bcg.input_makers import PROBE_SIZES
+from bcg.inputs import InputSpec
 from bcg.layout import PoolEvent, peak_bytes, plan_arenas, reserved_bytes
 from bcg.models.build import quiet
 from bcg.probe import find_output_dims, hint_about_inputs
@@ -44,7 +45,7 @@ from bcg.report import (
 from bcg.rules import refuse_unmet
 from bcg.structure import local_part, storage_key, tensors_in
 from bcg.summary import break_row, segment_row
-from bcg.target import Target, first_line, make_batch
+from bcg.target import Target, make_batch
 from bcg.warmup import cut_to, distinct_prefixes
 from bcg.whereabouts import users_line
 

@@ -16,12 +16,13 @@ from bcg.attention import learning_rows
 from bcg.collectives import in_step
 from bcg.context import forward_context
 from bcg.device import find_device
-from bcg.errors import BcgError, ModelError, ReplayError
-from bcg.inputs import POSITIONS, PROBE_SIZES, Batch, find_token_dim, with_numbers
+from bcg.errors import BcgError, ModelError, ReplayError, first_line
+from bcg.input_makers import PROBE_SIZES, find_token_dim
+from bcg.inputs import POSITIONS, Batch, with_numbers
 from bcg.nearness import LOOSE_MEAN, is_near_in_mean
 from bcg.state import ModelState, have_drawn
 from bcg.structure import hiding_tensors, same_bits, tensors_in
-from bcg.target import Target, first_line, make_batch
+from bcg.target import Target, make_batch
 from bcg.whereabouts import users_line
 
 _SAME_SHAPE_TOLERANCE = {True: 1e-3, False: 0.02}
@@ -89,7 +90,7 @@ def find_output_dims(name: str, small: Sequence[Tensor], large: Sequence[Tensor]
 
     Args:
         name: Of the target, for errors.
-        small: The outputs for the lesser of `bcg.inputs.PROBE_SIZES`.
+        small: The outputs for the lesser of `bcg.input_makers.PROBE_SIZES`.
         large: Those for the other.
 
     Raises:

@@ -22,15 +22,15 @@ from bcg.compilations import noted_compilations, runs_compiled_code
 from bcg.context import forward_context
 from bcg.device import find_device
 from bcg.device.base import Device, Pool
-from bcg.errors import BcgError, CaptureError, Place
+from bcg.errors import BcgError, CaptureError, Place, first_line
 from bcg.graph import BreakableCUDAGraph
-from bcg.inputs import StaticInputs
 from bcg.layout import plan_arenas
 from bcg.probe import refuse_other_outputs
 from bcg.ranges import stretch
 from bcg.rehearsal import rehearse
+from bcg.static_inputs import StaticInputs
 from bcg.structure import is_sparse, map_tensors, unowned_alias
-from bcg.target import Target, first_line, make_batch
+from bcg.target import Target, make_batch
 from bcg.warmup import cut_to, distinct_prefixes
 from bcg.whereabouts import users_line
 

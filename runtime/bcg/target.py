@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from bcg.alignment import Alignment
 from bcg.errors import ModelError, UsageError
-from bcg.inputs import POSITIONS, Batch, InputSpec, MakeExtras, MakeInputs, made_inputs, with_numbers
+from bcg.input_makers import MakeExtras, MakeInputs, made_inputs
+from bcg.inputs import POSITIONS, Batch, InputSpec, with_numbers
 from bcg.report import ModelInfo, ReportWarning
 from bcg.rules import BreakRules
 from bcg.structure import SEQUENCES, attributes_of, rebuild_sequence, tensors_in
@@ -138,11 +139,3 @@ def make_batch(target: Target, request_lengths: tuple[int, ...], generator: torc
         inputs = with_numbers(inputs, request_lengths, target.device)
     extras = {} if target.make_extras is None else target.make_extras(tuple(request_lengths), target.device, generator)
     return Batch(inputs, tuple(request_lengths), extras)
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, with the second one where the first only announces it."""
-    lines = [line.strip() for line in str(error).strip().splitlines()]
-    if not lines:
-        return "no message"
-    return f"{lines[0]} {lines[1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from bcg.errors import ModelError, ReplayError, UsageError
-from bcg.inputs import InputSpec, StaticInputs, describe_inputs
+from bcg.input_makers import describe_inputs
+from bcg.inputs import InputSpec
+from bcg.static_inputs import StaticInputs
 
 CPU = torch.device("cpu")
 SPECS = (

@@ -33,7 +33,7 @@ from bcg.compilations import late_compilation_warnings
 from bcg.device import find_device
 from bcg.environment import environment
 from bcg.errors import BcgError, UsageError
-from bcg.inputs import MakeExtras, MakeInputs
+from bcg.input_makers import MakeExtras, MakeInputs
 from bcg.report import (
     CheckReport,
     CheckTiming,

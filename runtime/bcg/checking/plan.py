@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from bcg.inputs import Batch, made_inputs
+from bcg.input_makers import made_inputs
+from bcg.inputs import Batch
 from bcg.target import Target, make_batch
 
 MAX_REQUESTS = 8

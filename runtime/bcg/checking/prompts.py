@@ -20,7 +20,7 @@ from bcg.checking.compare import Comparison, Tolerance, compare, finite
 from bcg.checking.spread import Spread
 from bcg.checking.verdicts import joined_verdict
 from bcg.device import find_device
-from bcg.errors import ModelError, UsageError
+from bcg.errors import ModelError, UsageError, first_line
 from bcg.inputs import Batch
 from bcg.models.build import quiet
 from bcg.models.default_inputs import vocabulary_size
@@ -28,7 +28,7 @@ from bcg.report import PromptCheck, ReportWarning, Verdict
 from bcg.runner import GraphRunner
 from bcg.state import ModelState, Snapshot
 from bcg.structure import map_tensors, tensors_in
-from bcg.target import Target, first_line, make_batch
+from bcg.target import Target, make_batch
 
 _HEAD = "lm_head.weight"
 LanguageModelHead = Callable[[Tensor], Tensor]

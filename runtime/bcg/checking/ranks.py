@@ -14,13 +14,13 @@ from bcg.checking.compare import finite
 from bcg.checking.verdicts import joined_verdict
 from bcg.checking.verification import CHECK_SEED
 from bcg.context import forward_context
-from bcg.errors import CheckFailure, ModelError
+from bcg.errors import CheckFailure, ModelError, first_line
 from bcg.inputs import Batch
 from bcg.nearness import LOOSE_MEAN, distance
 from bcg.report import AssembledCheck, CheckReport, RankVerdict, ReportWarning
 from bcg.runner import GraphRunner
 from bcg.structure import storage_bytes, tensors_in
-from bcg.target import Target, first_line, make_batch
+from bcg.target import Target, make_batch
 
 
 def check_ranks(target: Target, report: CheckReport, load_whole: Callable[[], Target] | None) -> CheckReport:

@@ -25,7 +25,7 @@ from bcg.checking.plan import Trial, batch_of, plan_trials, poisoned_padding, sh
 from bcg.checking.verdicts import BucketVerdict, LostDeviceError, Verification
 from bcg.checking.writes import written_outside
 from bcg.device import find_device
-from bcg.errors import BcgError, ModelError, Place, ReplayError
+from bcg.errors import BcgError, ModelError, Place, ReplayError, first_line
 from bcg.inputs import Batch
 from bcg.runner import GraphRunner
 from bcg.state import (
@@ -39,7 +39,6 @@ from bcg.state import (
     restore_generators,
 )
 from bcg.structure import map_tensors, storage_key
-from bcg.target import first_line
 from bcg.whereabouts import users_line
 
 _NUM_DRAWS = 4

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bcg.context import forward_context
 from bcg.dispatch import DispatchMode, written_by
-from bcg.inputs import PROBE_SIZES
+from bcg.input_makers import PROBE_SIZES
 from bcg.report import ReportWarning
 from bcg.runner import GraphRunner
 from bcg.state import ModelState

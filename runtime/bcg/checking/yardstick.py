@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from bcg.device import find_device
 from bcg.device.precision import full_precision
+from bcg.errors import first_line
 from bcg.inputs import Batch
 from bcg.state import ModelState
 from bcg.structure import is_wrapped, map_tensors, tensors_in
-from bcg.target import Target, first_line
+from bcg.sweep import is_out_of_memory
+from bcg.target import Target
 from bcg.warmup import outermost_layers
 
 FACTOR = 2.0
@@ -149,7 +151,7 @@ def exact_results(
 
 
 def _lack(error: Exception, dtype: torch.dtype) -> Lack:
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         remedy = "give smaller token counts, or fewer --modes, which share the device"
         return Lack(f"eager in {_name(dtype)} does not fit into memory", remedy)
     return _unfit(f"eager does not run in {_name(dtype)}: {type(error).__name__}: {first_line(error)}"[:300], dtype)

@@ -11,9 +11,9 @@ from bcg.checking.reasons import reasons
 from bcg.diagnose.cards import card_of_error
 from bcg.diagnose.survey import Finding
 from bcg.distributed.failure import PeerLost
-from bcg.errors import BcgError, CaptureError
+from bcg.errors import BcgError, CaptureError, first_line
 from bcg.runner import GraphRunner
-from bcg.target import Target, first_line
+from bcg.target import Target
 
 
 @dataclass(frozen=True)

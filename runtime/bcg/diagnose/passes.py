@@ -17,12 +17,12 @@ from bcg.collectives import in_step
 from bcg.context import forward_context
 from bcg.diagnose.cards import cards_of
 from bcg.diagnose.survey import BY_DRAWING, BY_INPUTS, BY_THE_HOST, Finding, Survey, frozen_numbers, survey
-from bcg.errors import BcgError
+from bcg.errors import BcgError, first_line
 from bcg.holdings import changed_paths
 from bcg.inputs import Batch
 from bcg.report import Card
 from bcg.state import ModelState, have_drawn
-from bcg.target import Target, first_line, make_batch
+from bcg.target import Target, make_batch
 
 _SEEDS = (101, 102)
 

@@ -22,6 +22,7 @@ from bcg.device import find_device
 from bcg.device.asking import pretend_capturing, telling_the_truth
 from bcg.device.base import Device
 from bcg.device.bystander import Bystander
+from bcg.errors import first_line
 from bcg.functions import FunctionReference, functions_around, is_forward
 from bcg.holdings import changed_paths
 from bcg.host_reads import PINS
@@ -30,7 +31,6 @@ from bcg.segment_tape import SegmentTape
 from bcg.state import ModelState
 from bcg.structure import is_sparse, storage_key, tensors_in, whole_tensors_in
 from bcg.tape import Tape
-from bcg.target import first_line
 from bcg.whereabouts import line_of, users_frame, users_line
 
 _Errors = tuple[type[Exception], ...]

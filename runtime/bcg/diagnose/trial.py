@@ -9,8 +9,9 @@ from bcg.diagnose.attempt import Outcome, attempt
 from bcg.diagnose.messages import Command, Load, Loaded, Reply, Tried, Try
 from bcg.diagnose.remedies import Remedies
 from bcg.diagnose.wording import from_words
+from bcg.errors import first_line
 from bcg.models import load_from_words
-from bcg.target import Target, first_line
+from bcg.target import Target
 
 
 class _Trial:

@@ -16,7 +16,8 @@ from transformers.utils import logging as transformers_logging
 
 from bcg.attention_interface import attention_breaks, attention_modules, install_attention_break
 from bcg.errors import ModelError, UsageError
-from bcg.inputs import POSITIONS, InputSpec, MakeExtras, MakeInputs, describe_inputs, unseeded_inputs
+from bcg.input_makers import MakeExtras, MakeInputs, describe_inputs, unseeded_inputs
+from bcg.inputs import POSITIONS, InputSpec
 from bcg.models.default_inputs import default_inputs, forward_options, max_tokens, rope_scaled_by_length
 from bcg.models.likeness import begin_positions, is_as_without_break, with_captured_mixers
 from bcg.models.sharding import Sharding, sharding_warnings, whole_weights_warnings

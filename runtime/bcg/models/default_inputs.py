@@ -10,7 +10,8 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from bcg.errors import ModelError
-from bcg.inputs import POSITIONS, MakeInputs
+from bcg.input_makers import MakeInputs
+from bcg.inputs import POSITIONS
 
 
 def default_inputs(name: str, module: nn.Module, first_position: int | None = None) -> MakeInputs:

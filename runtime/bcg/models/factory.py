@@ -17,12 +17,12 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from bcg.errors import BcgError, ModelError, UsageError
+from bcg.errors import BcgError, ModelError, UsageError, first_line
 from bcg.functions import FILE_MODULES
-from bcg.inputs import MakeExtras, MakeInputs
+from bcg.input_makers import MakeExtras, MakeInputs
 from bcg.models.build import Made, build_target, find_dtype, seeded
 from bcg.models.sharding import Sharding
-from bcg.target import Target, first_line
+from bcg.target import Target
 from bcg.words import TargetWords
 
 _numbers = itertools.count()

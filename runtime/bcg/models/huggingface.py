@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from bcg.device.meter import available_bytes
-from bcg.errors import BcgError, ModelError, UsageError
+from bcg.errors import BcgError, ModelError, UsageError, first_line
 from bcg.models.build import Made, build_target, find_dtype, quiet
 from bcg.models.loaded import (
     loading_warnings,
@@ -29,7 +29,7 @@ from bcg.presets import Preset, find_preset
 from bcg.report import ModelSource
 from bcg.sizes import GIB
 from bcg.structure import local_bytes
-from bcg.target import Target, first_line
+from bcg.target import Target
 from bcg.words import TargetWords
 
 

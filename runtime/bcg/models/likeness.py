@@ -16,7 +16,8 @@ import torch
 
 from bcg.attention_interface import attention_breaks, without_attention_break
 from bcg.errors import ModelError
-from bcg.inputs import POSITIONS, PROBE_SIZES, SEQUENCE_INDEX, describe_inputs, with_sequence_index
+from bcg.input_makers import PROBE_SIZES, describe_inputs, with_sequence_index
+from bcg.inputs import POSITIONS, SEQUENCE_INDEX
 from bcg.models.default_inputs import default_inputs
 from bcg.probe import OutputFacts, counts_positions_alike, describe_outputs, is_same_within
 from bcg.report import ReportWarning

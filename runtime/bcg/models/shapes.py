@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
-from bcg.errors import ModelError
+from bcg.errors import ModelError, first_line
 from bcg.models.build import Made, describe_target, find_dtype, quiet
 from bcg.models.factory import call_factory, num_on_meta
 from bcg.models.huggingface import attention_options, hint_about_code, preset_config
@@ -24,7 +24,7 @@ from bcg.models.loaded import planned_warnings
 from bcg.models.sharding import Sharding, apply_plan, like_shard, plan_of
 from bcg.presets import find_preset
 from bcg.report import ModelSource, ReportWarning
-from bcg.target import Target, first_line
+from bcg.target import Target
 from bcg.words import TargetWords
 
 

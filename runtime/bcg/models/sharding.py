@@ -20,10 +20,9 @@ from transformers import PretrainedConfig
 from transformers.distributed import tensor_parallel
 
 from bcg.alignment import Alignment
-from bcg.errors import ModelError, UsageError
+from bcg.errors import ModelError, UsageError, first_line
 from bcg.report import ReportWarning
 from bcg.structure import local_part
-from bcg.target import first_line
 
 _KEY_PROJECTIONS = ("k_proj", "kv_b_proj", "qkv_proj", "query_key_value")
 

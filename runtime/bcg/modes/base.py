@@ -13,11 +13,12 @@ from typing import Any, Protocol
 
 import torch
 
+from bcg.errors import first_line
 from bcg.inputs import Batch
 from bcg.report import ModeName, ModeStatus
 from bcg.runner import GraphRunner
-from bcg.sweep import INPUT_SEED
-from bcg.target import Target, first_line, make_batch
+from bcg.sweep import INPUT_SEED, is_out_of_memory
+from bcg.target import Target, make_batch
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def bucket_batch(target: Target, tokens: int, seed: int = INPUT_SEED) -> Batch:
 
 def failed(tokens: int, error: Exception, status: ModeStatus = "failed") -> Preparation:
     """Say that a bucket could not be made ready, and why."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         status = "out of memory"
     return Preparation(tokens, status, f"{type(error).__name__}: {first_line(error)}"[:300])
 
