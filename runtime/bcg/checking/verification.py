@@ -214,8 +214,9 @@ class _Verifier:
         draws = has_drawn and not self._draws_for_nothing(batch, alone)
         if not draws and self._is_same(alone, trial, output):
             self._put_back()  # poison need not be what the model knows padding by, and zeros are what replays have
-            apart = compare(alone, self._eager(trial, batch, None), self._tolerance)
-            if not (apart.within or self._found.spread.covers(apart)):
+            beside_zeros = self._eager(trial, batch, None)
+            is_near = compare(alone, beside_zeros, self._tolerance).within
+            if not is_near and not self._is_same(beside_zeros, trial, output):
                 verdict.leaks.append(trial)
             return
         self._put_back()
