@@ -107,7 +107,7 @@ class BreakableCUDAGraphCapture:
         self._inference = torch.is_inference_mode_enabled()
         with contextlib.ExitStack() as stack:
             stack.enter_context(_no_garbage_collection())
-            stack.enter_context(_no_cache_of_autocast())
+            stack.enter_context(_own_cache_of_autocast())
             stack.enter_context(self._recorder.on_stream())
             stack.enter_context(self._pool_use.turn)
             self._pool_use.replays.wait(device, device.current_stream())
@@ -172,6 +172,8 @@ class BreakableCUDAGraphCapture:
                         in_place.write()
                     else:
                         result = function(*args, **kwargs)
+            if ambience is not None:
+                torch.clear_autocast_cache()  # of weights that the break cast: segments cast their own
             if in_place is not None:
                 handed: Any = self._add_in_place(label, function, in_place)
             else:
@@ -309,15 +311,13 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _no_cache_of_autocast() -> Iterator[None]:
-    """A weight that autocast had cast before, or in a break, would be read as it was then at every replay."""
-    was_enabled = torch.is_autocast_cache_enabled()
+def _own_cache_of_autocast() -> Iterator[None]:
+    """A weight that autocast cast before would be read as it was then at every replay; one of the pool, afterwards."""
     torch.clear_autocast_cache()
-    torch.set_autocast_cache_enabled(False)
     try:
         yield
     finally:
-        torch.set_autocast_cache_enabled(was_enabled)
+        torch.clear_autocast_cache()
 
 
 def _refuse_transformed(label: BreakLabel, arguments: Any) -> None:

@@ -71,7 +71,7 @@ class Ambience:
 
     def around(self, function: Callable[[], Any]) -> Any:
         """Call `function` with it set again."""
-        with torch.autocast(self.device_type, self.autocast, cache_enabled=False):
+        with torch.autocast(self.device_type, self.autocast):
             return function()
 
 
