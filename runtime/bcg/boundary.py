@@ -52,6 +52,7 @@ from bcg.structure import (
     attributes_of,
     dressed_as,
     has_attributes,
+    is_dressed,
     is_sparse,
     rebuild_dict,
     rebuild_sequence,
@@ -181,7 +182,7 @@ class Holder:
         handed, outlet = self._hold_tensor(tensor, where)
         if handed is tensor:
             return handed, outlet
-        if type(tensor) is not Tensor or vars(tensor):
+        if is_dressed(tensor):
             handed = dressed_as(tensor, handed)
             outlet = ContainerOutlet(outlet, self._hold_attributes(tensor, handed, where))
         if tensor.grad_fn is not None and torch.is_grad_enabled():

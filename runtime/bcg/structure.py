@@ -219,12 +219,16 @@ def unowned_alias(tensor: Tensor) -> Tensor:
     return view_as_in(unowned, tensor)
 
 
+def is_dressed(tensor: Tensor) -> bool:
+    """Tell whether a tensor is of a class that adds to its own memory, or has attributes that somebody gave it."""
+    return not is_wrapped([type(tensor)]) and (type(tensor) is not Tensor or bool(vars(tensor)))
+
+
 def dressed_as(tensor: Tensor, alias: Tensor) -> Tensor:
-    """Return `alias` in the class of `tensor`, and with the attributes that somebody gave it."""
-    if type(tensor) is not Tensor and not is_wrapped([type(tensor)]):
+    """Return `alias` in the class of `tensor`, and with its attributes."""
+    if is_dressed(tensor):
         alias = alias.as_subclass(type(tensor))
-    if attributes := getattr(tensor, "__dict__", None):
-        vars(alias).update(attributes)
+        vars(alias).update(vars(tensor))
     return alias
 
 

@@ -11,7 +11,7 @@ from tests.fuzz.strategies import scenarios
 
 def test_a_random_program_replays_as_it_runs_eagerly(device: str, pytestconfig: pytest.Config) -> None:
     wanted: int | None = pytestconfig.getoption("--fuzz-examples")
-    default = {"cpu": 300, "cuda": 2000}[device]
+    default = {"cpu": 200, "cuda": 2000}[device]
 
     @settings(
         max_examples=wanted or default,

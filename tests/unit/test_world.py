@@ -228,12 +228,12 @@ def test_a_rank_that_makes_progress_is_waited_for(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(world_module, "_LOOK_S", 0.05)
 
     def loads(world: World) -> list[Any]:
-        for _ in range(30):
-            time.sleep(0.1)
+        for _ in range(20):
+            time.sleep(0.05)
             world.tick()
         return world.exchange(world.rank)
 
-    assert run_ranks(loads, lambda world: world.exchange(world.rank), timeout_s=1.0) == [[0, 1], [0, 1]]
+    assert run_ranks(loads, lambda world: world.exchange(world.rank), timeout_s=0.4) == [[0, 1], [0, 1]]
 
 
 def test_rank_0_is_named_where_it_is_the_one_that_differs() -> None:
