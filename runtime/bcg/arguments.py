@@ -44,7 +44,7 @@ class Arguments:
         self._made = made
         self._forbid = forbid
         self._tensors: list[tuple[BreakLabel, Tensor, object]] = []
-        self._objects: dict[int, tuple[BreakLabel, Any, dict[str, Any]]] = {}
+        self._objects: dict[int, _GivenObject] = {}
 
     def bound(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Refer to the pool's tensors without keeping them alive; one that is given twice stays one object."""
@@ -65,7 +65,7 @@ class Arguments:
         """Run a break inside the block that is given these arguments; what it does to objects a replay does again."""
         values = [*args, *kwargs.values()]
         for held in self._objects.values():
-            _refuse_other_attributes(*held)
+            held.refuse_changes()
         _refuse_iterators(label, values)
         containers = [value for value in values if isinstance(value, (*SEQUENCES, dict))]
         contents = map_tensors(lambda tensor: tensor, containers)
@@ -86,10 +86,11 @@ class Arguments:
         for one in tensors:
             _refuse_other_layout(*one)
         self._tensors += [one for one in tensors if not self._made(one[1])]
-        for value in _objects_in(values):
+        for value, is_inside in _objects_in(values):
             if not _is_method_of(function, value):
-                self._objects[id(value)] = label, value, {}
-        self._objects = {key: (by, value, _contents(value)) for key, (by, value, _) in self._objects.items()}
+                self._objects[id(value)] = _GivenObject(label, value, is_inside)
+        for held in self._objects.values():
+            held.look()
 
     def refuse_changes(self) -> None:
         """Look at everything again when the forward has ended.
@@ -100,35 +101,65 @@ class Arguments:
         for one in self._tensors:
             _refuse_other_layout(*one)
         for held in self._objects.values():
-            _refuse_other_attributes(*held)
+            held.refuse_changes()
 
 
-def _objects_in(value: Any, seen: set[int] | None = None) -> Iterator[Any]:
-    """Yield the plain objects of nested tuples, lists, dicts and objects.
+class _GivenObject:
+    """A plain object that a break was given, or one inside of it: of that the tensors alone are looked at."""
+
+    def __init__(self, label: BreakLabel, value: Any, is_inside: bool) -> None:
+        self._label = label
+        self._value = value
+        self._is_inside = is_inside
+        self._attributes: dict[str, Any] = {}
+        self._tensors: dict[str, list[Tensor]] = {}
+
+    def look(self) -> None:
+        """Keep what it holds now."""
+        attributes = attributes_of(self._value)
+        self._attributes = {} if self._is_inside else attributes
+        self._tensors = {name: whole_tensors_in(item) for name, item in attributes.items()}
+
+    def refuse_changes(self) -> None:
+        """Refuse attributes, and tensors in them, that are others than at the last look; new ones are taken."""
+        now = attributes_of(self._value)
+        others = [
+            name for name, item in self._attributes.items() if not same_contents(item, now.get(name, item), _is_same)
+        ]
+        others += [
+            name
+            for name, tensors in self._tensors.items()
+            if name in now and not same_contents(tensors, whole_tensors_in(now[name]))
+        ]
+        if others:
+            raise CaptureError(
+                f"{others[0]!r} of the {type(self._value).__name__} that break {self._label.name} was given is another "
+                "one afterwards; at replay the break would be given the last one",
+                hint="give the break the value itself",
+                hazard="S9",
+            )
+
+
+def _objects_in(value: Any, seen: set[int] | None = None, *, is_inside: bool = False) -> Iterator[tuple[Any, bool]]:
+    """Yield the plain objects of nested tuples, lists and dicts, and those inside of them, with whether they are.
 
     What modules hold is state, and looked at as such.
     """
     seen = set() if seen is None else seen
     if isinstance(value, (*SEQUENCES, dict)):
         for item in value.values() if isinstance(value, dict) else value:
-            yield from _objects_in(item, seen)
+            yield from _objects_in(item, seen, is_inside=is_inside)
     elif id(value) not in seen and has_attributes(value) and not isinstance(value, (Tensor, nn.Module, *CODE)):
         seen.add(id(value))
-        yield value
-        yield from _objects_in(list(attributes_of(value).values()), seen)
+        yield value, is_inside
+        yield from _objects_in(list(attributes_of(value).values()), seen, is_inside=True)
 
 
 def _held_tensors(values: Any) -> Iterator[tuple[Tensor, str]]:
     """Yield the tensors that objects among the values hold, each with the name of its attribute."""
-    for holder in _objects_in(values):
+    for holder, _ in _objects_in(values):
         for name, held in attributes_of(holder).items():
             yield from ((tensor, name) for tensor in whole_tensors_in(held))
-
-
-def _contents(value: Any) -> dict[str, Any]:
-    """Return the attributes of an object as they are now, with copies of the tuples, lists and dicts in them."""
-    contents: dict[str, Any] = map_tensors(lambda tensor: tensor, attributes_of(value))
-    return contents
 
 
 def _refuse_iterators(label: BreakLabel, values: Any) -> None:
@@ -146,18 +177,6 @@ def _refuse_iterators(label: BreakLabel, values: Any) -> None:
 def _is_method_of(function: Callable[..., Any], value: Any) -> bool:
     """Tell whether an object is given as the ``self`` of a method: what it counts for itself is none of replay's."""
     return hasattr(type(value), getattr(function, "__name__", ""))
-
-
-def _refuse_other_attributes(label: BreakLabel, value: Any, before: dict[str, Any]) -> None:
-    now = attributes_of(value)
-    for name, item in before.items():
-        if name in now and not same_contents(item, now[name], _is_same):
-            raise CaptureError(
-                f"{name!r} of the {type(value).__name__} that break {label.name} was given is another one afterwards; "
-                "at replay the break would be given the last one",
-                hint="give the break the value itself",
-                hazard="S9",
-            )
 
 
 def _is_same(one: Any, other: Any) -> bool:

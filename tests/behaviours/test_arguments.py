@@ -252,3 +252,17 @@ def test_what_is_deep_in_an_object_is_looked_at_too(device: str, place: str) -> 
         box = SimpleNamespace(inner=SimpleNamespace(value=x + 1), value=[x + 1])
         read(box)
         box.inner.value = box.value[0] = x + 2
+
+
+def test_what_an_object_in_an_object_counts_is_no_error(device: str) -> None:
+    read = eager_on_graph(lambda box: box.value * 2)
+    x = torch.ones(4, device=device)
+    graph = BreakableCUDAGraph(device)
+    with torch.inference_mode(), BreakableCUDAGraphCapture(graph):
+        box = SimpleNamespace(value=x + 1, inner=SimpleNamespace(num_calls=0, log=[]))
+        y = read(box) + 0
+        box.inner.num_calls += 1
+        box.inner.log.append("read")
+    x.fill_(3)
+    graph.replay()
+    assert y.tolist() == [8.0] * 4
