@@ -193,20 +193,17 @@ def assert_captures(target: Target) -> None:
     assert all(bucket.num_launches and not bucket.failed and not bucket.errors for bucket in found.buckets)
 
 
-@pytest.mark.parametrize(("factory", "num_trials"), [("one_read", 1), ("every_size", 2)])
-def test_the_diagnosis_is_that_of_this_process(
-    models: Path, answers: list[str | None], factory: str, num_trials: int
-) -> None:
-    name = f"{models}:{factory}"
+def test_the_diagnosis_is_that_of_this_process(models: Path, answers: list[str | None]) -> None:
+    name = f"{models}:every_size"
     target = load_target(name)
     there = break_where_needed(target, BUCKETS)
-    assert there.num_trials == len(answers) == num_trials
+    assert there.num_trials == len(answers) == 2
     assert answers[-1] is None
     assert_captures(target)
     target = load_target(name)
     target.words = None
     assert break_where_needed(target, BUCKETS) == there
-    assert len(answers) == num_trials
+    assert len(answers) == 2
 
 
 def test_a_function_of_the_models_own_file(models: Path, answers: list[str | None]) -> None:
