@@ -6,7 +6,7 @@ BIN := .venv/bin
 COMMA := ,
 GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
 CONSTRAINTS := $(if $(GPU),,-c constraints.txt)
-SOURCES := runtime bcg_cli tests benchmarks
+SOURCES := runtime bcg_cli tests benchmarks examples
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
