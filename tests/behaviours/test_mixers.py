@@ -103,3 +103,12 @@ def test_an_input_of_ones_own_by_that_name_is_left_alone(device: str) -> None:
     assert not target.numbers_requests
     assert target.break_rules.mixers == ("mixer",)
     assert packed(target).inputs["seq_idx"].tolist() == [0] * 6
+
+
+def test_numbers_of_requests_that_a_batch_has_stay_its_own(device: str) -> None:
+    runner = captured(target_with(device, heeds=True))
+    batch = packed(runner.target)
+    own = torch.zeros(1, batch.num_tokens, dtype=torch.int32, device=runner.target.device)
+    given = Batch({**batch.inputs, "seq_idx": own}, batch.request_lengths)
+    as_one = Batch({"input_ids": batch.inputs["input_ids"]}, (batch.num_tokens,))
+    assert torch.equal(runner.replay(given).clone(), runner.replay(as_one))

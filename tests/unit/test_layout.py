@@ -110,6 +110,7 @@ def test_a_few_rehearsed_layers_stand_for_all(num_layers: int) -> None:
         repeated = rehearse(lambda module: module(x), model, "cpu", {model.layers: 1})
     assert lifetimes(repeated) == lifetimes(whole)
     assert len(model.layers) == num_layers
+    assert not any(layer._forward_pre_hooks for layer in model.layers)
 
 
 def lifetimes(events: list[PoolEvent]) -> list[tuple[int, int | None]]:

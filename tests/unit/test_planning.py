@@ -261,3 +261,18 @@ def test_gpus() -> None:
     assert find_gpu("2GiB") == ("2GiB", 2 * 2**30)
     with pytest.raises(UsageError, match="^unknown GPU 'h300'$"):
         find_gpu("h300")
+
+
+def test_weights_that_share_memory_count_once() -> None:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    target = load_shapes(TargetWords("qwen3-tiny"), mode)
+    before = plan(target, mode, (8,), {}).totals.weight_bytes
+    module: Any = target.module
+    with mode:
+        module.again = torch.nn.Parameter(module.embed_tokens.weight[:4])
+    assert plan(target, mode, (8,), {}).totals.weight_bytes == before
+
+
+def test_boundaries_grow_with_the_tokens() -> None:
+    large, small = plan_of("qwen3-tiny", 16, 8).buckets
+    assert large.boundary_bytes == 2 * small.boundary_bytes > 0
