@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bcg.words import TargetWords
+from bcg_cli.options import Dtype
 
 if TYPE_CHECKING:
     from bcg.distributed.world import World
     from bcg.target import Target
+
+
+def target_words(
+    model: str,
+    dtype: Dtype | None,
+    seed: int,
+    attention_break: bool,
+    break_globs: Sequence[str] | None,
+    expert_parallel: bool,
+) -> TargetWords:
+    """Returns what a command's options say about the model; on which device it is decided later."""
+    return TargetWords(
+        model,
+        dtype=None if dtype is None else dtype.value,
+        seed=seed,
+        attention_break=attention_break,
+        break_globs=tuple(break_globs or ()),
+        expert_parallel=expert_parallel,
+    )
 
 
 @dataclass(frozen=True)

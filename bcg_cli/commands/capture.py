@@ -16,14 +16,13 @@ from bcg.errors import BcgError, CheckFailure, UsageError
 from bcg.gpus import find_gpu
 from bcg.model_names import kind_of_model
 from bcg.report import CaptureReport, Card, OptionValue
-from bcg.words import TargetWords
 from bcg_cli import console
 from bcg_cli.bucket_choice import choose, read_bucket_words
 from bcg_cli.delivery import check_outputs, deliver, file_of, show, write
 from bcg_cli.device import resolve_device
 from bcg_cli.dry_run import ShapeWords, estimated_memory
 from bcg_cli.dry_run import dry_run as plan_capture
-from bcg_cli.loading import ModelLoader
+from bcg_cli.loading import ModelLoader, target_words
 from bcg_cli.options import (
     DEFAULT_MODEL,
     AttentionBreakOption,
@@ -92,14 +91,7 @@ def capture(
     bucket_words = read_bucket_words(tokens, workload, num_buckets, memory_budget)
     check_outputs({"--json": json, "--html": html}, {"MODEL": file_of(model), "--workload": workload})
     kind_of_model(model)
-    words = TargetWords(
-        model,
-        dtype=None if dtype is None else dtype.value,
-        seed=seed,
-        attention_break=attention_break,
-        break_globs=tuple(break_globs or ()),
-        expert_parallel=ep,
-    )
+    words = target_words(model, dtype, seed, attention_break, break_globs, ep)
     ranks = Ranks(tp, ep, rank_timeout)
     shapes = ShapeWords(words, auto_break, ranks.size)
     options: dict[str, OptionValue] = {

@@ -6,6 +6,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,10 +17,10 @@ from bcg.distributed.member import DEFAULT_TIMEOUT_S, this_member
 from bcg.errors import CheckFailure, UsageError
 from bcg.model_names import kind_of_model
 from bcg.report import MODES, ModeName, ProfileReport
-from bcg.words import TargetWords
 from bcg_cli import console
 from bcg_cli.delivery import check_outputs, deliver, file_of
 from bcg_cli.device import resolve_device
+from bcg_cli.loading import target_words
 from bcg_cli.options import (
     DEFAULT_MODEL,
     AttentionBreakOption,
@@ -92,17 +93,9 @@ def profile(
         from bcg.profile.plan import Plan
         from bcg.profile.run import ProfileInterrupted, run_profile
 
-        words = TargetWords(
-            model,
-            device=str(place),
-            dtype=None if dtype is None else dtype.value,
-            seed=seed,
-            attention_break=attention_break,
-            break_globs=tuple(break_globs or ()),
-            expert_parallel=ep,
-        )
+        words = target_words(model, dtype, seed, attention_break, break_globs, ep)
         plan = Plan(
-            words=words,
+            words=replace(words, device=str(place)),
             buckets=buckets or (),
             modes=chosen,
             num_rounds=rounds,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -15,13 +16,12 @@ from bcg.buckets import default_buckets, parse_buckets
 from bcg.distributed.member import DEFAULT_TIMEOUT_S
 from bcg.errors import UsageError
 from bcg.model_names import kind_of_model
-from bcg.prompts import read_prompts
+from bcg.prompts import read_prompts, refuse_without_tokenizer
 from bcg.report import OptionValue
-from bcg.words import TargetWords
 from bcg_cli import console
 from bcg_cli.delivery import check_outputs, deliver, file_of
 from bcg_cli.device import resolve_device
-from bcg_cli.loading import ModelLoader
+from bcg_cli.loading import ModelLoader, target_words
 from bcg_cli.options import (
     DEFAULT_MODEL,
     AttentionBreakOption,
@@ -100,24 +100,14 @@ def replay_check(
             raise UsageError(f"{name} must be a number of at least 0, got {value:g}")
     texts = None if prompts is None else read_prompts(prompts)
     check_outputs({"--json": json, "--html": html}, {"MODEL": file_of(model), "--prompts": prompts})
-    if kind_of_model(model) not in ("directory", "hub") and texts is not None:
-        raise UsageError(
-            f"prompts need a model with a tokenizer, and {model} has none",
-            hint="give a Hugging Face directory or a hub id",
-        )
+    kind = kind_of_model(model)
+    if texts is not None:
+        refuse_without_tokenizer(model, kind)
     ranks = Ranks(tp, ep, rank_timeout)
     if ranks.start(context.obj):
         return
     place = resolve_device(device)
-    words = TargetWords(
-        model,
-        device=str(place),
-        dtype=None if dtype is None else dtype.value,
-        seed=seed,
-        attention_break=attention_break,
-        break_globs=tuple(break_globs or ()),
-        expert_parallel=ep,
-    )
+    words = replace(target_words(model, dtype, seed, attention_break, break_globs, ep), device=str(place))
     options: dict[str, OptionValue] = {
         "tokens": list(buckets or ()),
         "device": device.value,

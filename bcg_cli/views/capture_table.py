@@ -9,10 +9,10 @@ from rich.text import Text
 
 from bcg.report import CaptureBucket, CaptureReport
 from bcg.sizes import format_size
-from bcg_cli.views.findings import automatic_breaks_view, card_view, workload_view
+from bcg_cli.views.findings import found_parts
 from bcg_cli.views.map_table import map_view
 from bcg_cli.views.ruled_table import RuledTable
-from bcg_cli.views.text_parts import header_text, warning_text
+from bcg_cli.views.text_parts import header_text
 from bcg_cli.views.words import BOUNDARIES_EXPLAINED, OUTSIDE_THE_POOL, format_mebibytes
 
 _STATUS_STYLE = {"captured": "green", "out of memory": "yellow", "failed": "red"}
@@ -32,14 +32,7 @@ def capture_view(report: CaptureReport) -> RenderableType:
     ]
     if report.map:
         parts += [Text(), *map_view(report)]
-    if report.automatic_breaks:
-        parts += [Text(), automatic_breaks_view(report.automatic_breaks)]
-    if report.workload:
-        parts += [Text(), workload_view(report.workload)]
-    for warning in report.warnings:
-        parts += [Text(), warning_text(warning)]
-    for card in report.cards:
-        parts += [Text(), card_view(card)]
+    parts += found_parts(report.automatic_breaks, report.workload, report.warnings, report.cards)
     return Group(*parts)
 
 

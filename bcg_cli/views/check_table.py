@@ -8,10 +8,10 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from bcg.report import CheckBucket, CheckReport, Divergence, PromptCheck, Verdict
-from bcg_cli.views.findings import automatic_breaks_view, card_view
+from bcg_cli.views.findings import found_parts
 from bcg_cli.views.ranks import VERDICT_STYLE, verdict_lines
 from bcg_cli.views.ruled_table import RuledTable
-from bcg_cli.views.text_parts import header_text, warning_text
+from bcg_cli.views.text_parts import header_text
 from bcg_cli.views.words import format_error
 
 
@@ -28,12 +28,7 @@ def check_view(report: CheckReport) -> RenderableType:
         *_notes(report),
     ]
     parts += verdict_lines(report.ranks, report.assembled)
-    if report.automatic_breaks:
-        parts += [Text(), automatic_breaks_view(report.automatic_breaks)]
-    for warning in report.warnings:
-        parts += [Text(), warning_text(warning)]
-    for card in report.findings:
-        parts += [Text(), card_view(card)]
+    parts += found_parts(report.automatic_breaks, warnings=report.warnings, cards=report.findings)
     return Group(*parts)
 
 

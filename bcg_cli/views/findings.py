@@ -9,8 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from bcg.hazards import is_loud
-from bcg.report import AutomaticBreak, BucketFitRow, Card
+from bcg.report import AutomaticBreak, BucketFitRow, Card, ReportWarning
 from bcg.sizes import MIB
+from bcg_cli.views.text_parts import warning_text
 
 FIT_COLUMNS = ("buckets", "count", "used", "padded", "of real", "replayed", "memory")
 """What `fit_cells` gives."""
@@ -53,6 +54,21 @@ def card_view(card: Card) -> RenderableType:
     for name, value in card_rows(card):
         table.add_row(name, Text(value))
     return Group(Text.assemble((row, "bold red"), (title, "bold"), times), table)
+
+
+def found_parts(
+    automatic_breaks: Sequence[AutomaticBreak] = (),
+    workload: Sequence[BucketFitRow] = (),
+    warnings: Sequence[ReportWarning] = (),
+    cards: Sequence[Card] = (),
+) -> Iterator[RenderableType]:
+    """Yields what a report says besides its tables, with an empty line before each."""
+    views = [automatic_breaks_view(automatic_breaks)] if automatic_breaks else []
+    views += [workload_view(workload)] if workload else []
+    views += [warning_text(warning) for warning in warnings]
+    views += [card_view(card) for card in cards]
+    for view in views:
+        yield from (Text(), view)
 
 
 def automatic_breaks_view(breaks: Sequence[AutomaticBreak]) -> RenderableType:

@@ -10,10 +10,9 @@ from rich.text import Text
 
 from bcg.report import InputRow, PlanReport
 from bcg.sizes import format_size
-from bcg_cli.views.findings import automatic_breaks_view, workload_view
+from bcg_cli.views.findings import found_parts
 from bcg_cli.views.map_table import map_view
 from bcg_cli.views.ruled_table import RuledTable
-from bcg_cli.views.text_parts import warning_text
 from bcg_cli.views.words import BOUNDARIES_EXPLAINED, format_mebibytes, weights_words
 
 NOTHING_NEEDED = "no GPU, no data"
@@ -38,12 +37,7 @@ def plan_view(report: PlanReport) -> RenderableType:
         Text(),
         *map_view(report, shows_externals=True),
     ]
-    if report.automatic_breaks:
-        parts += [Text(), automatic_breaks_view(report.automatic_breaks)]
-    if report.workload:
-        parts += [Text(), workload_view(report.workload)]
-    for warning in report.warnings:
-        parts += [Text(), warning_text(warning)]
+    parts += found_parts(report.automatic_breaks, report.workload, report.warnings)
     parts += [Text(), Text("A dry run can't know", "bold"), *(Text(f"- {line}") for line in report.unknown)]
     return Group(*parts)
 

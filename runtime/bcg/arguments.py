@@ -8,7 +8,7 @@ last state. That is an error which names the break (hazard S9).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -70,9 +70,10 @@ class Arguments:
         containers = [value for value in values if isinstance(value, (*SEQUENCES, dict))]
         contents = map_tensors(lambda tensor: tensor, containers)
         tensors = [(label, tensor, _layout(tensor)) for tensor in whole_tensors_in(values)]
-        known = {storage_key(tensor) for tensor, _ in _held_tensors(values)}
+        known = {storage_key(tensor) for tensor, _ in _held_tensors(_objects_in(values))}
         yield
-        for tensor, name in _held_tensors(values):
+        objects = list(_objects_in(values))
+        for tensor, name in _held_tensors(objects):
             if storage_key(tensor) not in known:
                 self._forbid(
                     tensor, f"{name!r}, which break {label.name} exchanges: a replay would read that of the capture"
@@ -86,7 +87,7 @@ class Arguments:
         for one in tensors:
             _refuse_other_layout(*one)
         self._tensors += [one for one in tensors if not self._made(one[1])]
-        for value, is_inside in _objects_in(values):
+        for value, is_inside in objects:
             if not _is_method_of(function, value):
                 self._objects[id(value)] = _GivenObject(label, value, is_inside)
         for held in self._objects.values():
@@ -155,9 +156,9 @@ def _objects_in(value: Any, seen: set[int] | None = None, *, is_inside: bool = F
         yield from _objects_in(list(attributes_of(value).values()), seen, is_inside=True)
 
 
-def _held_tensors(values: Any) -> Iterator[tuple[Tensor, str]]:
-    """Yield the tensors that objects among the values hold, each with the name of its attribute."""
-    for holder, _ in _objects_in(values):
+def _held_tensors(objects: Iterable[tuple[Any, bool]]) -> Iterator[tuple[Tensor, str]]:
+    """Yield the tensors that objects, from `_objects_in`, hold, each with the name of its attribute."""
+    for holder, _ in objects:
         for name, held in attributes_of(holder).items():
             yield from ((tensor, name) for tensor in whole_tensors_in(held))
 

@@ -54,7 +54,7 @@ class DispatchMode(TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # here once, for the modes that call it
 
     def __enter__(self) -> Self:
         uncompiled.__enter__()

@@ -31,16 +31,13 @@ def with_sequence_index(make_inputs: MakeInputs) -> MakeInputs:
     return make
 
 
-def find_token_dim(
-    what: str, small: tuple[int, ...], large: tuple[int, ...], sizes: tuple[int, int] = PROBE_SIZES
-) -> int | None:
-    """Return the dimension in which two shapes differ by the token counts that were asked for.
+def find_token_dim(what: str, small: tuple[int, ...], large: tuple[int, ...]) -> int | None:
+    """Return the dimension in which two shapes differ by the token counts that were asked for, `PROBE_SIZES`.
 
     Args:
         what: Name of the tensor in error messages, such as ``input 'input_ids'``.
-        small: Shape for ``sizes[0]`` tokens.
-        large: Shape for ``sizes[1]`` tokens.
-        sizes: The two token counts.
+        small: Shape for the lesser.
+        large: Shape for the other.
 
     Returns:
         The dimension, or None if the shapes are equal.
@@ -48,13 +45,14 @@ def find_token_dim(
     Raises:
         ModelError: If the token dimension can't be told.
     """
-    asked = f"asked for {sizes[0]} and {sizes[1]} tokens, its shapes are {list(small)} and {list(large)}"
+    fewer, more = PROBE_SIZES
+    asked = f"asked for {fewer} and {more} tokens, its shapes are {list(small)} and {list(large)}"
     if len(small) != len(large):
         raise ModelError(f"the token dimension of {what} is ambiguous: {asked}")
     differing = [dim for dim in range(len(small)) if small[dim] != large[dim]]
     if not differing:
         return None
-    if len(differing) > 1 or (small[differing[0]], large[differing[0]]) != sizes:
+    if len(differing) > 1 or (small[differing[0]], large[differing[0]]) != PROBE_SIZES:
         raise ModelError(
             f"the token dimension of {what} is ambiguous: {asked}",
             hint="exactly one dimension must be the number of tokens",

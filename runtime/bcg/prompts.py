@@ -32,6 +32,23 @@ def read_prompts(path: Path) -> list[str]:
     return [_prompt_in(line, f"{path}:{number}") for number, line in lines]
 
 
+def refuse_without_tokenizer(model: str, source: str) -> None:
+    """Refuse prompts for a model of a source that has no tokenizer.
+
+    Args:
+        model: Its name.
+        source: Where it comes from, as in `bcg.report.ModelInfo` or `bcg.model_names.ModelKind`.
+
+    Raises:
+        UsageError: It has none.
+    """
+    if source not in ("directory", "hub"):
+        raise UsageError(
+            f"prompts need a model with a tokenizer, and {model} has none",
+            hint="give a Hugging Face directory or a hub id",
+        )
+
+
 def _is_json(line: str) -> bool:
     try:
         return isinstance(json.loads(line), (dict, str))

@@ -228,11 +228,12 @@ class _BrokenForward:
         self._module = weakref.ref(module)
         self._label = label
         self._per_request = per_request
-        own = before or _class_forward(module)
-        run = functools.update_wrapper(functools.partial(_run_per_request, own, label.module or ""), own)
+        run = own = before or _class_forward(module)
+        if per_request:
+            run = functools.update_wrapper(functools.partial(_run_per_request, own, label.module or ""), own)
 
         def broken(*args: Any, **kwargs: Any) -> Any:
-            return call_break(run if per_request else own, args, kwargs, label)
+            return call_break(run, args, kwargs, label)
 
         self._call: Callable[..., Any] = torch.compiler.disable(broken)
 

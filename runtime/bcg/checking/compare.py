@@ -15,6 +15,7 @@ from bcg.nearness import as_doubles, differences, is_near_in_mean, largest_ordin
 from bcg.structure import PLAIN, SEQUENCES, same_bits, tensors_in
 
 _FAR = 0.1
+"""Part of a column's largest magnitude that replays of the same kernels do not explain."""
 _RTOL = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
@@ -105,8 +106,8 @@ def is_far_in_a_column(expected: Any, got: Any) -> bool:
 def _is_far_in_a_column(expected: Tensor, got: Tensor) -> bool:
     if expected.dim() < 2 or not expected.numel() or not (expected.is_floating_point() or expected.is_complex()):
         return False
-    columns = as_doubles(expected).reshape(-1, expected.shape[-1]), as_doubles(got).reshape(-1, expected.shape[-1])
-    error, size = differences(*columns).amax(0), columns[0].nan_to_num(0.0, 0.0, 0.0).abs().amax(0)
+    one, other = (as_doubles(tensor).flatten(0, expected.dim() - 2) for tensor in (expected, got))
+    error, size = differences(one, other).amax(0), one.nan_to_num(0.0, 0.0, 0.0).abs().amax(0)
     return bool((error > _FAR * size).any())
 
 

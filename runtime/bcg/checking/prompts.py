@@ -24,6 +24,7 @@ from bcg.errors import ModelError, UsageError, first_line
 from bcg.inputs import Batch
 from bcg.models.build import quiet
 from bcg.models.default_inputs import vocabulary_size
+from bcg.prompts import refuse_without_tokenizer
 from bcg.report import PromptCheck, ReportWarning, Verdict
 from bcg.runner import GraphRunner
 from bcg.state import ModelState, Snapshot
@@ -45,11 +46,7 @@ def tokenize(target: Target, prompts: Sequence[str]) -> list[list[int]]:
         UsageError: The model has no tokenizer, or doesn't take token ids.
         ModelError: A prompt gives no token, or an id that the model doesn't know.
     """
-    if target.info.source not in ("directory", "hub"):
-        raise UsageError(
-            f"prompts need a model with a tokenizer, and {target.name} has none",
-            hint="give a Hugging Face directory or a hub id",
-        )
+    refuse_without_tokenizer(target.name, target.info.source)
     if "input_ids" not in {spec.name for spec in target.input_specs}:
         raise UsageError(f"prompts need a model that takes input_ids, and {target.name} doesn't")
     is_directory = target.info.source == "directory"
